@@ -1,0 +1,4 @@
+//! The host around the gateway: its TUN device, the rules that lead clients' echo requests into it, and the
+//! preconditions of both.
+
+pub mod netlink;

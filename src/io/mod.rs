@@ -1,0 +1,87 @@
+//! The seam between the proxy and the kernel: bytes and addresses in batches, nothing of ICMP.
+//!
+//! A [`PacketIo`] has two sides: inside (the TUN, where clients are) and outside (raw sockets, where the internet is).
+//! Three implementations: `uring` (one io_uring a worker), `syscalls` (poll, read/write, recvmmsg/sendmmsg; for where
+//! io_uring is refused) and `memory` (for tests and simulation: loss, duplication, reordering, delay and errors from a
+//! seed).
+//!
+//! A packet lives in one [`Frame`] from the read that filled it to the write that sent it: a move-only owned buffer of
+//! a preallocated pool. Dropping a frame gives its buffer back. A frame handed to `send_*` belongs to the kernel until
+//! it comes back in [`Events::sent`], so no buffer is ever in two places.
+//!
+//! One turn of a worker: `wait` (blocks, then fills [`Events`]), the packets rewritten in place, `send_*` for each,
+//! then the next `wait` submits what was queued. Nothing here blocks but `wait`, nothing retries, nothing logs a packet.
+
+pub mod buffers;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::error::SetupError;
+pub use buffers::Frame;
+
+/// Where a packet comes from or goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// The TUN: clients.
+    Inside,
+    /// The raw sockets: the internet.
+    Outside,
+}
+
+/// Which implementation moves the packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Backend {
+    /// io_uring; system calls, with one warning, where the kernel refuses it.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// poll, read/write, recvmmsg/sendmmsg.
+    Syscalls,
+}
+
+/// A frame that left the gateway, or could not.
+#[derive(Debug)]
+pub struct Sent {
+    /// Where it was sent to.
+    pub to: Side,
+    /// The frame as it was sent; dropping it frees its buffer.
+    pub frame: Frame,
+    /// The errno of a send that failed (positive, as in errno(3)); 0 for one that succeeded.
+    pub errno: i32,
+}
+
+/// What one `wait` brought. The vectors are allocated once and drained by the worker each turn.
+#[derive(Debug, Default)]
+pub struct Events {
+    /// Frames read from the TUN.
+    pub from_inside: Vec<Frame>,
+    /// Frames received by the raw socket; whole IP datagrams, at most 65,535 bytes.
+    pub from_outside: Vec<Frame>,
+    /// Sends that have come to an end.
+    pub sent: Vec<Sent>,
+    /// Somebody called the waker: look at the stop flag and the hand-over queue.
+    pub woken: bool,
+}
+
+/// One worker's way to both sides. Not `Send`: made on the thread that uses it.
+pub trait PacketIo {
+    /// Submits what `send_*` queued, waits until something has happened or `timeout` has passed (`None`: no limit),
+    /// and appends what happened to `events`. A batch is bounded (at most [`BATCH_MAX`] arrivals a side). Returns
+    /// early for a wake-up. An error ends the worker: it is a fault that no re-arming mends (the device is gone).
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError>;
+
+    /// Queues a write of the frame to the TUN.
+    fn send_inside(&mut self, frame: Frame);
+
+    /// Queues a send of the frame, a whole IP datagram with its header, from gateway address number `address` to
+    /// `remote` (which the datagram's own destination equals).
+    fn send_outside(&mut self, frame: Frame, address: u8, remote: Ipv4Addr);
+
+    /// Frames handed to `send_*` that have not come back yet.
+    fn in_flight(&self) -> usize;
+}
+
+/// The most arrivals a side that one `wait` reports.
+pub const BATCH_MAX: usize = 256;

@@ -1,0 +1,2 @@
+//! The command `echogate`.
+fn main() {}
