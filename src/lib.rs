@@ -1,6 +1,7 @@
 //! Echogate lets the clients of a VPN ping the internet. (Skeleton.)
 
 pub mod checksum;
+pub mod table;
 pub mod clock;
 pub mod error;
 #[cfg(feature = "gateway")]

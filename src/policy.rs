@@ -83,3 +83,119 @@ impl fmt::Display for PrefixError {
 }
 
 impl std::error::Error for PrefixError {}
+
+/// Why an echo request is not forwarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// It comes from the gateway's own address: a packet that we sent came back to us.
+    OwnSource,
+    /// It does not come from a client.
+    NotClient,
+    /// Nobody is to ping that.
+    Remote,
+    /// It goes to the gateway itself, which answers for itself.
+    OwnRemote,
+}
+
+/// Never a remote: this network (RFC 791), loopback and link-local (RFC 1122, RFC 3927), multicast (RFC 5771), reserved
+/// and the limited broadcast (RFC 1112). The kernel sends to some of them without complaint.
+const NEVER_REMOTES: [Prefix; 5] = [
+    Prefix { address: Ipv4Addr::new(0, 0, 0, 0), length: 8 },
+    Prefix { address: Ipv4Addr::new(127, 0, 0, 0), length: 8 },
+    Prefix { address: Ipv4Addr::new(169, 254, 0, 0), length: 16 },
+    Prefix { address: Ipv4Addr::new(224, 0, 0, 0), length: 4 },
+    Prefix { address: Ipv4Addr::new(240, 0, 0, 0), length: 4 },
+];
+
+/// Who may ping whom.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    clients: Vec<Prefix>,
+    own: Vec<Ipv4Addr>,
+}
+
+impl Policy {
+    /// The policy for these clients behind these gateway addresses.
+    pub fn new(clients: &[Prefix], own: &[Ipv4Addr]) -> Policy {
+        Policy { clients: clients.to_vec(), own: own.to_vec() }
+    }
+
+    /// Whether the address is among the clients' own.
+    pub fn is_inside(&self, address: Ipv4Addr) -> bool {
+        self.clients.iter().any(|prefix| prefix.contains(address))
+    }
+
+    /// Whether an echo request from `source` to `remote` may be forwarded.
+    pub fn check(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<(), Refusal> {
+        if self.own.contains(&source) {
+            return Err(Refusal::OwnSource);
+        }
+        if !self.is_inside(source) {
+            return Err(Refusal::NotClient);
+        }
+        if self.own.contains(&remote) {
+            return Err(Refusal::OwnRemote);
+        }
+        if NEVER_REMOTES.iter().any(|prefix| prefix.contains(remote)) {
+            return Err(Refusal::Remote);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_prefix_reads_what_it_writes_and_contains_its_own() {
+        for text in ["10.66.0.0/24", "0.0.0.0/0", "198.18.0.1/32", "192.168.0.0/16"] {
+            assert_eq!(prefix(text).to_string(), text);
+        }
+        assert_eq!(prefix("198.18.0.1"), Prefix::host(Ipv4Addr::new(198, 18, 0, 1)));
+        let clients = prefix("10.66.0.0/24");
+        assert!(clients.contains(Ipv4Addr::new(10, 66, 0, 0)) && clients.contains(Ipv4Addr::new(10, 66, 0, 255)));
+        assert!(!clients.contains(Ipv4Addr::new(10, 66, 1, 0)) && !clients.contains(Ipv4Addr::new(10, 65, 255, 255)));
+        assert!(prefix("0.0.0.0/0").contains(Ipv4Addr::BROADCAST));
+    }
+
+    #[test]
+    fn what_is_no_prefix_says_why() {
+        for (text, why) in [
+            ("10.66.0.1/24", "10.66.0.1/24 has host bits set; the prefix is 10.66.0.0/24"),
+            ("10.66.0.0/33", "10.66.0.0/33: a prefix length is 0 to 32"),
+            ("10.66.0/24", "\"10.66.0/24\" is not an IPv4 prefix such as 10.66.0.0/24"),
+            ("fd00::/8", "\"fd00::/8\" is not an IPv4 prefix such as 10.66.0.0/24"),
+            ("", "\"\" is not an IPv4 prefix such as 10.66.0.0/24"),
+        ] {
+            assert_eq!(text.parse::<Prefix>().unwrap_err().to_string(), why);
+        }
+    }
+
+    #[test]
+    fn prefixes_overlap_when_one_holds_the_other() {
+        assert!(prefix("10.0.0.0/8").overlaps(prefix("10.66.0.0/24")));
+        assert!(prefix("10.66.0.0/24").overlaps(prefix("10.0.0.0/8")));
+        assert!(!prefix("10.66.0.0/24").overlaps(prefix("10.66.1.0/24")));
+    }
+
+    #[test]
+    fn who_may_ping_whom() {
+        let own = Ipv4Addr::new(198, 18, 0, 1);
+        let policy = Policy::new(&[prefix("10.66.0.0/24"), prefix("192.168.7.0/24")], &[own]);
+        let remote = Ipv4Addr::new(198, 18, 0, 2);
+        let client = Ipv4Addr::new(10, 66, 0, 2);
+        assert_eq!(policy.check(client, remote), Ok(()));
+        assert_eq!(policy.check(Ipv4Addr::new(192, 168, 7, 9), remote), Ok(()));
+        assert_eq!(policy.check(Ipv4Addr::new(10, 66, 1, 2), remote), Err(Refusal::NotClient));
+        assert_eq!(policy.check(own, remote), Err(Refusal::OwnSource));
+        assert_eq!(policy.check(client, own), Err(Refusal::OwnRemote));
+        for never in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "169.254.169.254", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255"] {
+            assert_eq!(policy.check(client, never.parse().unwrap()), Err(Refusal::Remote), "{never}");
+        }
+    }
+}

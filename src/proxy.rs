@@ -1,0 +1,618 @@
+//! The proxy: a packet, the tables and `now` go in, a verdict comes out.
+//!
+//! ```text
+//! outbound   DNS? -> falls through
+//!            an ICMP echo request from a client to outside? -> recorded, rewritten: Forward
+//!            anything else -> falls through
+//! inbound    an echo reply that an outstanding echo waits for? -> rewritten: Deliver
+//!            anything else -> dropped by reason: it is none of ours
+//! ```
+//!
+//! No I/O, no clock, no log, and no allocation for a packet on a live mapping. The proxy never counts what it drops
+//! either: the verdict says why, and the worker counts.
+//!
+//! [`Proxy`] is shared by all threads. Each thread takes one [`Handle`], and opens a [`Batch`] for each bunch of packets:
+//! the batch has the time and pins the map, so it is short-lived, and not `Send`.
+//!
+//! Every client's ident is replaced by one of the gateway's own, because two clients choose the same (ident, sequence) all the
+//! time (some systems always use ident 1, a ping in a container has its process id, 1). The sequence is left alone: what
+//! routes by flow outside must see one mapping as one flow.
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use papaya::LocalGuard;
+
+use crate::clock::Instant;
+use crate::error::SetupError;
+use crate::policy::{Policy, Prefix, Refusal};
+use crate::table::echoes::{Consumed, EchoKey, Echoes, Recorded};
+use crate::table::idents::{self, Idents, Lifetimes, Mappings, Refused};
+use crate::table::slots::{SLOT_BYTES, State};
+use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
+use crate::wire::icmpv4::{self, Echo, EchoKind};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::transport;
+
+/// New mappings and expiries a batch at most: a burst of new clients must not stall the live ones.
+pub const CREATIONS_MAX: usize = 32;
+
+/// A hold-down must exceed an echo's longest life by this much: the longest that a batch can take.
+pub const BATCH_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// The well-known port of DNS (RFC 1035, section 4.2).
+const DNS_PORT: u16 = 53;
+
+/// What a proxy is made from.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The prefixes that clients come from.
+    pub clients: Vec<Prefix>,
+    /// The gateway's addresses outside: 1 to 16.
+    pub addresses: Vec<Ipv4Addr>,
+    /// A mapping ends when no request has used it for this long (RFC 5508 REQ-2: at least 60 s).
+    pub mapping_idle: Duration,
+    /// How long a reply is waited for.
+    pub echo_timeout: Duration,
+    /// How long an ident rests after its mapping; `None`: just long enough that no echo outlives it.
+    pub hold_down: Option<Duration>,
+    /// Words of the table of outstanding echoes, as a power of two: 14 to 26.
+    pub echo_words_log2: u32,
+    /// The largest packet, in bytes, that reaches a client unfragmented.
+    pub inside_mtu: usize,
+    /// Threads that will take a handle.
+    pub workers: usize,
+    /// Seed of the random choices, for tests and simulations; `None`: the operating system's.
+    pub seed: Option<u64>,
+}
+
+impl Settings {
+    /// The defaults, for these clients and gateway addresses and one worker.
+    pub fn new(clients: Vec<Prefix>, addresses: Vec<Ipv4Addr>) -> Settings {
+        Settings {
+            clients,
+            addresses,
+            mapping_idle: Duration::from_secs(60),
+            echo_timeout: Duration::from_secs(60),
+            hold_down: None,
+            echo_words_log2: 20,
+            inside_mtu: 1500,
+            workers: 1,
+            seed: None,
+        }
+    }
+}
+
+/// What the tables hold, and what that costs.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Sizes {
+    /// Mappings that can live at once.
+    pub mappings_max: usize,
+    /// Bytes of the slots.
+    pub slots_bytes: usize,
+    /// Echoes that can be outstanding at once.
+    pub echoes_max: usize,
+    /// Bytes of the table of outstanding echoes.
+    pub echoes_bytes: usize,
+    /// New mappings a second that every address sustains for ever: 65,536 / (idle + hold-down).
+    pub mappings_per_second_and_address: f64,
+    /// The hold-down in force.
+    pub hold_down: Duration,
+}
+
+/// Why an outbound packet is none of the proxy's business.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Passing {
+    /// UDP or TCP to port 53.
+    Dns,
+    /// Not an ICMP echo request.
+    NotEchoRequest,
+    /// To an address among the clients' own.
+    ToInside,
+    /// Not IPv4.
+    NotIpv4,
+}
+
+/// What becomes of a packet from a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outbound {
+    /// Carry on as before, unchanged.
+    FallThrough(Passing),
+    /// Rewritten and recorded: send it from gateway address number `address` to `remote`.
+    Forward {
+        /// Which of the settings' addresses it leaves from.
+        address: u8,
+        /// Where it goes.
+        remote: Ipv4Addr,
+        /// Its length in bytes; what the buffer holds beyond is not part of it.
+        length: usize,
+        /// What recording it did to the table of outstanding echoes.
+        recorded: Recorded,
+    },
+    /// This batch has made its share of new mappings: offer the packet, which is unchanged, to the next one.
+    Later,
+    /// Drop it.
+    Drop(Reason),
+}
+
+/// What becomes of a packet from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inbound {
+    /// Rewritten: it goes to this client.
+    Deliver {
+        /// Who asked.
+        client: Ipv4Addr,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Not ours, or not deliverable: unchanged. A server with an inbound path of its own carries on with it there.
+    Drop(Reason),
+}
+
+/// Why a packet is dropped. There is no reason called "other".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Reason {
+    /// Fewer bytes than an IPv4 header has.
+    Truncated,
+    /// From outside: not IPv4.
+    Version,
+    /// An impossible IPv4 header length.
+    HeaderLength,
+    /// A total length beyond the bytes received, or below the header's.
+    TotalLength,
+    /// A wrong IPv4 header checksum.
+    HeaderChecksum,
+    /// ICMP shorter than an echo's header.
+    IcmpTruncated,
+    /// A fragment of ICMP to outside, or from outside.
+    Fragment,
+    /// The TTL is used up.
+    TtlExpired,
+    /// A request whose source is the gateway itself: it went round in a circle.
+    OwnSource,
+    /// A request whose source is not among the clients.
+    NotClient,
+    /// A request to an address that must not be pinged.
+    RemoteRefused,
+    /// A request to one of the gateway's own addresses.
+    RemoteOwn,
+    /// Refused: no ident is left.
+    NoIdent,
+    /// Refused: the mapping was being ended by another worker.
+    MappingContended,
+    /// Refused: others kept changing the echo's bucket.
+    EchoContended,
+    /// From outside: not an echo reply.
+    NotEchoReply,
+    /// A reply to an address that is not the gateway's.
+    NotOurAddress,
+    /// A reply that no outstanding echo waits for: unsolicited, a duplicate, or from somebody who was not asked.
+    NoEcho,
+    /// A reply after the echo timeout.
+    Late,
+    /// A reply to an echo whose mapping is gone.
+    NoMapping,
+}
+
+impl Reason {
+    /// All of them, in order.
+    pub const ALL: [Reason; 20] = [
+        Reason::Truncated,
+        Reason::Version,
+        Reason::HeaderLength,
+        Reason::TotalLength,
+        Reason::HeaderChecksum,
+        Reason::IcmpTruncated,
+        Reason::Fragment,
+        Reason::TtlExpired,
+        Reason::OwnSource,
+        Reason::NotClient,
+        Reason::RemoteRefused,
+        Reason::RemoteOwn,
+        Reason::NoIdent,
+        Reason::MappingContended,
+        Reason::EchoContended,
+        Reason::NotEchoReply,
+        Reason::NotOurAddress,
+        Reason::NoEcho,
+        Reason::Late,
+        Reason::NoMapping,
+    ];
+
+    /// Its name in counters and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::Truncated => "truncated",
+            Reason::Version => "version",
+            Reason::HeaderLength => "header_length",
+            Reason::TotalLength => "total_length",
+            Reason::HeaderChecksum => "header_checksum",
+            Reason::IcmpTruncated => "icmp_truncated",
+            Reason::Fragment => "fragment",
+            Reason::TtlExpired => "ttl_expired",
+            Reason::OwnSource => "own_source",
+            Reason::NotClient => "not_client",
+            Reason::RemoteRefused => "remote_refused",
+            Reason::RemoteOwn => "remote_own",
+            Reason::NoIdent => "no_ident",
+            Reason::MappingContended => "mapping_contended",
+            Reason::EchoContended => "echo_contended",
+            Reason::NotEchoReply => "not_echo_reply",
+            Reason::NotOurAddress => "not_our_address",
+            Reason::NoEcho => "no_echo",
+            Reason::Late => "late",
+            Reason::NoMapping => "no_mapping",
+        }
+    }
+
+    /// Whether the packet was refused because a table was full, not because of what it is.
+    pub const fn is_refusal(self) -> bool {
+        matches!(self, Reason::NoIdent | Reason::MappingContended | Reason::EchoContended)
+    }
+}
+
+impl From<ipv4::Malformed> for Reason {
+    fn from(malformed: ipv4::Malformed) -> Reason {
+        match malformed {
+            ipv4::Malformed::Truncated => Reason::Truncated,
+            ipv4::Malformed::Version => Reason::Version,
+            ipv4::Malformed::HeaderLength => Reason::HeaderLength,
+            ipv4::Malformed::TotalLength => Reason::TotalLength,
+        }
+    }
+}
+
+impl From<Refusal> for Reason {
+    fn from(refusal: Refusal) -> Reason {
+        match refusal {
+            Refusal::OwnSource => Reason::OwnSource,
+            Refusal::NotClient => Reason::NotClient,
+            Refusal::Remote => Reason::RemoteRefused,
+            Refusal::OwnRemote => Reason::RemoteOwn,
+        }
+    }
+}
+
+/// The shared part: policy and tables.
+#[derive(Debug)]
+pub struct Proxy {
+    policy: Policy,
+    addresses: Vec<Ipv4Addr>,
+    inside_mtu: usize,
+    mappings: Mappings,
+    echoes: Echoes,
+    lifetimes: Lifetimes,
+    echo_timeout: Duration,
+    /// What a handle is made of, until it is taken.
+    owners: Mutex<Vec<Option<Owner>>>,
+}
+
+/// What one thread owns: the idents of its shards, and its progress in sweeping their echoes.
+#[derive(Debug)]
+struct Owner {
+    idents: Idents,
+    shards: Vec<usize>,
+    /// Next bucket to sweep, counted over all the owner's shards.
+    sweep_next: usize,
+    swept: Instant,
+}
+
+impl Proxy {
+    /// Sizes and allocates the tables. The error names the setting that is impossible.
+    pub fn new(settings: &Settings) -> Result<Arc<Proxy>, SetupError> {
+        if !(1..=ADDRESSES_MAX).contains(&settings.addresses.len()) {
+            let count = settings.addresses.len();
+            return Err(SetupError::new(format!("{count} gateway addresses: there can be 1 to {ADDRESSES_MAX}")));
+        }
+        if !(1..=SHARDS).contains(&settings.workers) {
+            return Err(SetupError::new(format!("{} workers: there can be 1 to {SHARDS}", settings.workers)));
+        }
+        let mut rng = idents::generator(settings.seed);
+        let echoes = Echoes::new(settings.echo_words_log2, settings.echo_timeout, &mut rng);
+        // No echo may outlive its identity, or its reply would go to whoever has the ident then.
+        let hold_down_min = echoes.longest_life() + BATCH_TIME_MAX;
+        let hold_down = settings.hold_down.unwrap_or(hold_down_min);
+        if hold_down < hold_down_min {
+            return Err(SetupError::new(format!(
+                "a hold-down of {hold_down:?} is shorter than an echo can stay outstanding ({hold_down_min:?})"
+            ))
+            .remedy(format!("leave mapping.hold_down out, or set it to {} s", hold_down_min.as_secs() + 1)));
+        }
+        let lifetimes = Lifetimes { idle: settings.mapping_idle, hold_down };
+        let owners = (0..settings.workers)
+            .map(|worker| {
+                let shards: Vec<usize> = (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect();
+                let idents = Idents::new(settings.addresses.len(), &shards, lifetimes, idents::split(&mut rng));
+                Some(Owner { idents, shards, sweep_next: 0, swept: Instant::START })
+            })
+            .collect();
+        Ok(Arc::new(Proxy {
+            policy: Policy::new(&settings.clients, &settings.addresses),
+            addresses: settings.addresses.clone(),
+            inside_mtu: settings.inside_mtu,
+            mappings: Mappings::new(settings.addresses.len()),
+            echoes,
+            lifetimes,
+            echo_timeout: settings.echo_timeout,
+            owners: Mutex::new(owners),
+        }))
+    }
+
+    /// The handle of worker `worker`, once.
+    pub fn handle(self: &Arc<Proxy>, worker: usize) -> Option<Handle> {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let owner = owners.get_mut(worker)?.take()?;
+        Some(Handle { proxy: Arc::clone(self), owner })
+    }
+
+    /// What the tables hold and cost.
+    pub fn sizes(&self) -> Sizes {
+        let slots = self.mappings.slots.len();
+        Sizes {
+            mappings_max: slots,
+            slots_bytes: slots * SLOT_BYTES,
+            echoes_max: self.echoes.bytes() / size_of::<u64>(),
+            echoes_bytes: self.echoes.bytes(),
+            mappings_per_second_and_address: f64::from(1 << 16)
+                / (self.lifetimes.idle + self.lifetimes.hold_down).as_secs_f64(),
+            hold_down: self.lifetimes.hold_down,
+        }
+    }
+
+    /// Echoes outstanding now, by counting them: for audits, not for the packet path.
+    pub fn outstanding(&self) -> usize {
+        self.echoes.occupied()
+    }
+
+    fn address_number(&self, address: Ipv4Addr) -> Option<u8> {
+        self.addresses.iter().position(|own| *own == address).and_then(|number| u8::try_from(number).ok())
+    }
+
+    /// Which gateway address a client uses: always the same one (RFC 6888 REQ-2).
+    fn address_of(&self, client: Ipv4Addr) -> u8 {
+        let spread = u64::from(u32::from(client)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        u8::try_from(spread % self.addresses.len() as u64).unwrap_or(0)
+    }
+}
+
+/// One thread's way into the proxy.
+#[derive(Debug)]
+pub struct Handle {
+    proxy: Arc<Proxy>,
+    owner: Owner,
+}
+
+impl Handle {
+    /// Opens a batch at `now`. Drop it before waiting for packets.
+    pub fn batch(&mut self, now: Instant) -> Batch<'_> {
+        let guard = self.proxy.mappings.forward.guard();
+        Batch { proxy: &self.proxy, owner: &mut self.owner, guard, now, creations_left: CREATIONS_MAX }
+    }
+
+    /// How long this thread may sleep before it must open a batch and call [`Batch::expire`]; `None`: as long as it
+    /// likes.
+    pub fn sleep_max(&self, now: Instant) -> Option<Duration> {
+        self.owner.idents.sleep_max(now)
+    }
+
+    /// Mappings of this thread's shards that are live now.
+    pub fn mappings(&self) -> usize {
+        self.owner.idents.live()
+    }
+
+    /// Idents of this thread's shards that are in their hold-down now.
+    pub fn held(&self) -> usize {
+        self.owner.idents.held()
+    }
+
+    /// Walks this thread's part of the tables and tells the first contradiction.
+    pub fn audit(&self) -> Result<(), String> {
+        self.owner.idents.audit(&self.proxy.mappings)
+    }
+}
+
+/// A bunch of packets at one moment.
+#[derive(Debug)]
+pub struct Batch<'h> {
+    proxy: &'h Proxy,
+    owner: &'h mut Owner,
+    guard: LocalGuard<'h>,
+    now: Instant,
+    creations_left: usize,
+}
+
+/// What `expire` ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Expired {
+    /// Mappings that had been idle too long.
+    pub mappings: usize,
+    /// Echoes that nobody had answered.
+    pub echoes: u64,
+}
+
+impl Batch<'_> {
+    /// Judges a packet from a client and, if it is to be forwarded, records and rewrites it in place.
+    pub fn outbound(&mut self, packet: &mut [u8]) -> Outbound {
+        let mut packet = match Ipv4::check(packet) {
+            Ok(packet) => packet,
+            Err(ipv4::Malformed::Version) => return Outbound::FallThrough(Passing::NotIpv4),
+            Err(malformed) => return Outbound::Drop(malformed.into()),
+        };
+        match self.forwardable(&packet) {
+            Ok(None) => {}
+            Ok(Some(passing)) => return Outbound::FallThrough(passing),
+            Err(reason) => return Outbound::Drop(reason),
+        }
+        let (client, remote) = (packet.source(), packet.destination());
+        let length = packet.total_len();
+        let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Outbound::Drop(Reason::IcmpTruncated) };
+
+        let index = match self.mapping(client, echo.ident()) {
+            Ok(Some(index)) => index,
+            Ok(None) => return Outbound::Later,
+            Err(reason) => return Outbound::Drop(reason),
+        };
+        let key = EchoKey { index, sequence: echo.sequence(), remote };
+        let recorded = self.proxy.echoes.record(key, self.now);
+        if recorded == Recorded::Contended {
+            return Outbound::Drop(Reason::EchoContended);
+        }
+        echo.set_ident(index.ident());
+        packet.set_source(self.proxy.addresses[usize::from(index.address())]);
+        Outbound::Forward { address: index.address(), remote, length, recorded }
+    }
+
+    /// Whether the packet is an echo request that the proxy forwards, or is somebody else's business, or is dropped.
+    fn forwardable(&self, packet: &Ipv4<&mut [u8]>) -> Result<Option<Passing>, Reason> {
+        if transport::destination_port(packet) == Some(DNS_PORT) {
+            return Ok(Some(Passing::Dns));
+        }
+        if packet.protocol() != ipv4::ICMP {
+            return Ok(Some(Passing::NotEchoRequest));
+        }
+        if self.proxy.policy.is_inside(packet.destination()) {
+            return Ok(Some(Passing::ToInside));
+        }
+        if packet.is_later_fragment() {
+            return Err(Reason::Fragment);
+        }
+        match Echo::check(packet.payload()).map(|echo| echo.kind()) {
+            Ok(EchoKind::Request) => {}
+            Err(icmpv4::Malformed::Truncated) => return Err(Reason::IcmpTruncated),
+            Ok(EchoKind::Reply) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => {
+                return Ok(Some(Passing::NotEchoRequest));
+            }
+        }
+        if packet.is_fragment() {
+            return Err(Reason::Fragment);
+        }
+        // The kernel writes a new header checksum when it sends: a damaged header must not leave as an intact one.
+        if !packet.header_is_intact() {
+            return Err(Reason::HeaderChecksum);
+        }
+        if packet.ttl() == 0 {
+            return Err(Reason::TtlExpired);
+        }
+        self.proxy.policy.check(packet.source(), packet.destination())?;
+        Ok(None)
+    }
+
+    /// The client's live mapping, or a new one; `None` if this batch has made its share of new ones.
+    fn mapping(&mut self, client: Ipv4Addr, client_ident: u16) -> Result<Option<SlotIndex>, Reason> {
+        let mappings = &self.proxy.mappings;
+        if let Some(index) = mappings.find(client, client_ident, &self.guard) {
+            mappings.slots.touch(index, self.now);
+            return Ok(Some(index));
+        }
+        let Some(left) = self.creations_left.checked_sub(1) else { return Ok(None) };
+        self.creations_left = left;
+        let address = self.proxy.address_of(client);
+        self.owner.idents.make(mappings, address, client, client_ident, self.now, &self.guard).map(Some).map_err(
+            |refused| match refused {
+                Refused::NoIdent => Reason::NoIdent,
+                Refused::Contended => Reason::MappingContended,
+            },
+        )
+    }
+
+    /// Judges a packet from outside and, if it answers an outstanding echo, uses that up and rewrites the packet in
+    /// place.
+    pub fn inbound(&mut self, packet: &mut [u8]) -> Inbound {
+        let mut packet = match Ipv4::check(packet) {
+            Ok(packet) => packet,
+            Err(malformed) => return Inbound::Drop(malformed.into()),
+        };
+        let client = match self.answered(&packet) {
+            Ok(client) => client,
+            Err(reason) => return Inbound::Drop(reason),
+        };
+        let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Inbound::Drop(Reason::IcmpTruncated) };
+        echo.set_ident(client.ident);
+        packet.set_destination(client.address);
+        // A reassembled reply keeps the fragments' DF: too big for the inside path it would be stuck, and the kernel
+        // would complain to the remote about a packet that it never sent.
+        if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
+            packet.clear_dont_fragment();
+        }
+        Inbound::Deliver { client: client.address, length: packet.total_len() }
+    }
+
+    /// Whose outstanding echo the packet answers; that echo is used up.
+    fn answered(&self, packet: &Ipv4<&mut [u8]>) -> Result<Asker, Reason> {
+        if packet.protocol() != ipv4::ICMP {
+            return Err(Reason::NotEchoReply);
+        }
+        if packet.is_fragment() {
+            return Err(Reason::Fragment);
+        }
+        let echo = match Echo::check(packet.payload()) {
+            Ok(echo) if echo.kind() == EchoKind::Reply => echo,
+            Err(icmpv4::Malformed::Truncated) => return Err(Reason::IcmpTruncated),
+            Ok(_) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => return Err(Reason::NotEchoReply),
+        };
+        let address = self.proxy.address_number(packet.destination()).ok_or(Reason::NotOurAddress)?;
+        // Delivered, it would expire on the way in, and the kernel would tell the remote, quoting the client's address.
+        if packet.ttl() <= 1 {
+            return Err(Reason::TtlExpired);
+        }
+        let index = SlotIndex::new(address, echo.ident());
+        let key = EchoKey { index, sequence: echo.sequence(), remote: packet.source() };
+        match self.proxy.echoes.consume(key, self.now) {
+            Consumed::Matched => {}
+            Consumed::Late => return Err(Reason::Late),
+            Consumed::Unknown => return Err(Reason::NoEcho),
+        }
+        let identity = self.proxy.mappings.slots.identity(index);
+        match identity.state() {
+            State::Live | State::Held => Ok(Asker { address: identity.client(), ident: identity.client_ident() }),
+            State::Free => Err(Reason::NoMapping),
+        }
+    }
+
+    /// Takes back the record of a packet that `outbound` forwarded and that could not be sent. Whether it was there.
+    pub fn withdraw(&mut self, packet: &[u8]) -> bool {
+        let Ok(packet) = Ipv4::check(packet) else { return false };
+        let Ok(echo) = Echo::check(packet.payload()) else { return false };
+        let Some(address) = self.proxy.address_number(packet.source()) else { return false };
+        let index = SlotIndex::new(address, echo.ident());
+        let key = EchoKey { index, sequence: echo.sequence(), remote: packet.destination() };
+        self.proxy.echoes.consume(key, self.now) != Consumed::Unknown
+    }
+
+    /// Ends what is due: idle mappings, hold-downs, unanswered echoes; a bounded slice of it.
+    pub fn expire(&mut self) -> Expired {
+        let mappings = self.owner.idents.expire(&self.proxy.mappings, self.now, CREATIONS_MAX, &self.guard);
+        Expired { mappings, echoes: self.owner.sweep(&self.proxy.echoes, self.proxy.echo_timeout, self.now) }
+    }
+}
+
+impl Owner {
+    /// Sweeps as much of the owner's echoes as the clock asks: all of it every echo timeout, whatever the load; so no
+    /// stamp, which wraps after four of them, is ever misread.
+    fn sweep(&mut self, echoes: &Echoes, timeout: Duration, now: Instant) -> u64 {
+        let total = self.shards.len() * echoes.shard_buckets();
+        let elapsed = now.since(self.swept).min(timeout);
+        let due = usize::try_from(total as u128 * elapsed.as_nanos() / timeout.as_nanos()).unwrap_or(total);
+        if due == 0 {
+            return 0;
+        }
+        self.swept = now;
+        let mut left = due;
+        let mut unanswered = 0;
+        while left > 0 {
+            let (shard, from) = (self.sweep_next / echoes.shard_buckets(), self.sweep_next % echoes.shard_buckets());
+            let count = left.min(echoes.shard_buckets() - from);
+            unanswered += echoes.sweep(self.shards[shard], from, count, now);
+            self.sweep_next = (self.sweep_next + count) % total;
+            left -= count;
+        }
+        unanswered
+    }
+}
+
+/// Who gets a reply.
+struct Asker {
+    address: Ipv4Addr,
+    ident: u16,
+}

@@ -1,0 +1,499 @@
+//! Outstanding echoes: what has been sent and not answered, exactly.
+//!
+//! A fixed, set-associative table. A bucket is one cache line of eight 64-bit words; a word is
+//!
+//! ```text
+//! | occupied 1 | stamp | tag |
+//! ```
+//!
+//! The key is (gateway address 4 bits, gateway ident 16, sequence 16, remote 32): 68 bits. The low six bits of the
+//! ident are the shard, which picks a region of the table (so that a worker's echoes are its own cache lines). A keyed
+//! bijection scrambles the other 62; its high bits pick the bucket in the region and the rest is the tag. Nothing of the
+//! key is lost: a word together with its place *is* the key, so there is no false match, and one compare-and-swap
+//! records an echo and one uses it up. The bijection's key is random, so nobody outside can aim at a bucket.
+//!
+//! The stamp counts ticks of the smallest power of two of nanoseconds that makes it wrap no sooner than four times the
+//! echo timeout. `consume` checks the age itself; the sweep, paced by the clock, removes words long before their stamps
+//! could wrap, whatever the load.
+//!
+//! A full bucket evicts its oldest echo. Every loop here is bounded: an operation that loses its race too often gives
+//! up, and its caller drops the packet by name.
+//!
+//! Rejected: a hash and a stored key (two words, so no single compare-and-swap), and a hash alone (false matches would
+//! hand a reply to the wrong client).
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::{SHARDS, SlotIndex};
+use crate::clock::Instant;
+
+/// What identifies an echo until it is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EchoKey {
+    /// Gateway address and gateway ident.
+    pub index: SlotIndex,
+    /// The client's sequence, which is also the one on the wire.
+    pub sequence: u16,
+    /// Who was asked.
+    pub remote: Ipv4Addr,
+}
+
+/// What `record` did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Recorded {
+    /// The echo has a word of its own.
+    New,
+    /// The very same echo was outstanding already; it is as young as this one now.
+    Again,
+    /// The echo took the word of one that had waited longer than the echo timeout: nobody answered that.
+    OverExpired,
+    /// The bucket was full of younger ones: the oldest, of this age, is outstanding no longer.
+    Evicted(Duration),
+    /// Others kept changing the bucket: not recorded.
+    Contended,
+}
+
+/// What `consume` found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Consumed {
+    /// The echo was outstanding, and is no longer.
+    Matched,
+    /// The echo was recorded, but longer ago than the echo timeout. It is gone now.
+    Late,
+    /// No such echo is outstanding.
+    Unknown,
+}
+
+const WAYS: usize = 8;
+const OCCUPIED: u64 = 1 << 63;
+const SCRAMBLED_BITS: u32 = 62;
+const HALF_BITS: u32 = SCRAMBLED_BITS / 2;
+const HALF_MASK: u64 = (1 << HALF_BITS) - 1;
+const ATTEMPTS_MAX: usize = 8;
+
+/// The smallest and largest table, as powers of two of its words.
+pub const WORDS_LOG2: std::ops::RangeInclusive<u32> = 14..=26;
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Bucket([AtomicU64; WAYS]);
+
+/// The table of outstanding echoes.
+#[derive(Debug)]
+pub struct Echoes {
+    buckets: Box<[Bucket]>,
+    /// Buckets of one shard, as a power of two.
+    shard_buckets_log2: u32,
+    tag_bits: u32,
+    /// A tick lasts 2^this nanoseconds.
+    tick_shift: u32,
+    timeout_ticks: u64,
+    round_keys: [u64; 4],
+}
+
+impl Echoes {
+    /// A table of 2^`words_log2` words (in [`WORDS_LOG2`]) for echoes that wait up to `timeout`.
+    pub fn new(words_log2: u32, timeout: Duration, rng: &mut StdRng) -> Echoes {
+        assert!(WORDS_LOG2.contains(&words_log2), "the table holds 2^14 to 2^26 words");
+        let shard_buckets_log2 = words_log2 - WAYS.ilog2() - SHARDS.ilog2();
+        let tag_bits = SCRAMBLED_BITS - shard_buckets_log2;
+        let stamp_bits = 63 - tag_bits;
+        let timeout_nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).clamp(1, u64::MAX >> 3);
+        let tick_nanos = (timeout_nanos * 4).div_ceil(1 << stamp_bits).next_power_of_two();
+        Echoes {
+            buckets: (0..1_usize << (words_log2 - WAYS.ilog2())).map(|_| Bucket::default()).collect(),
+            shard_buckets_log2,
+            tag_bits,
+            tick_shift: tick_nanos.ilog2(),
+            timeout_ticks: timeout_nanos.div_ceil(tick_nanos),
+            round_keys: std::array::from_fn(|_| rng.next_u64() | 1),
+        }
+    }
+
+    /// How long an echo can at most be matched: the timeout and the coarseness of the stamp.
+    pub fn longest_life(&self) -> Duration {
+        Duration::from_nanos((self.timeout_ticks + 1) << self.tick_shift)
+    }
+
+    /// The bytes it occupies.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.buckets)
+    }
+
+    /// Reads the echo's bucket ahead of its use, so that a batch's cache misses overlap.
+    pub fn touch(&self, key: EchoKey) {
+        // Relaxed: the value is not used.
+        std::hint::black_box(self.buckets[self.place(key).0].0[0].load(Ordering::Relaxed));
+    }
+
+    /// Records an echo as outstanding from `now` on.
+    pub fn record(&self, key: EchoKey, now: Instant) -> Recorded {
+        let (bucket, tag) = self.place(key);
+        let bucket = &self.buckets[bucket].0;
+        let word = OCCUPIED | self.stamp(now) << self.tag_bits | tag;
+        for _ in 0..ATTEMPTS_MAX {
+            let Choice { way, seen, outcome } = self.choose(bucket, tag, now);
+            // AcqRel: Release pairs with `consume`'s Acquire, so that who matches this echo sees the mapping that it
+            // left under; Acquire pairs with the Release of whoever emptied the word.
+            if bucket[way].compare_exchange(seen, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return outcome;
+            }
+        }
+        Recorded::Contended
+    }
+
+    /// The word that an echo with this tag goes to: its own, a free one, an expired one, or the oldest.
+    fn choose(&self, bucket: &[AtomicU64; WAYS], tag: u64, now: Instant) -> Choice {
+        let mut free = None;
+        let mut oldest = (0, 0, 0);
+        for (way, word) in bucket.iter().enumerate() {
+            // Relaxed: the compare-and-swap that follows decides.
+            let seen = word.load(Ordering::Relaxed);
+            if seen == 0 {
+                free = free.or(Some(way));
+            } else if self.tag(seen) == tag {
+                return Choice { way, seen, outcome: Recorded::Again };
+            } else if self.age_ticks(seen, now) >= oldest.0 {
+                oldest = (self.age_ticks(seen, now), way, seen);
+            }
+        }
+        if let Some(way) = free {
+            return Choice { way, seen: 0, outcome: Recorded::New };
+        }
+        let (age, way, seen) = oldest;
+        let outcome = if age > self.timeout_ticks {
+            Recorded::OverExpired
+        } else {
+            Recorded::Evicted(Duration::from_nanos(age << self.tick_shift))
+        };
+        Choice { way, seen, outcome }
+    }
+
+    /// Uses an echo up: of two replies to it, the first is matched.
+    pub fn consume(&self, key: EchoKey, now: Instant) -> Consumed {
+        let (bucket, tag) = self.place(key);
+        for word in &self.buckets[bucket].0 {
+            for _ in 0..ATTEMPTS_MAX {
+                // Relaxed: the compare-and-swap that follows decides.
+                let seen = word.load(Ordering::Relaxed);
+                if seen == 0 || self.tag(seen) != tag {
+                    break;
+                }
+                // AcqRel: Acquire pairs with `record`'s Release; Release with the Acquire of the word's next user.
+                if word.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    let late = self.age_ticks(seen, now) > self.timeout_ticks;
+                    return if late { Consumed::Late } else { Consumed::Matched };
+                }
+            }
+        }
+        Consumed::Unknown
+    }
+
+    /// Empties the words of `shard` that have waited longer than the timeout, from bucket `from` of the shard on,
+    /// `count` buckets far. Returns how many there were: nobody answered those.
+    pub fn sweep(&self, shard: usize, from: usize, count: usize, now: Instant) -> u64 {
+        let first = shard << self.shard_buckets_log2;
+        let range = first + from..first + (from + count).min(self.shard_buckets());
+        let mut unanswered = 0;
+        for word in self.buckets[range].iter().flat_map(|bucket| &bucket.0) {
+            // Relaxed: the compare-and-swap that follows decides.
+            let seen = word.load(Ordering::Relaxed);
+            if seen != 0
+                && self.age_ticks(seen, now) > self.timeout_ticks
+                // Release: pairs with the Acquire of the word's next user. Lost the race: somebody renewed it.
+                && word.compare_exchange(seen, 0, Ordering::Release, Ordering::Relaxed).is_ok()
+            {
+                unanswered += 1;
+            }
+        }
+        unanswered
+    }
+
+    /// How many buckets a shard has.
+    pub fn shard_buckets(&self) -> usize {
+        1 << self.shard_buckets_log2
+    }
+
+    /// Counts the occupied words: for audits, not for the packet path.
+    pub fn occupied(&self) -> usize {
+        self.buckets.iter().flat_map(|bucket| &bucket.0).filter(|word| word.load(Ordering::Relaxed) != 0).count()
+    }
+
+    /// Bucket and tag of a key.
+    fn place(&self, key: EchoKey) -> (usize, u64) {
+        let scrambled = self.scramble(
+            u64::from(key.index.address()) << 58
+                | u64::from(key.index.ident() >> 6) << 48
+                | u64::from(key.sequence) << 32
+                | u64::from(u32::from(key.remote)),
+        );
+        let in_shard = usize::try_from(scrambled >> self.tag_bits).unwrap_or(usize::MAX);
+        (key.index.shard() << self.shard_buckets_log2 | in_shard, self.tag(scrambled))
+    }
+
+    /// A keyed bijection on 62 bits: a Feistel network, which is one whatever its round function.
+    fn scramble(&self, value: u64) -> u64 {
+        let (mut left, mut right) = (value >> HALF_BITS, value & HALF_MASK);
+        for key in self.round_keys {
+            let mixed = (right ^ key >> 32).wrapping_mul(key) >> (64 - HALF_BITS);
+            (left, right) = (right, left ^ mixed);
+        }
+        left << HALF_BITS | right
+    }
+
+    fn tag(&self, word: u64) -> u64 {
+        word & ((1 << self.tag_bits) - 1)
+    }
+
+    fn stamp_mask(&self) -> u64 {
+        (1 << (63 - self.tag_bits)) - 1
+    }
+
+    fn stamp(&self, now: Instant) -> u64 {
+        now.as_nanos() >> self.tick_shift & self.stamp_mask()
+    }
+
+    /// Ticks since the word was recorded. A stamp just ahead of `now` (another worker's later batch) is age 0.
+    fn age_ticks(&self, word: u64, now: Instant) -> u64 {
+        let stamp = word >> self.tag_bits & self.stamp_mask();
+        let age = self.stamp(now).wrapping_sub(stamp) & self.stamp_mask();
+        if age > self.stamp_mask() - self.timeout_ticks / 2 { 0 } else { age }
+    }
+}
+
+struct Choice {
+    way: usize,
+    seen: u64,
+    outcome: Recorded,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    fn table(words_log2: u32) -> Echoes {
+        Echoes::new(words_log2, TIMEOUT, &mut StdRng::seed_from_u64(7))
+    }
+
+    fn key(ident: u16, sequence: u16, remote: u32) -> EchoKey {
+        EchoKey { index: SlotIndex::new(0, ident), sequence, remote: remote.into() }
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::START + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_bucket_is_one_cache_line() {
+        assert_eq!((size_of::<Bucket>(), align_of::<Bucket>()), (64, 64));
+    }
+
+    #[test]
+    fn an_echo_is_used_once() {
+        let echoes = table(20);
+        assert_eq!(echoes.record(key(1, 2, 3), at(0)), Recorded::New);
+        assert_eq!(echoes.consume(key(1, 2, 3), at(1)), Consumed::Matched);
+        assert_eq!(echoes.consume(key(1, 2, 3), at(1)), Consumed::Unknown);
+    }
+
+    #[test]
+    fn every_part_of_the_key_counts() {
+        let echoes = table(20);
+        let recorded = EchoKey { index: SlotIndex::new(3, 0x1234), sequence: 5, remote: Ipv4Addr::new(198, 18, 0, 2) };
+        echoes.record(recorded, at(0));
+        for other in [
+            EchoKey { index: SlotIndex::new(2, 0x1234), ..recorded },
+            EchoKey { index: SlotIndex::new(3, 0x1235), ..recorded },
+            EchoKey { index: SlotIndex::new(3, 0x1274), ..recorded }, // the same shard
+            EchoKey { sequence: 6, ..recorded },
+            EchoKey { remote: Ipv4Addr::new(198, 18, 0, 3), ..recorded },
+        ] {
+            assert_eq!(echoes.consume(other, at(1)), Consumed::Unknown, "{other:?}");
+        }
+        assert_eq!(echoes.consume(recorded, at(1)), Consumed::Matched);
+    }
+
+    #[test]
+    fn a_reply_after_the_timeout_is_late_and_a_reply_at_the_timeout_is_not() {
+        let echoes = table(20);
+        echoes.record(key(1, 1, 1), at(0));
+        echoes.record(key(1, 2, 1), at(0));
+        assert_eq!(echoes.consume(key(1, 1, 1), at(60)), Consumed::Matched);
+        let after = Instant::START + echoes.longest_life();
+        assert!(after.since(Instant::START) < Duration::from_secs(61));
+        assert_eq!(echoes.consume(key(1, 2, 1), after), Consumed::Late);
+        assert_eq!(echoes.consume(key(1, 2, 1), after), Consumed::Unknown, "late is gone, too");
+    }
+
+    #[test]
+    fn a_stamp_wraps_no_sooner_than_four_timeouts() {
+        for words_log2 in WORDS_LOG2 {
+            for timeout in [1, 7, 60, 600].map(Duration::from_secs) {
+                let echoes = Echoes::new(words_log2, timeout, &mut StdRng::seed_from_u64(1));
+                let wrap = (echoes.stamp_mask() + 1) << echoes.tick_shift;
+                assert!(u128::from(wrap) >= timeout.as_nanos() * 4, "2^{words_log2} words, {timeout:?}");
+                assert!(u128::from(wrap) < timeout.as_nanos() * 8 + u128::from(echoes.stamp_mask()) + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn an_echo_stamped_just_ahead_of_now_is_new_not_ancient() {
+        let echoes = table(20);
+        echoes.record(key(1, 1, 1), at(10));
+        assert_eq!(echoes.consume(key(1, 1, 1), at(9)), Consumed::Matched);
+    }
+
+    #[test]
+    fn a_full_bucket_evicts_its_oldest_and_says_how_old_it_was() {
+        let echoes = table(14);
+        let bucket = echoes.place(key(64, 0, 0)).0;
+        let mut same = (0..).map(|remote| key(64, 0, remote)).filter(|&key| echoes.place(key).0 == bucket);
+        let keys: Vec<EchoKey> = same.by_ref().take(WAYS + 1).collect();
+        for (second, &key) in keys[..WAYS].iter().enumerate() {
+            assert_eq!(echoes.record(key, at(second as u64 * 5)), Recorded::New);
+        }
+        let Recorded::Evicted(age) = echoes.record(keys[WAYS], at(50)) else { panic!("a ninth echo found room") };
+        assert!(age.abs_diff(Duration::from_secs(50)) < Duration::from_secs(9), "{age:?}");
+        assert_eq!(echoes.consume(keys[0], at(50)), Consumed::Unknown);
+        for &key in &keys[1..] {
+            assert_eq!(echoes.consume(key, at(50)), Consumed::Matched);
+        }
+    }
+
+    #[test]
+    fn the_sweep_removes_the_unanswered_and_only_those() {
+        let echoes = table(18);
+        for remote in 0..100 {
+            echoes.record(key(5, 0, remote), at(0));
+            echoes.record(key(5, 1, remote), at(50));
+        }
+        assert_eq!(echoes.sweep(5, 0, echoes.shard_buckets(), at(80)), 100);
+        assert_eq!(echoes.occupied(), 100);
+        assert_eq!(echoes.sweep(6, 0, echoes.shard_buckets(), at(200)), 0, "another shard's");
+        assert_eq!(echoes.consume(key(5, 1, 99), at(80)), Consumed::Matched);
+    }
+
+    #[test]
+    fn no_two_keys_share_place_and_tag() {
+        let echoes = table(14);
+        let mut seen = std::collections::HashSet::new();
+        for ident in [0, 1, 64, 0xffff] {
+            for sequence in [0, 1, 0x8000, 0xffff] {
+                for remote in 0..5000_u32 {
+                    assert!(seen.insert(echoes.place(key(ident, sequence, remote.wrapping_mul(0x9e37_79b9)))));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_an_outsider_chooses_spread_over_the_buckets() {
+        let echoes = table(17);
+        let mut filled = vec![0_u32; echoes.shard_buckets()];
+        let keys = filled.len() as u32 * 4;
+        for remote in 0..keys {
+            filled[echoes.place(key(0, 0, remote)).0] += 1;
+        }
+        // Balls in bins, four a bin: the fullest of 256 bins holds 14 or so, not hundreds.
+        assert!(*filled.iter().max().unwrap() < 24, "{filled:?}");
+    }
+
+    /// Eight threads record and consume one another's echoes: none is matched twice.
+    #[test]
+    fn concurrent_replies_match_an_echo_once() {
+        let echoes = table(14);
+        let matched = AtomicU64::new(0);
+        let (mut recorded, rounds) = (0, 500_u16);
+        for round in 0..rounds {
+            let keys: Vec<EchoKey> = (0..16).map(|remote| key(round % 4, round, remote)).collect();
+            for &key in &keys {
+                assert!(!matches!(echoes.record(key, at(0)), Recorded::Contended));
+                recorded += 1;
+            }
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for &key in &keys {
+                            if echoes.consume(key, at(1)) == Consumed::Matched {
+                                matched.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                    });
+                }
+            });
+        }
+        assert_eq!(matched.into_inner(), recorded);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Record(EchoKey),
+        Consume(EchoKey),
+        Wait(u64),
+        Sweep,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let key = (0..3_u8, 0..3_u16, 0..3_u16, 0..3_u32).prop_map(|(address, ident, sequence, remote)| EchoKey {
+            index: SlotIndex::new(address, ident * 64),
+            sequence,
+            remote: remote.into(),
+        });
+        prop_oneof![
+            4 => key.clone().prop_map(Step::Record),
+            4 => key.prop_map(Step::Consume),
+            1 => (0..90_u64).prop_map(Step::Wait),
+            1 => Just(Step::Sweep),
+        ]
+    }
+
+    proptest! {
+        /// The table against a plain map that knows every key whole. 81 keys in 2^17 words: nothing is evicted.
+        #[test]
+        fn behaves_like_a_map_with_ages(steps in prop::collection::vec(step(), 1..100)) {
+            let echoes = table(17);
+            let mut model: HashMap<EchoKey, u64> = HashMap::new();
+            let mut now = 0;
+            for step in steps {
+                match step {
+                    Step::Record(key) => {
+                        let known = model.insert(key, now).is_some();
+                        prop_assert_eq!(echoes.record(key, at(now)) == Recorded::Again, known);
+                    }
+                    Step::Consume(key) => {
+                        // Seconds against ticks of half a second: 61 s and more is surely late, 60 s and less surely is not.
+                        let expected = match model.remove(&key) {
+                            None => Consumed::Unknown,
+                            Some(sent) if now - sent > 60 => Consumed::Late,
+                            Some(_) => Consumed::Matched,
+                        };
+                        prop_assert_eq!(echoes.consume(key, at(now)), expected);
+                    }
+                    Step::Wait(seconds) => {
+                        // A sweep at least once a timeout is the owner's duty; without it a stamp would wrap.
+                        now += seconds;
+                        let old = model.len();
+                        model.retain(|_, sent| now - *sent <= 60);
+                        let swept: u64 = (0..SHARDS).map(|shard| echoes.sweep(shard, 0, usize::MAX >> 8, at(now))).sum();
+                        prop_assert_eq!(swept as usize, old - model.len());
+                    }
+                    Step::Sweep => prop_assert_eq!(echoes.sweep(0, 0, echoes.shard_buckets(), at(now)), 0),
+                }
+                prop_assert_eq!(echoes.occupied(), model.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Whose ident is whose: making and expiring mappings. One [`Idents`] a worker, which owns a set of shards.
+//!
+//! An ident goes ready -> live -> held -> ready. Ready idents are drawn at random (they must be hard to guess, RFC 6888
+//! REQ-15); live ones stand in a dense list that a cursor walks, paced by the clock; held ones stand in a queue, since the
+//! hold-down is the same for all. Everything is reserved at start.
+//!
+//! The order in expiry matters. Live -> held first, so that no request leaves under the ident any more; then the map's
+//! entry goes, if it still points here; then the hold-down, longer than any echo can stay outstanding, so that every
+//! reply that may still come finds the old client's identity; only then may the ident be another's.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use papaya::LocalGuard;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::forward::Forward;
+use super::slots::{Slots, State};
+use super::{SHARDS, SlotIndex};
+use crate::clock::Instant;
+
+/// Why no mapping could be made. Nobody's live mapping is evicted to make room (RFC 6888 REQ-11).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// This worker has no ident left on the client's gateway address.
+    NoIdent,
+    /// The map still held a mapping that another worker is ending.
+    Contended,
+}
+
+/// What a mapping is found or made in: shared by all workers.
+#[derive(Debug)]
+pub struct Mappings {
+    /// The truth.
+    pub slots: Slots,
+    /// The way to it.
+    pub forward: Forward,
+}
+
+/// How long idents stay in which state.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// A mapping ends when no request has used it for this long.
+    pub idle: Duration,
+    /// An ident rests this long after its mapping has ended.
+    pub hold_down: Duration,
+}
+
+/// The idents of one worker's shards.
+#[derive(Debug)]
+pub struct Idents {
+    /// By gateway address.
+    ready: Vec<Vec<SlotIndex>>,
+    live: Vec<SlotIndex>,
+    /// With the time when the hold-down ends: in that order.
+    held: VecDeque<(SlotIndex, Instant)>,
+    lifetimes: Lifetimes,
+    cursor: usize,
+    swept: Instant,
+    rng: StdRng,
+}
+
+/// A whole walk over the live mappings takes the idle time divided by this.
+const WALKS_PER_IDLE: u32 = 8;
+
+/// While there are mappings, time is looked at this often.
+const SLICE: Duration = Duration::from_millis(250);
+
+impl Mappings {
+    /// Empty tables for this many gateway addresses.
+    pub fn new(addresses: usize) -> Mappings {
+        let slots = Slots::new(addresses);
+        let forward = Forward::new(slots.len());
+        Mappings { slots, forward }
+    }
+
+    /// The live mapping of a client's ident.
+    pub fn find(&self, client: Ipv4Addr, client_ident: u16, guard: &LocalGuard<'_>) -> Option<SlotIndex> {
+        let index = self.forward.get(client, client_ident, guard)?;
+        self.slots.identity(index).is_live_for(client, client_ident).then_some(index)
+    }
+}
+
+impl Idents {
+    /// All idents of `shards` on `addresses` gateway addresses, ready.
+    pub fn new(addresses: usize, shards: &[usize], lifetimes: Lifetimes, rng: StdRng) -> Idents {
+        let of_address = |address: usize| {
+            let address = u8::try_from(address).expect("at most 16 addresses");
+            let owned = |ident: &u16| shards.contains(&(usize::from(*ident) % SHARDS));
+            (0..=u16::MAX).filter(owned).map(|ident| SlotIndex::new(address, ident)).collect()
+        };
+        let ready: Vec<Vec<SlotIndex>> = (0..addresses).map(of_address).collect();
+        let total = ready.iter().map(Vec::len).sum();
+        let (live, held) = (Vec::with_capacity(total), VecDeque::with_capacity(total));
+        Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, rng }
+    }
+
+    /// Makes a mapping on gateway address number `address`, or finds the one that another worker made meanwhile.
+    pub fn make(
+        &mut self,
+        mappings: &Mappings,
+        address: u8,
+        client: Ipv4Addr,
+        client_ident: u16,
+        now: Instant,
+        guard: &LocalGuard<'_>,
+    ) -> Result<SlotIndex, Refused> {
+        let index = self.draw(address).ok_or(Refused::NoIdent)?;
+        mappings.slots.occupy(index, client, client_ident, now);
+        // At most two tries: the second after removing an entry whose mapping has ended but which is still in the map.
+        for _ in 0..2 {
+            match mappings.forward.try_insert(client, client_ident, index, guard) {
+                Ok(()) => {
+                    self.live.push(index);
+                    return Ok(index);
+                }
+                Err(winner) if mappings.slots.identity(winner).is_live_for(client, client_ident) => {
+                    self.give_back(mappings, index);
+                    return Ok(winner);
+                }
+                Err(ended) => mappings.forward.remove(client, client_ident, ended, guard),
+            }
+        }
+        self.give_back(mappings, index);
+        Err(Refused::Contended)
+    }
+
+    fn draw(&mut self, address: u8) -> Option<SlotIndex> {
+        let ready = self.ready.get_mut(usize::from(address))?;
+        if ready.is_empty() {
+            return None;
+        }
+        let position = self.rng.random_range(..ready.len());
+        Some(ready.swap_remove(position))
+    }
+
+    /// Nothing was sent under this ident: no hold-down.
+    fn give_back(&mut self, mappings: &Mappings, index: SlotIndex) {
+        mappings.slots.free(index, State::Live);
+        self.ready[usize::from(index.address())].push(index);
+    }
+
+    /// Ends mappings that have been idle too long and hold-downs that are over: as many as are due by the clock, at most
+    /// `count_max`. Returns how many mappings it ended.
+    pub fn expire(&mut self, mappings: &Mappings, now: Instant, count_max: usize, guard: &LocalGuard<'_>) -> usize {
+        for _ in 0..count_max {
+            let Some(&(index, until)) = self.held.front() else { break };
+            if until > now {
+                break;
+            }
+            self.held.pop_front();
+            mappings.slots.free(index, State::Held);
+            self.ready[usize::from(index.address())].push(index);
+        }
+        let mut ended = 0;
+        for _ in 0..self.due(now) {
+            if self.live.is_empty() || ended == count_max {
+                break;
+            }
+            self.cursor = if self.cursor < self.live.len() { self.cursor } else { 0 };
+            if u128::from(mappings.slots.idle_ms(self.live[self.cursor], now)) < self.lifetimes.idle.as_millis() {
+                self.cursor += 1;
+            } else {
+                self.end(mappings, now, guard);
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    /// Ends the mapping under the cursor.
+    fn end(&mut self, mappings: &Mappings, now: Instant, guard: &LocalGuard<'_>) {
+        let index = self.live.swap_remove(self.cursor);
+        let identity = mappings.slots.hold(index);
+        mappings.forward.remove(identity.client(), identity.client_ident(), index, guard);
+        self.held.push_back((index, now + self.lifetimes.hold_down));
+    }
+
+    /// How many live mappings the walk should have looked at since the last time.
+    fn due(&mut self, now: Instant) -> usize {
+        let walk = (self.lifetimes.idle / WALKS_PER_IDLE).max(Duration::from_millis(1));
+        let elapsed = now.since(self.swept).min(walk);
+        let due = self.live.len() as u128 * elapsed.as_nanos() / walk.as_nanos();
+        // Not due yet: let the time add up. Nothing to walk: it need not.
+        if due > 0 || self.live.is_empty() {
+            self.swept = now;
+        }
+        usize::try_from(due).unwrap_or(usize::MAX)
+    }
+
+    /// How long the owner may sleep before it must call `expire` again; `None` while there is nothing to expire.
+    pub fn sleep_max(&self, now: Instant) -> Option<Duration> {
+        let hold_down = self.held.front().map(|&(_, until)| until.since(now));
+        let walk = (!self.live.is_empty()).then_some(SLICE);
+        hold_down.into_iter().chain(walk).min()
+    }
+
+    /// Mappings live now.
+    pub fn live(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Idents in their hold-down now.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Walks this owner's tables and tells the first contradiction: for tests and debugging, not for the packet path.
+    pub fn audit(&self, mappings: &Mappings) -> Result<(), String> {
+        let guard = mappings.forward.guard();
+        let mut seen = std::collections::HashSet::new();
+        let all = [(&self.live[..], State::Live)].into_iter().chain(self.ready.iter().map(|r| (&r[..], State::Free)));
+        let held: Vec<SlotIndex> = self.held.iter().map(|&(index, _)| index).collect();
+        for (indexes, state) in all.chain([(&held[..], State::Held)]) {
+            for &index in indexes {
+                let identity = mappings.slots.identity(index);
+                let mapped = mappings.forward.get(identity.client(), identity.client_ident(), &guard) == Some(index);
+                if identity.state() != state || (mapped != (state == State::Live)) || !seen.insert(index) {
+                    return Err(format!("{index:?} is {identity:?}, listed as {state:?}, in the map: {mapped}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A generator for the tables' random choices: from the operating system, or from a test's seed.
+pub fn generator(seed: Option<u64>) -> StdRng {
+    match seed {
+        Some(seed) => StdRng::seed_from_u64(seed),
+        None => {
+            let mut bytes = [0; 32];
+            let mut system = rand::rngs::SysRng;
+            rand::TryRng::try_fill_bytes(&mut system, &mut bytes).expect("the kernel's random generator answers");
+            StdRng::from_seed(bytes)
+        }
+    }
+}
+
+/// Another generator, independent of the one it is drawn from.
+pub fn split(rng: &mut StdRng) -> StdRng {
+    StdRng::from_rng(rng)
+}

@@ -1,0 +1,247 @@
+//! Slots: one cache line a gateway ident and address, holding whose it is.
+//!
+//! The identity is one word, so that it is read and replaced whole:
+//!
+//! ```text
+//! | client 32 | client ident 16 | epoch 14 | state 2 |
+//! ```
+//!
+//! The life of a slot, and what may be done in each state:
+//!
+//! * `Free`: nobody's. Its ident is in the owner's ready pool.
+//! * `Live`: a mapping. Requests leave under it, replies return through it.
+//! * `Held`: the mapping has ended and the hold-down runs. A reply to a request sent before may still return through
+//!   it; nothing new leaves under it. When the hold-down ends no echo can be outstanding, and the slot is free.
+//!
+//! Only the owner of the slot's shard writes identities, so plain stores do: no compare-and-swap, no ABA. The epoch
+//! counts the mappings that a slot has had; an index remembered with its epoch is known to be stale when it is.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::SlotIndex;
+use crate::clock::Instant;
+
+/// Whether a slot is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// Nobody's.
+    Free,
+    /// A mapping in use.
+    Live,
+    /// A mapping that has ended, its ident not yet to be used again.
+    Held,
+}
+
+/// A slot's identity word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Identity(u64);
+
+const STATE_BITS: u32 = 2;
+const EPOCH_BITS: u32 = 14;
+const EPOCH_MASK: u64 = (1 << EPOCH_BITS) - 1;
+
+impl Identity {
+    fn new(client: Ipv4Addr, client_ident: u16, epoch: u64, state: State) -> Identity {
+        let state = match state {
+            State::Free => 0,
+            State::Live => 1,
+            State::Held => 2,
+        };
+        Identity(
+            u64::from(u32::from(client)) << 32
+                | u64::from(client_ident) << (EPOCH_BITS + STATE_BITS)
+                | (epoch & EPOCH_MASK) << STATE_BITS
+                | state,
+        )
+    }
+
+    /// The client whose mapping it is.
+    pub fn client(self) -> Ipv4Addr {
+        let [a, b, c, d, ..] = self.0.to_be_bytes();
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    /// The ident that the client chose.
+    pub fn client_ident(self) -> u16 {
+        let [.., high, low, _, _] = self.0.to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
+    /// How many mappings the slot has had, modulo 2^14.
+    pub fn epoch(self) -> u64 {
+        self.0 >> STATE_BITS & EPOCH_MASK
+    }
+
+    /// Whether the slot is in use.
+    pub fn state(self) -> State {
+        match self.0 & 3 {
+            1 => State::Live,
+            2 => State::Held,
+            _ => State::Free,
+        }
+    }
+
+    /// Whether it is the live mapping of this client and ident.
+    pub fn is_live_for(self, client: Ipv4Addr, client_ident: u16) -> bool {
+        self.state() == State::Live && self.client() == client && self.client_ident() == client_ident
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {} ident {} epoch {}", self.state(), self.client(), self.client_ident(), self.epoch())
+    }
+}
+
+/// One gateway ident on one gateway address.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Slot {
+    identity: AtomicU64,
+    /// Milliseconds on the gateway's clock, wrapping after 49 days; a live slot is looked at far more often.
+    last_use_ms: AtomicU32,
+}
+
+/// All slots of all gateway addresses.
+#[derive(Debug)]
+pub struct Slots(Box<[Slot]>);
+
+/// The bytes of one slot.
+pub const SLOT_BYTES: usize = size_of::<Slot>();
+
+impl Slots {
+    /// Free slots for `addresses` gateway addresses: 65,536 each.
+    pub fn new(addresses: usize) -> Slots {
+        Slots((0..addresses << 16).map(|_| Slot::default()).collect())
+    }
+
+    /// Whose the slot is. Acquire: pairs with the Release of `occupy`, so that whoever reads an identity sees the
+    /// last-use time it began with.
+    pub fn identity(&self, index: SlotIndex) -> Identity {
+        Identity(self.0[index.position()].identity.load(Ordering::Acquire))
+    }
+
+    /// Starts a mapping in a free slot. The caller owns its shard.
+    pub(super) fn occupy(&self, index: SlotIndex, client: Ipv4Addr, client_ident: u16, now: Instant) {
+        let slot = &self.0[index.position()];
+        let before = Identity(slot.identity.load(Ordering::Relaxed)); // only the owner writes it: that is us
+        debug_assert_eq!(before.state(), State::Free);
+        // Relaxed: published by the Release below.
+        slot.last_use_ms.store(wrapped_millis(now), Ordering::Relaxed);
+        let identity = Identity::new(client, client_ident, before.epoch() + 1, State::Live);
+        // Release: pairs with the Acquire of `identity`.
+        slot.identity.store(identity.0, Ordering::Release);
+    }
+
+    /// Ends a mapping: nothing new leaves under it. The caller owns its shard.
+    pub(super) fn hold(&self, index: SlotIndex) -> Identity {
+        self.restate(index, State::Live, State::Held)
+    }
+
+    /// Ends the hold-down, or gives back a slot whose mapping was never used. The caller owns its shard.
+    pub(super) fn free(&self, index: SlotIndex, from: State) {
+        self.restate(index, from, State::Free);
+    }
+
+    fn restate(&self, index: SlotIndex, from: State, to: State) -> Identity {
+        let slot = &self.0[index.position()];
+        let before = Identity(slot.identity.load(Ordering::Relaxed)); // only the owner writes it: that is us
+        debug_assert_eq!(before.state(), from);
+        let after = Identity::new(before.client(), before.client_ident(), before.epoch(), to);
+        // Release: pairs with the Acquire of `identity`; whoever sees `Free` also sees the removal from the map.
+        slot.identity.store(after.0, Ordering::Release);
+        before
+    }
+
+    /// Marks the mapping as used now.
+    pub fn touch(&self, index: SlotIndex, now: Instant) {
+        let last_use = &self.0[index.position()].last_use_ms;
+        let now = wrapped_millis(now);
+        // Relaxed both: a time stamp alone, read by the owner's sweep. The comparison keeps a busy mapping's line clean.
+        if last_use.load(Ordering::Relaxed) != now {
+            last_use.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Milliseconds since the mapping was used. A use that is later than `now` (another worker's batch) counts as 0.
+    pub fn idle_ms(&self, index: SlotIndex, now: Instant) -> u32 {
+        let last_use = self.0[index.position()].last_use_ms.load(Ordering::Relaxed);
+        let idle = wrapped_millis(now).wrapping_sub(last_use);
+        if idle > u32::MAX / 2 { 0 } else { idle }
+    }
+
+    /// How many slots there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "wraps on purpose")]
+fn wrapped_millis(now: Instant) -> u32 {
+    now.as_millis() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const INDEX: SlotIndex = SlotIndex::new(0, 0xbeef);
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+
+    #[test]
+    fn a_slot_is_one_cache_line() {
+        assert_eq!(SLOT_BYTES, 64);
+    }
+
+    #[test]
+    fn an_index_gives_back_its_parts() {
+        let index = SlotIndex::new(15, 0xbeef);
+        assert_eq!((index.address(), index.ident(), index.shard()), (15, 0xbeef, 0xbeef & 63));
+    }
+
+    #[test]
+    fn a_slot_lives_is_held_and_is_freed() {
+        let slots = Slots::new(1);
+        slots.occupy(INDEX, CLIENT, 0xffff, Instant::START);
+        assert!(slots.identity(INDEX).is_live_for(CLIENT, 0xffff));
+        assert!(!slots.identity(INDEX).is_live_for(CLIENT, 0));
+        assert!(!slots.identity(INDEX).is_live_for(Ipv4Addr::new(10, 66, 0, 3), 0xffff));
+        slots.hold(INDEX);
+        let held = slots.identity(INDEX);
+        assert_eq!((held.state(), held.client(), held.client_ident()), (State::Held, CLIENT, 0xffff));
+        assert!(!held.is_live_for(CLIENT, 0xffff));
+        slots.free(INDEX, State::Held);
+        assert_eq!(slots.identity(INDEX).state(), State::Free);
+    }
+
+    #[test]
+    fn each_mapping_of_a_slot_has_its_own_epoch_and_the_epoch_wraps_inside_its_bits() {
+        let slots = Slots::new(1);
+        for mapping in 1..=20_000_u64 {
+            slots.occupy(INDEX, CLIENT, 7, Instant::START);
+            let identity = slots.identity(INDEX);
+            assert_eq!(identity.epoch(), mapping % (1 << 14));
+            assert!(identity.is_live_for(CLIENT, 7));
+            slots.hold(INDEX);
+            slots.free(INDEX, State::Held);
+        }
+    }
+
+    #[test]
+    fn idle_time_survives_the_wrap_of_its_32_bits() {
+        let slots = Slots::new(1);
+        let before_wrap = Instant::START + Duration::from_millis(u64::from(u32::MAX) - 5);
+        slots.occupy(INDEX, CLIENT, 7, before_wrap);
+        assert_eq!(slots.idle_ms(INDEX, before_wrap + Duration::from_millis(20)), 20);
+        slots.touch(INDEX, before_wrap + Duration::from_millis(20));
+        assert_eq!(slots.idle_ms(INDEX, before_wrap + Duration::from_millis(20)), 0);
+        assert_eq!(slots.idle_ms(INDEX, before_wrap), 0, "a use in the future is a use now");
+    }
+}
