@@ -10,3 +10,4 @@ pub mod host;
 pub mod io;
 pub mod metrics;
 pub mod policy;
+pub mod wire;

@@ -1,0 +1,406 @@
+//! IPv4 (RFC 791): a checked view of one datagram.
+//!
+//! [`Ipv4::check`] remembers the header length and the total length, which it has held against the bytes received;
+//! accessors use what was remembered and never read the two again. Bytes beyond the total length are padding: no
+//! accessor shows them.
+//!
+//! The header checksum is not part of the check: the kernel verifies it where it matters, and a TUN hands over what
+//! the kernel has verified. [`Ipv4::header_is_intact`] is for those who receive from elsewhere.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use super::{put_word, word_at};
+use crate::checksum;
+
+/// Protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// Protocol number of TCP.
+pub const TCP: u8 = 6;
+/// Protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// Length of a header without options, in bytes.
+pub const HEADER_LEN_MIN: usize = 20;
+/// Length of a header with as many options as fit, in bytes.
+pub const HEADER_LEN_MAX: usize = 60;
+
+/// Offsets of the header's fields (RFC 791, section 3.1).
+mod field {
+    pub(super) const VERSION_IHL: usize = 0;
+    pub(super) const TOS: usize = 1;
+    pub(super) const TOTAL_LEN: usize = 2;
+    pub(super) const IDENTIFICATION: usize = 4;
+    pub(super) const FRAGMENT: usize = 6;
+    pub(super) const TTL: usize = 8;
+    pub(super) const PROTOCOL: usize = 9;
+    pub(super) const CHECKSUM: usize = 10;
+    pub(super) const SOURCE: usize = 12;
+    pub(super) const DESTINATION: usize = 16;
+}
+
+pub(super) const DONT_FRAGMENT: u16 = 0x4000;
+pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
+/// The fragment offset counts units of eight bytes.
+const FRAGMENT_UNITS: u16 = 0x1FFF;
+
+/// Why bytes are not an IPv4 datagram. The first that applies, in this order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Malformed {
+    /// Fewer bytes than the shortest header has.
+    Truncated,
+    /// The version is not 4.
+    Version,
+    /// The header length is below its minimum, or the header goes beyond the bytes received.
+    HeaderLength,
+    /// The total length is shorter than the header, or goes beyond the bytes received.
+    TotalLength,
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Malformed::Truncated => "shorter than an IPv4 header",
+            Malformed::Version => "not IPv4",
+            Malformed::HeaderLength => "bad header length",
+            Malformed::TotalLength => "bad total length",
+        })
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// A view of bytes that hold an IPv4 datagram. `B` gives the same bytes each time it is asked (slices, vectors and
+/// buffers do); one that shrank between two calls would make accessors panic.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4<B> {
+    bytes: B,
+    header_len: usize,
+    total_len: usize,
+}
+
+impl<B: AsRef<[u8]>> Ipv4<B> {
+    /// Checks the version and both lengths against the bytes received.
+    pub fn check(bytes: B) -> Result<Ipv4<B>, Malformed> {
+        let received = bytes.as_ref();
+        if received.len() < HEADER_LEN_MIN {
+            return Err(Malformed::Truncated);
+        }
+        if received[field::VERSION_IHL] >> 4 != 4 {
+            return Err(Malformed::Version);
+        }
+        let header_len = usize::from(received[field::VERSION_IHL] & 0x0F) * 4;
+        if header_len < HEADER_LEN_MIN || header_len > received.len() {
+            return Err(Malformed::HeaderLength);
+        }
+        let total_len = usize::from(word_at(received, field::TOTAL_LEN));
+        if total_len < header_len || total_len > received.len() {
+            return Err(Malformed::TotalLength);
+        }
+        Ok(Ipv4 { bytes, header_len, total_len })
+    }
+
+    /// Length of the header with its options, in bytes: 20 to 60.
+    pub fn header_len(&self) -> usize {
+        self.header_len
+    }
+
+    /// Length of the datagram, in bytes; padding not included.
+    pub fn total_len(&self) -> usize {
+        self.total_len
+    }
+
+    /// Type of service: DSCP and ECN.
+    pub fn tos(&self) -> u8 {
+        self.header()[field::TOS]
+    }
+
+    /// What the fragments of one datagram have in common.
+    pub fn identification(&self) -> u16 {
+        word_at(self.header(), field::IDENTIFICATION)
+    }
+
+    /// Whether routers must not fragment it (DF).
+    pub fn dont_fragment(&self) -> bool {
+        self.fragment_field() & DONT_FRAGMENT != 0
+    }
+
+    /// Whether further fragments follow (MF).
+    pub fn more_fragments(&self) -> bool {
+        self.fragment_field() & MORE_FRAGMENTS != 0
+    }
+
+    /// Where in the whole datagram's payload this one's belongs, in bytes.
+    pub fn fragment_offset(&self) -> usize {
+        usize::from(self.fragment_field() & FRAGMENT_UNITS) * 8
+    }
+
+    /// Whether it is a fragment: the first, one between, or the last.
+    pub fn is_fragment(&self) -> bool {
+        self.more_fragments() || self.fragment_offset() != 0
+    }
+
+    /// Whether it is the fragment that holds the transport header.
+    pub fn is_first_fragment(&self) -> bool {
+        self.more_fragments() && self.fragment_offset() == 0
+    }
+
+    /// Whether it is a fragment without the transport header: its payload starts in mid-message.
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment_offset() != 0
+    }
+
+    /// Time to live: hops left.
+    pub fn ttl(&self) -> u8 {
+        self.header()[field::TTL]
+    }
+
+    /// Protocol of the payload.
+    pub fn protocol(&self) -> u8 {
+        self.header()[field::PROTOCOL]
+    }
+
+    /// The header checksum as it stands.
+    pub fn header_checksum(&self) -> u16 {
+        word_at(self.header(), field::CHECKSUM)
+    }
+
+    /// Whether the header checksum is right.
+    pub fn header_is_intact(&self) -> bool {
+        checksum::sum(self.header()) == 0xFFFF
+    }
+
+    /// Source address.
+    pub fn source(&self) -> Ipv4Addr {
+        self.address(field::SOURCE)
+    }
+
+    /// Destination address.
+    pub fn destination(&self) -> Ipv4Addr {
+        self.address(field::DESTINATION)
+    }
+
+    /// The header's options with their padding; empty for most packets.
+    pub fn options(&self) -> &[u8] {
+        &self.header()[HEADER_LEN_MIN..]
+    }
+
+    /// The header with its options.
+    pub fn header(&self) -> &[u8] {
+        &self.bytes.as_ref()[..self.header_len]
+    }
+
+    /// What the datagram carries; padding not included.
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes.as_ref()[self.header_len..self.total_len]
+    }
+
+    fn fragment_field(&self) -> u16 {
+        word_at(self.header(), field::FRAGMENT)
+    }
+
+    fn address(&self, at: usize) -> Ipv4Addr {
+        let header = self.header();
+        Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3])
+    }
+}
+
+impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
+    /// What the datagram carries, to be changed in place.
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes.as_mut()[self.header_len..self.total_len]
+    }
+
+    /// Replaces the source address.
+    pub fn set_source(&mut self, source: Ipv4Addr) {
+        self.set_address(field::SOURCE, source);
+    }
+
+    /// Replaces the destination address.
+    pub fn set_destination(&mut self, destination: Ipv4Addr) {
+        self.set_address(field::DESTINATION, destination);
+    }
+
+    /// Replaces the time to live.
+    pub fn set_ttl(&mut self, ttl: u8) {
+        let protocol = self.protocol();
+        let old = u16::from_be_bytes([self.ttl(), protocol]);
+        let new = u16::from_be_bytes([ttl, protocol]);
+        self.bytes.as_mut()[field::TTL] = ttl;
+        self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
+    }
+
+    fn set_address(&mut self, at: usize, new: Ipv4Addr) {
+        let old = self.address(at);
+        self.bytes.as_mut()[at..at + 4].copy_from_slice(&new.octets());
+        self.set_header_checksum(checksum::update_u32(self.header_checksum(), old.into(), new.into()));
+    }
+
+    fn set_header_checksum(&mut self, check: u16) {
+        put_word(self.bytes.as_mut(), field::CHECKSUM, check);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::build::Datagram;
+    use proptest::prelude::*;
+
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+    const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+
+    fn datagram(options_len: usize, payload_len: usize) -> Vec<u8> {
+        Datagram { options: vec![1; options_len], ..Datagram::new(CLIENT, REMOTE, ICMP, vec![0xA5; payload_len]) }
+            .build()
+    }
+
+    /// What `check` ought to say, from RFC 791 alone.
+    fn expected(bytes: &[u8]) -> Result<(usize, usize), Malformed> {
+        match bytes.len() {
+            0..20 => return Err(Malformed::Truncated),
+            _ if !(0x40..0x50).contains(&bytes[0]) => return Err(Malformed::Version),
+            _ => {}
+        }
+        let header_len = usize::from(bytes[0] % 16) * 4;
+        let total_len = usize::from(bytes[2]) * 256 + usize::from(bytes[3]);
+        match () {
+            () if !(20..=bytes.len()).contains(&header_len) => Err(Malformed::HeaderLength),
+            () if !(header_len..=bytes.len()).contains(&total_len) => Err(Malformed::TotalLength),
+            () => Ok((header_len, total_len)),
+        }
+    }
+
+    /// Calls everything; the assertions are that nothing panics and that the parts make up the whole.
+    fn exercise(bytes: &[u8]) {
+        let mut copy = bytes.to_vec();
+        match Ipv4::check(&mut copy[..]) {
+            Err(malformed) => assert_eq!(Err(malformed), expected(bytes)),
+            Ok(mut packet) => {
+                assert_eq!(Ok((packet.header_len(), packet.total_len())), expected(bytes));
+                assert_eq!(packet.header().len() + packet.payload().len(), packet.total_len());
+                assert_eq!(packet.header().len(), HEADER_LEN_MIN + packet.options().len());
+                let intact = packet.header_is_intact();
+                let _ = (packet.tos(), packet.identification(), packet.dont_fragment(), packet.is_fragment());
+                let _ = (packet.is_first_fragment(), packet.is_later_fragment(), packet.protocol());
+                packet.set_source(REMOTE);
+                packet.set_destination(CLIENT);
+                packet.set_ttl(1);
+                packet.payload_mut().fill(0xFF);
+                assert_eq!((packet.source(), packet.destination(), packet.ttl()), (REMOTE, CLIENT, 1));
+                assert_eq!(packet.header_is_intact(), intact, "a setter hid or made damage");
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_of_every_header_length() {
+        for options_len in (0..=40).step_by(4) {
+            let whole = datagram(options_len, 12);
+            for length in 0..=whole.len() {
+                exercise(&whole[..length]);
+                let outcome = Ipv4::check(&whole[..length]).map(|packet| packet.total_len());
+                let header_len = HEADER_LEN_MIN + options_len;
+                assert_eq!(
+                    outcome,
+                    match length {
+                        0..HEADER_LEN_MIN => Err(Malformed::Truncated),
+                        _ if length < header_len => Err(Malformed::HeaderLength),
+                        _ if length < whole.len() => Err(Malformed::TotalLength),
+                        _ => Ok(whole.len()),
+                    }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_first_byte_with_every_lying_total_length() {
+        let mut bytes = datagram(0, 60);
+        for first in 0..=u8::MAX {
+            bytes[field::VERSION_IHL] = first;
+            for total_len in (0..=90).chain([255, 256, 1500, 32_767, 32_768, 65_535]) {
+                put_word(&mut bytes, field::TOTAL_LEN, total_len);
+                exercise(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn padding_is_not_part_of_the_packet() {
+        let mut bytes = datagram(0, 8);
+        bytes.extend([0xEE; 18]);
+        let mut packet = Ipv4::check(bytes).unwrap();
+        assert_eq!(packet.total_len(), 28);
+        assert_eq!(packet.payload(), [0xA5; 8]);
+        packet.payload_mut().fill(0);
+        assert_eq!(packet.bytes[28..], [0xEE; 18]);
+    }
+
+    #[test]
+    fn fields_are_read_where_rfc_791_has_them() {
+        let packet = Ipv4::check([
+            0x46, 0xB8, 0x00, 0x1C, 0x12, 0x34, 0x40, 0x00, 0x3F, 0x11, 0xAB, 0xCD, 192, 0, 2, 1, 203, 0, 113, 9, 7, 4,
+            4, 0, 0xDE, 0xAD, 0xBE, 0xEF,
+        ])
+        .unwrap();
+        assert_eq!((packet.header_len(), packet.total_len(), packet.tos()), (24, 28, 0xB8));
+        assert_eq!((packet.identification(), packet.ttl(), packet.protocol()), (0x1234, 63, UDP));
+        assert_eq!((packet.header_checksum(), packet.header_is_intact()), (0xABCD, false));
+        assert_eq!(packet.source(), Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(packet.destination(), Ipv4Addr::new(203, 0, 113, 9));
+        assert_eq!((packet.options(), packet.payload()), (&[7, 4, 4, 0][..], &[0xDE, 0xAD, 0xBE, 0xEF][..]));
+        assert!(packet.dont_fragment() && !packet.is_fragment());
+    }
+
+    #[test]
+    fn fragments_are_told_apart() {
+        let told = |fragment: u16| {
+            let mut bytes = datagram(0, 8);
+            put_word(&mut bytes, field::FRAGMENT, fragment);
+            let packet = Ipv4::check(bytes).unwrap();
+            assert_eq!(packet.is_fragment(), packet.is_first_fragment() || packet.is_later_fragment());
+            (packet.is_first_fragment(), packet.is_later_fragment(), packet.fragment_offset())
+        };
+        assert_eq!(told(0), (false, false, 0));
+        assert_eq!(told(DONT_FRAGMENT), (false, false, 0));
+        assert_eq!(told(0x8000), (false, false, 0), "the reserved bit means nothing");
+        assert_eq!(told(MORE_FRAGMENTS), (true, false, 0));
+        assert_eq!(told(MORE_FRAGMENTS | 185), (false, true, 1480));
+        assert_eq!(told(0x1FFF), (false, true, 65_528));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..120), likely: bool) {
+            if likely && bytes.len() >= HEADER_LEN_MIN {
+                bytes[field::VERSION_IHL] = 0x40 | (bytes[field::VERSION_IHL] & 0x0F);
+                bytes[field::TOTAL_LEN] = 0;
+            }
+            exercise(&bytes);
+        }
+
+        #[test]
+        fn setters_keep_the_header_checksum_equal_to_the_full_sum(
+            header: [u8; 20], source: u32, destination: u32, ttl: u8, options in 0..=10_usize,
+        ) {
+            let mut bytes = datagram(options * 4, 8);
+            // Everything random but the lengths and the checksum, which is computed.
+            for at in [1, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 18, 19] {
+                bytes[at] = header[at];
+            }
+            let header_len = HEADER_LEN_MIN + options * 4;
+            put_word(&mut bytes, field::CHECKSUM, 0);
+            let check = checksum::checksum(&bytes[..header_len]);
+            put_word(&mut bytes, field::CHECKSUM, check);
+
+            let mut packet = Ipv4::check(&mut bytes[..]).unwrap();
+            packet.set_source(source.into());
+            packet.set_destination(destination.into());
+            packet.set_ttl(ttl);
+            let updated = packet.header_checksum();
+            put_word(&mut bytes, field::CHECKSUM, 0);
+            prop_assert_eq!(updated, checksum::checksum(&bytes[..header_len]));
+        }
+    }
+}

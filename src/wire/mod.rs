@@ -1,0 +1,24 @@
+//! Packets as bytes: checked views that read and rewrite in place, and builders.
+//!
+//! A view is made by its `check`, which looks at every length that the packet states and holds them against the bytes
+//! there are; what it found is remembered in the view. After that no accessor panics or reads outside the packet,
+//! whatever was written through the view meanwhile. Setters carry the checksum along by RFC 1624 and never recompute
+//! one, so that damage stays visible to whoever the packet is for.
+//!
+//! Rejected: structs parsed out and serialised again. That copies each packet twice, and has to get every field right
+//! that nobody here cares about.
+
+pub mod build;
+pub mod icmpv4;
+pub mod ipv4;
+pub mod transport;
+
+/// The big-endian 16-bit word at `at`. Panics outside `bytes`: only for offsets that a `check` has covered.
+fn word_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Writes the big-endian 16-bit word at `at`. Panics outside `bytes`: only for offsets that a `check` has covered.
+fn put_word(bytes: &mut [u8], at: usize, word: u16) {
+    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
+}
