@@ -1,7 +1,6 @@
-//! Echogate lets the clients of a VPN ping the internet. (Skeleton.)
+//! Echogate lets the clients of a VPN ping the internet.
 
 pub mod checksum;
-pub mod table;
 pub mod clock;
 pub mod error;
 #[cfg(feature = "gateway")]
@@ -10,4 +9,10 @@ pub mod host;
 pub mod io;
 pub mod metrics;
 pub mod policy;
+pub mod proxy;
+#[cfg(feature = "gateway")]
+pub mod sys;
+pub mod table;
 pub mod wire;
+#[cfg(feature = "gateway")]
+pub mod worker;

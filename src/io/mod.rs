@@ -13,12 +13,13 @@
 //! then the next `wait` submits what was queued. Nothing here blocks but `wait`, nothing retries, nothing logs a packet.
 
 pub mod buffers;
+pub mod memory;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::error::SetupError;
-pub use buffers::Frame;
+pub use buffers::{Frame, Pool, PoolSize};
 
 /// Where a packet comes from or goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
