@@ -9,3 +9,5 @@ pub mod host;
 pub mod io;
 pub mod metrics;
 pub mod policy;
+#[cfg(feature = "gateway")]
+pub mod sys;
