@@ -1,4 +1,164 @@
-//! Counters. (Skeleton of what readers see; the writer's side follows.)
+//! Counters: each worker writes its own, anybody reads the sum.
+//!
+//! A counter has one writer, so counting is a load and a store of a cache line that nobody else writes: no locked
+//! instruction. What is read while workers run is a moment old, and each counter its own moment; after the workers have
+//! ended it is exact, and then: packets in = packets out + the sum of the named drops.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam::utils::CachePadded;
+
+use crate::proxy::Reason;
+
+/// A number that one thread writes and any reads.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`. Only the counter's one writer may.
+    pub fn add(&self, count: u64) {
+        self.set(self.get().wrapping_add(count));
+    }
+
+    /// Takes `count` away. Only the counter's one writer may.
+    pub fn sub(&self, count: u64) {
+        self.set(self.get().wrapping_sub(count));
+    }
+
+    /// Sets it. Only the counter's one writer may.
+    pub fn set(&self, value: u64) {
+        // Relaxed: a number alone; no other memory is published with it.
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Its value a moment ago.
+    pub fn get(&self) -> u64 {
+        // Relaxed: see `set`.
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Packets and bytes counted by one worker.
+#[derive(Debug, Default)]
+pub struct TrafficCounter {
+    packets: Counter,
+    bytes: Counter,
+}
+
+impl TrafficCounter {
+    /// Counts a packet of `bytes` bytes.
+    pub fn count(&self, bytes: usize) {
+        self.packets.add(1);
+        self.bytes.add(bytes as u64);
+    }
+
+    fn get(&self) -> Traffic {
+        Traffic { packets: self.packets.get(), bytes: self.bytes.get() }
+    }
+}
+
+/// One more than the largest errno that a Linux system call returns (EHWPOISON, 133).
+const ERRNOS: usize = 134;
+
+/// Failed sends by errno.
+#[derive(Debug)]
+pub struct ErrnoCounters([Counter; ERRNOS]);
+
+impl Default for ErrnoCounters {
+    fn default() -> ErrnoCounters {
+        ErrnoCounters(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl ErrnoCounters {
+    /// Counts a send that failed with `errno`; one that errno(3) does not know counts as 0.
+    pub fn count(&self, errno: i32) {
+        let position = usize::try_from(errno).ok().filter(|errno| *errno < ERRNOS).unwrap_or(0);
+        self.0[position].add(1);
+    }
+}
+
+/// What one worker counts.
+#[derive(Debug, Default)]
+pub struct WorkerCounters {
+    /// Read from the TUN.
+    pub inside_in: TrafficCounter,
+    /// Received by the raw socket.
+    pub outside_in: TrafficCounter,
+    /// Sent by the raw socket.
+    pub outside_out: TrafficCounter,
+    /// Replies written to the TUN.
+    pub delivered: TrafficCounter,
+    /// Packets written back to the TUN unchanged.
+    pub reinjected: TrafficCounter,
+    /// Drops by reason, in the order of [`Reason::ALL`].
+    pub drops: [Counter; Reason::ALL.len()],
+    /// Packets that fell through and were to be dropped.
+    pub not_reinjected: Counter,
+    /// New mappings that waited for their batch, too many to keep.
+    pub creations_backlog: Counter,
+    /// Packets given up when the gateway ended.
+    pub ending: Counter,
+    /// Sends to the outside that failed.
+    pub send_outside: ErrnoCounters,
+    /// Writes to the TUN that failed.
+    pub send_inside: ErrnoCounters,
+    /// Mappings live now.
+    pub mappings: Counter,
+    /// The most that were live at once, of this worker's.
+    pub mappings_peak: Counter,
+    /// Echoes recorded less echoes gone, by this worker: may wrap below zero, the sum over all workers does not.
+    pub outstanding: Counter,
+    /// Echoes that nobody answered in time.
+    pub unanswered: Counter,
+    /// Echoes evicted from a full bucket, by their age: under 1 s, under 10 s, older.
+    pub evicted: [Counter; 3],
+}
+
+impl WorkerCounters {
+    /// Counts a drop.
+    pub fn drop(&self, reason: Reason) {
+        self.drops[reason as usize].add(1);
+    }
+
+    /// Counts an echo that was evicted at this age.
+    pub fn evict(&self, age: Duration) {
+        let class = match age.as_secs() {
+            0 => 0,
+            1..10 => 1,
+            _ => 2,
+        };
+        self.evicted[class].add(1);
+    }
+}
+
+/// The counters of all workers.
+#[derive(Debug)]
+pub struct Counters(Box<[CachePadded<WorkerCounters>]>);
+
+impl Counters {
+    /// Zeroes for this many workers.
+    pub fn new(workers: usize) -> Counters {
+        Counters((0..workers).map(|_| CachePadded::default()).collect())
+    }
+
+    /// Those of one worker.
+    pub fn worker(&self, worker: usize) -> &WorkerCounters {
+        &self.0[worker]
+    }
+
+    /// One worker's counters as they are now.
+    pub fn worker_snapshot(&self, worker: usize) -> Snapshot {
+        snapshot(&self.0[worker..=worker])
+    }
+
+    /// The sum of all workers' counters as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        snapshot(&self.0)
+    }
+}
 
 /// Packets and bytes in one direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -7,6 +167,14 @@ pub struct Traffic {
     pub packets: u64,
     /// Bytes, IP header included.
     pub bytes: u64,
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Traffic;
+
+    fn add(self, other: Traffic) -> Traffic {
+        Traffic { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
 }
 
 /// The sum of all workers' counters at one moment.
@@ -26,16 +194,18 @@ pub struct Snapshot {
     pub reinjected: Traffic,
     /// Drops by name, zero ones left out: in = out + the sum of these, exactly, once nothing is in flight.
     pub drops: Vec<(String, u64)>,
-    /// Requests refused because a table or an allowance was full (part of `drops`).
+    /// Requests refused because a table was full (part of `drops`).
     pub refused: u64,
     /// Mappings live now.
     pub mappings: u64,
-    /// The most mappings that were live at once.
+    /// The most mappings that were live at once; with several workers at most this.
     pub mappings_peak: u64,
     /// Echoes outstanding now.
     pub outstanding: u64,
     /// Echoes that nobody answered within the echo timeout.
     pub unanswered: u64,
+    /// Echoes evicted from a full bucket, by their age: under 1 s, under 10 s, older.
+    pub evicted: [u64; 3],
 }
 
 impl Snapshot {
@@ -48,5 +218,131 @@ impl Snapshot {
     pub fn packets_accounted(&self) -> u64 {
         let drops: u64 = self.drops.iter().map(|(_, count)| count).sum();
         self.inside_out.packets + self.outside_out.packets + drops
+    }
+
+    /// The drops of this name.
+    pub fn dropped(&self, name: &str) -> u64 {
+        self.drops.iter().find(|(named, _)| named == name).map_or(0, |(_, count)| *count)
+    }
+}
+
+fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
+    let traffic = |of: fn(&WorkerCounters) -> &TrafficCounter| {
+        workers.iter().map(|worker| of(worker).get()).fold(Traffic::default(), |sum, more| sum + more)
+    };
+    let total = |of: fn(&WorkerCounters) -> &Counter| {
+        workers.iter().map(|worker| of(worker).get()).fold(0, u64::wrapping_add)
+    };
+    let (delivered, reinjected) = (traffic(|w| &w.delivered), traffic(|w| &w.reinjected));
+    Snapshot {
+        inside_in: traffic(|w| &w.inside_in),
+        outside_in: traffic(|w| &w.outside_in),
+        outside_out: traffic(|w| &w.outside_out),
+        inside_out: delivered + reinjected,
+        delivered,
+        reinjected,
+        drops: drops(workers),
+        refused: workers
+            .iter()
+            .flat_map(|worker| worker.drops.iter().zip(Reason::ALL))
+            .filter(|(_, reason)| reason.is_refusal())
+            .map(|(count, _)| count.get())
+            .sum(),
+        mappings: total(|w| &w.mappings),
+        mappings_peak: total(|w| &w.mappings_peak),
+        outstanding: total(|w| &w.outstanding),
+        unanswered: total(|w| &w.unanswered),
+        evicted: [total(|w| &w.evicted[0]), total(|w| &w.evicted[1]), total(|w| &w.evicted[2])],
+    }
+}
+
+/// Drops by name, in alphabetical order, zero ones left out.
+fn drops(workers: &[CachePadded<WorkerCounters>]) -> Vec<(String, u64)> {
+    let mut drops: BTreeMap<String, u64> = BTreeMap::new();
+    let mut add = |name: String, count: &Counter| {
+        if count.get() > 0 {
+            *drops.entry(name).or_default() += count.get();
+        }
+    };
+    for worker in workers {
+        for reason in Reason::ALL {
+            add(reason.name().into(), &worker.drops[reason as usize]);
+        }
+        add("not_reinjected".into(), &worker.not_reinjected);
+        add("creations_backlog".into(), &worker.creations_backlog);
+        add("ending".into(), &worker.ending);
+        for (side, errnos) in [("outside", &worker.send_outside), ("inside", &worker.send_inside)] {
+            for (errno, count) in errnos.0.iter().enumerate() {
+                add(format!("send_{side}_{}", errno_name(errno)), count);
+            }
+        }
+    }
+    drops.into_iter().collect()
+}
+
+/// The symbol of an errno that a send to a TUN or a raw socket is known to give, in lower case; others by number.
+fn errno_name(errno: usize) -> String {
+    let symbol = match errno {
+        0 => "short",
+        1 => "eperm",
+        5 => "eio",
+        11 => "eagain",
+        12 => "enomem",
+        13 => "eacces",
+        22 => "einval",
+        77 => "ebadfd",
+        90 => "emsgsize",
+        100 => "enetdown",
+        101 => "enetunreach",
+        105 => "enobufs",
+        111 => "econnrefused",
+        113 => "ehostunreach",
+        125 => "ecanceled",
+        number => return format!("errno_{number}"),
+    };
+    symbol.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_all_reasons_is_their_number() {
+        for (position, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, position, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_sums_the_workers_and_names_what_was_dropped() {
+        let counters = Counters::new(2);
+        for worker in 0..2 {
+            let counters = counters.worker(worker);
+            counters.inside_in.count(84);
+            counters.inside_in.count(84);
+            counters.outside_out.count(84);
+            counters.drop(Reason::NoIdent);
+        }
+        counters.worker(0).outside_in.count(84);
+        counters.worker(0).send_inside.count(5);
+        counters.worker(0).outstanding.add(3);
+        counters.worker(1).outstanding.sub(2);
+        let sum = counters.snapshot();
+        assert_eq!(sum.inside_in, Traffic { packets: 4, bytes: 336 });
+        assert_eq!(sum.drops, [("no_ident".to_string(), 2), ("send_inside_eio".to_string(), 1)]);
+        assert_eq!((sum.refused, sum.outstanding), (2, 1));
+        assert_eq!(sum.packets_in(), sum.packets_accounted());
+        assert_eq!(counters.worker_snapshot(1).inside_in.packets, 2);
+    }
+
+    #[test]
+    fn an_errno_from_beyond_the_table_is_counted_too() {
+        let counters = Counters::new(1);
+        counters.worker(0).send_outside.count(512);
+        counters.worker(0).send_outside.count(-1);
+        counters.worker(0).send_outside.count(133);
+        let drops = counters.snapshot().drops;
+        assert_eq!(drops, [("send_outside_errno_133".to_string(), 1), ("send_outside_short".to_string(), 2)]);
     }
 }

@@ -250,6 +250,11 @@ impl Reason {
     pub const fn is_refusal(self) -> bool {
         matches!(self, Reason::NoIdent | Reason::MappingContended | Reason::EchoContended)
     }
+
+    /// Whether the dropped packet was a reply that used its outstanding echo up.
+    pub const fn uses_echo_up(self) -> bool {
+        matches!(self, Reason::Late | Reason::NoMapping)
+    }
 }
 
 impl From<ipv4::Malformed> for Reason {

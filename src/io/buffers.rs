@@ -189,6 +189,7 @@ impl Pool {
             data: self.address(number),
             len,
             number,
+            note: 0,
             #[cfg(debug_assertions)]
             filled: len,
             pool: Rc::clone(self),
@@ -228,6 +229,7 @@ pub struct Frame {
     data: NonNull<u8>,
     len: u32,
     number: u16,
+    note: u8,
     /// The most bytes that may have been written, for poisoning.
     #[cfg(debug_assertions)]
     filled: u32,
@@ -238,6 +240,16 @@ impl Frame {
     /// Cuts the packet to `len` bytes (trailing padding goes). Longer than it is: no change.
     pub fn truncate(&mut self, len: usize) {
         self.len = u32::try_from(len).map_or(self.len, |len| len.min(self.len));
+    }
+
+    /// What its owner noted on it; 0 at first.
+    pub fn note(&self) -> u8 {
+        self.note
+    }
+
+    /// Notes something on the frame, to know it by when it comes back from a send. Nothing else reads it.
+    pub fn set_note(&mut self, note: u8) {
+        self.note = note;
     }
 }
 

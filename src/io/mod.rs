@@ -42,6 +42,16 @@ pub enum Backend {
     Syscalls,
 }
 
+/// What becomes of a packet that is none of the proxy's business.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FallThrough {
+    /// Written back to the TUN: the kernel routes it as it would have without us.
+    #[default]
+    Reinject,
+    /// Dropped and counted.
+    Drop,
+}
+
 /// A frame that left the gateway, or could not.
 #[derive(Debug)]
 pub struct Sent {
@@ -64,6 +74,18 @@ pub struct Events {
     pub sent: Vec<Sent>,
     /// Somebody called the waker: look at the stop flag and the hand-over queue.
     pub woken: bool,
+}
+
+impl Events {
+    /// Empty events with room for a full batch.
+    pub fn with_capacity() -> Events {
+        Events {
+            from_inside: Vec::with_capacity(BATCH_MAX),
+            from_outside: Vec::with_capacity(BATCH_MAX),
+            sent: Vec::with_capacity(4 * BATCH_MAX),
+            woken: false,
+        }
+    }
 }
 
 /// One worker's way to both sides. Not `Send`: made on the thread that uses it.

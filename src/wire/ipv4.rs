@@ -230,6 +230,14 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
         self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
     }
 
+    /// Lets routers fragment the datagram.
+    pub fn clear_dont_fragment(&mut self) {
+        let old = word_at(self.bytes.as_ref(), field::FRAGMENT);
+        let new = old & !DONT_FRAGMENT;
+        put_word(self.bytes.as_mut(), field::FRAGMENT, new);
+        self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
+    }
+
     fn set_address(&mut self, at: usize, new: Ipv4Addr) {
         let old = self.address(at);
         self.bytes.as_mut()[at..at + 4].copy_from_slice(&new.octets());
@@ -286,6 +294,7 @@ mod tests {
                 packet.set_source(REMOTE);
                 packet.set_destination(CLIENT);
                 packet.set_ttl(1);
+                packet.clear_dont_fragment();
                 packet.payload_mut().fill(0xFF);
                 assert_eq!((packet.source(), packet.destination(), packet.ttl()), (REMOTE, CLIENT, 1));
                 assert_eq!(packet.header_is_intact(), intact, "a setter hid or made damage");
@@ -398,6 +407,7 @@ mod tests {
             packet.set_source(source.into());
             packet.set_destination(destination.into());
             packet.set_ttl(ttl);
+            packet.clear_dont_fragment();
             let updated = packet.header_checksum();
             put_word(&mut bytes, field::CHECKSUM, 0);
             prop_assert_eq!(updated, checksum::checksum(&bytes[..header_len]));

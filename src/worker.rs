@@ -1,0 +1,230 @@
+//! A worker: one thread, one way to both sides, one handle of the proxy. It turns:
+//!
+//! ```text
+//! wait      submits what the last turn queued, sleeps until something happens, reaps
+//! settle    sends that ended: count; one that failed withdraws its echo
+//! inbound   frames from outside -> proxy -> the TUN, or dropped
+//! outbound  frames from inside  -> proxy -> outside, or back to the TUN, or dropped
+//! expire    a bounded slice of what the clock makes due
+//! publish   the gauges
+//! ```
+//!
+//! Replies go first: a reply finishes what a request began. The clock is read once a turn. Nothing is allocated in a
+//! turn, nothing is logged about a packet, and nothing is retried: full means dropped, by name.
+//!
+//! A packet that needs a new mapping when its batch has made its share waits, in its buffer, for the next turn; the
+//! turns go on without sleeping while any waits. Live mappings pass it by.
+//!
+//! A worker ends when it is told to (it drains first: no more reads are awaited, what is in flight comes back) or with
+//! a fault, which is returned, never swallowed.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::clock::{Clock, Instant};
+use crate::error::SetupError;
+use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
+use crate::metrics::WorkerCounters;
+use crate::proxy::{Batch, Handle, Inbound, Outbound};
+use crate::table::echoes::Recorded;
+
+/// Packets that may wait for a new mapping.
+const WAITING_MAX: usize = 2 * BATCH_MAX;
+
+/// A drain takes at most this long: what has not come back then is given up and counted.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Noted on a frame that goes back to the TUN unchanged.
+const REINJECTED: u8 = 1;
+
+/// One worker over one [`PacketIo`].
+#[derive(Debug)]
+pub struct Worker<'c, I> {
+    io: I,
+    handle: Handle,
+    counters: &'c WorkerCounters,
+    fall_through: FallThrough,
+    events: Events,
+    waiting: VecDeque<Frame>,
+}
+
+impl<'c, I: PacketIo> Worker<'c, I> {
+    /// A worker that counts into `counters`, of which it is the only writer.
+    pub fn new(io: I, handle: Handle, counters: &'c WorkerCounters, fall_through: FallThrough) -> Worker<'c, I> {
+        let events = Events::with_capacity();
+        Worker { io, handle, counters, fall_through, events, waiting: VecDeque::with_capacity(WAITING_MAX) }
+    }
+
+    /// Turns until `stop` is set (and the I/O's waker called), then drains.
+    pub fn run(&mut self, clock: &impl Clock, stop: &AtomicBool) -> Result<(), SetupError> {
+        // Acquire: pairs with the Release of whoever stops us.
+        while !stop.load(Ordering::Acquire) {
+            self.turn(clock, None)?;
+        }
+        self.drain(clock)
+    }
+
+    /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
+    pub fn turn(&mut self, clock: &impl Clock, sleep_max: Option<Duration>) -> Result<(), SetupError> {
+        let sleep = if self.waiting.is_empty() {
+            self.handle.sleep_max(clock.now()).into_iter().chain(sleep_max).min()
+        } else {
+            Some(Duration::ZERO)
+        };
+        self.io.wait(&mut self.events, sleep)?;
+        self.process(clock.now());
+        Ok(())
+    }
+
+    /// Lets what is in flight come back. What still arrives meanwhile is given up, by name.
+    pub fn drain(&mut self, clock: &impl Clock) -> Result<(), SetupError> {
+        let until = clock.now() + DRAIN_TIME_MAX;
+        loop {
+            let now = clock.now();
+            self.settle_only(now);
+            if self.io.in_flight() == 0 || now >= until {
+                break;
+            }
+            self.io.wait(&mut self.events, Some(until.since(now)))?;
+        }
+        self.counters.ending.add(self.io.in_flight() as u64);
+        Ok(())
+    }
+
+    fn process(&mut self, now: Instant) {
+        let mut turn = Turn {
+            batch: self.handle.batch(now),
+            io: &mut self.io,
+            counters: self.counters,
+            fall_through: self.fall_through,
+            waiting: &mut self.waiting,
+        };
+        for sent in self.events.sent.drain(..) {
+            turn.settle(sent);
+        }
+        for frame in self.events.from_outside.drain(..) {
+            turn.inbound(frame);
+        }
+        turn.outbound_waiting();
+        for frame in self.events.from_inside.drain(..) {
+            turn.counters.inside_in.count(frame.len());
+            turn.outbound(frame);
+        }
+        turn.expire();
+        drop(turn);
+        self.publish();
+    }
+
+    fn settle_only(&mut self, now: Instant) {
+        let mut given_up = self.waiting.drain(..).count();
+        for frame in self.events.from_inside.drain(..) {
+            self.counters.inside_in.count(frame.len());
+            given_up += 1;
+        }
+        for frame in self.events.from_outside.drain(..) {
+            self.counters.outside_in.count(frame.len());
+            given_up += 1;
+        }
+        self.counters.ending.add(given_up as u64);
+        self.process(now);
+    }
+
+    fn publish(&self) {
+        let mappings = self.handle.mappings() as u64;
+        self.counters.mappings.set(mappings);
+        self.counters.mappings_peak.set(self.counters.mappings_peak.get().max(mappings));
+    }
+
+    /// Walks the worker's tables and tells the first contradiction.
+    pub fn audit(&self) -> Result<(), String> {
+        self.handle.audit()
+    }
+}
+
+/// A worker's parts while a batch is open.
+struct Turn<'t, I> {
+    batch: Batch<'t>,
+    io: &'t mut I,
+    counters: &'t WorkerCounters,
+    fall_through: FallThrough,
+    waiting: &'t mut VecDeque<Frame>,
+}
+
+impl<I: PacketIo> Turn<'_, I> {
+    fn settle(&mut self, Sent { to, frame, errno }: Sent) {
+        let counters = self.counters;
+        match (to, errno) {
+            (Side::Outside, 0) => counters.outside_out.count(frame.len()),
+            (Side::Outside, errno) => {
+                if self.batch.withdraw(&frame) {
+                    counters.outstanding.sub(1);
+                }
+                counters.send_outside.count(errno);
+            }
+            (Side::Inside, 0) if frame.note() == REINJECTED => counters.reinjected.count(frame.len()),
+            (Side::Inside, 0) => counters.delivered.count(frame.len()),
+            (Side::Inside, errno) => counters.send_inside.count(errno),
+        }
+    }
+
+    fn inbound(&mut self, mut frame: Frame) {
+        self.counters.outside_in.count(frame.len());
+        match self.batch.inbound(&mut frame) {
+            Inbound::Deliver { length, .. } => {
+                self.counters.outstanding.sub(1);
+                frame.truncate(length);
+                self.io.send_inside(frame);
+            }
+            Inbound::Drop(reason) => {
+                if reason.uses_echo_up() {
+                    self.counters.outstanding.sub(1);
+                }
+                self.counters.drop(reason);
+            }
+        }
+    }
+
+    fn outbound(&mut self, mut frame: Frame) {
+        match self.batch.outbound(&mut frame) {
+            Outbound::Forward { address, remote, length, recorded } => {
+                self.count_recorded(recorded);
+                frame.truncate(length);
+                self.io.send_outside(frame, address, remote);
+            }
+            Outbound::FallThrough(_) => match self.fall_through {
+                FallThrough::Reinject => {
+                    frame.set_note(REINJECTED);
+                    self.io.send_inside(frame);
+                }
+                FallThrough::Drop => self.counters.not_reinjected.add(1),
+            },
+            Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back(frame),
+            Outbound::Later => self.counters.creations_backlog.add(1),
+            Outbound::Drop(reason) => self.counters.drop(reason),
+        }
+    }
+
+    /// Packets that the last batch had no new mapping left for. Those for which this one has none go round again.
+    fn outbound_waiting(&mut self) {
+        for _ in 0..self.waiting.len() {
+            let Some(frame) = self.waiting.pop_front() else { break };
+            self.outbound(frame);
+        }
+    }
+
+    fn count_recorded(&self, recorded: Recorded) {
+        match recorded {
+            Recorded::New => self.counters.outstanding.add(1),
+            Recorded::OverExpired => self.counters.unanswered.add(1),
+            Recorded::Evicted(age) => self.counters.evict(age),
+            Recorded::Again | Recorded::Contended => {}
+        }
+    }
+
+    fn expire(&mut self) {
+        let expired = self.batch.expire();
+        self.counters.unanswered.add(expired.echoes);
+        self.counters.outstanding.sub(expired.echoes);
+    }
+}
