@@ -230,9 +230,8 @@ fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
     let traffic = |of: fn(&WorkerCounters) -> &TrafficCounter| {
         workers.iter().map(|worker| of(worker).get()).fold(Traffic::default(), |sum, more| sum + more)
     };
-    let total = |of: fn(&WorkerCounters) -> &Counter| {
-        workers.iter().map(|worker| of(worker).get()).fold(0, u64::wrapping_add)
-    };
+    let total =
+        |of: fn(&WorkerCounters) -> &Counter| workers.iter().map(|worker| of(worker).get()).fold(0, u64::wrapping_add);
     let (delivered, reinjected) = (traffic(|w| &w.delivered), traffic(|w| &w.reinjected));
     Snapshot {
         inside_in: traffic(|w| &w.inside_in),

@@ -194,7 +194,16 @@ mod tests {
         assert_eq!(policy.check(Ipv4Addr::new(10, 66, 1, 2), remote), Err(Refusal::NotClient));
         assert_eq!(policy.check(own, remote), Err(Refusal::OwnSource));
         assert_eq!(policy.check(client, own), Err(Refusal::OwnRemote));
-        for never in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "169.254.169.254", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255"] {
+        for never in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "169.254.169.254",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+        ] {
             assert_eq!(policy.check(client, never.parse().unwrap()), Err(Refusal::Remote), "{never}");
         }
     }

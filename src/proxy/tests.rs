@@ -1,0 +1,512 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::wire::build::{self, Datagram};
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+const OTHER_REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
+
+fn settings() -> Settings {
+    let mut settings = Settings::new(vec!["10.66.0.0/24".parse().unwrap()], vec![GATEWAY]);
+    settings.echo_words_log2 = 14;
+    settings.seed = Some(42);
+    settings
+}
+
+/// One thread's proxy and its clock.
+struct Bench {
+    proxy: Arc<Proxy>,
+    handle: Handle,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(settings: &Settings) -> Bench {
+        let proxy = Proxy::new(settings).unwrap();
+        let handle = proxy.handle(0).unwrap();
+        Bench { proxy, handle, now: Instant::START }
+    }
+
+    fn outbound(&mut self, packet: &mut [u8]) -> Outbound {
+        self.handle.batch(self.now).outbound(packet)
+    }
+
+    fn inbound(&mut self, packet: &mut [u8]) -> Inbound {
+        self.handle.batch(self.now).inbound(packet)
+    }
+
+    /// Lets time pass as a worker would: in slices, with what is due in each.
+    fn pass(&mut self, time: Duration) -> Expired {
+        let mut sum = Expired::default();
+        let until = self.now + time;
+        while self.now < until {
+            self.now = self.now + Duration::from_millis(100).min(until.since(self.now));
+            let expired = self.handle.batch(self.now).expire();
+            sum.mappings += expired.mappings;
+            sum.echoes += expired.echoes;
+        }
+        self.handle.audit().unwrap();
+        sum
+    }
+
+    /// Sends a request and returns it as it left, with the gateway's ident.
+    fn send(&mut self, client: Ipv4Addr, remote: Ipv4Addr, ident: u16, sequence: u16) -> (Vec<u8>, u16) {
+        let mut packet = build::echo_request(client, remote, ident, sequence, 64, b"payload");
+        let verdict = self.outbound(&mut packet);
+        assert!(matches!(verdict, Outbound::Forward { .. }), "{verdict:?}");
+        let ident = ident_of(&packet);
+        (packet, ident)
+    }
+
+    fn reply(&mut self, remote: Ipv4Addr, ident: u16, sequence: u16) -> (Inbound, Vec<u8>) {
+        let mut packet = build::echo_reply(remote, GATEWAY, ident, sequence, 60, b"payload");
+        (self.inbound(&mut packet), packet)
+    }
+}
+
+fn ident_of(packet: &[u8]) -> u16 {
+    Echo::check(Ipv4::check(packet).unwrap().payload()).unwrap().ident()
+}
+
+fn is_intact(packet: &[u8]) -> bool {
+    let packet = Ipv4::check(packet).unwrap();
+    packet.header_is_intact() && Echo::check(packet.payload()).unwrap().is_intact()
+}
+
+/// The remote's answer to a request as it left: addresses swapped, type and checksums as they must be.
+fn answer(request: &[u8], ttl: u8) -> Vec<u8> {
+    let request = Ipv4::check(request).unwrap();
+    let echo = Echo::check(request.payload()).unwrap();
+    build::echo_reply(request.destination(), request.source(), echo.ident(), echo.sequence(), ttl, echo.payload())
+}
+
+#[test]
+fn a_ping_goes_out_as_the_gateways_and_comes_back_as_the_clients() {
+    let mut bench = Bench::new(&settings());
+    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 7);
+    let out = Ipv4::check(&sent[..]).unwrap();
+    assert_eq!((out.source(), out.destination(), out.ttl()), (GATEWAY, REMOTE, 64));
+    assert_eq!(Echo::check(out.payload()).unwrap().sequence(), 7);
+    assert!(is_intact(&sent));
+
+    let mut reply = answer(&sent, 60);
+    assert_eq!(bench.inbound(&mut reply), Inbound::Deliver { client: CLIENT, length: reply.len() });
+    assert_eq!(reply, build::echo_reply(REMOTE, CLIENT, 1, 7, 60, b"payload"));
+}
+
+#[test]
+fn two_clients_with_the_same_ident_sequence_and_remote_get_their_own_replies() {
+    let mut bench = Bench::new(&settings());
+    let (first, _) = bench.send(CLIENT, REMOTE, 1, 1);
+    let (second, _) = bench.send(OTHER_CLIENT, REMOTE, 1, 1);
+    assert_ne!(ident_of(&first), ident_of(&second));
+    for (sent, client) in [(second, OTHER_CLIENT), (first, CLIENT)] {
+        let mut reply = answer(&sent, 60);
+        assert_eq!(bench.inbound(&mut reply), Inbound::Deliver { client, length: reply.len() });
+        assert_eq!(ident_of(&reply), 1);
+    }
+}
+
+#[test]
+fn one_mapping_serves_all_remotes_and_sequences_of_a_clients_ident() {
+    // RFC 5508 REQ-1a: the mapping does not depend on the remote.
+    let mut bench = Bench::new(&settings());
+    let (_, first) = bench.send(CLIENT, REMOTE, 9, 1);
+    let (_, second) = bench.send(CLIENT, OTHER_REMOTE, 9, 2);
+    assert_eq!((first, bench.handle.mappings()), (second, 1));
+}
+
+#[test]
+fn a_reply_is_used_once() {
+    let mut bench = Bench::new(&settings());
+    let (_, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    assert!(matches!(bench.reply(REMOTE, ident, 1).0, Inbound::Deliver { .. }));
+    assert_eq!(bench.reply(REMOTE, ident, 1).0, Inbound::Drop(Reason::NoEcho));
+}
+
+#[test]
+fn a_reply_must_come_from_the_remote_that_was_asked_with_its_sequence_and_ident_to_our_address() {
+    let mut bench = Bench::new(&settings());
+    let (_, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    assert_eq!(bench.reply(OTHER_REMOTE, ident, 1).0, Inbound::Drop(Reason::NoEcho));
+    assert_eq!(bench.reply(REMOTE, ident, 2).0, Inbound::Drop(Reason::NoEcho));
+    assert_eq!(bench.reply(REMOTE, ident ^ 1, 1).0, Inbound::Drop(Reason::NoEcho));
+    let mut elsewhere = build::echo_reply(REMOTE, OTHER_REMOTE, ident, 1, 60, b"payload");
+    assert_eq!(bench.inbound(&mut elsewhere), Inbound::Drop(Reason::NotOurAddress));
+    assert!(matches!(bench.reply(REMOTE, ident, 1).0, Inbound::Deliver { .. }), "none of these used it up");
+}
+
+#[test]
+fn a_dropped_or_foreign_packet_is_left_as_it_was() {
+    let mut bench = Bench::new(&settings());
+    bench.send(CLIENT, REMOTE, 1, 1);
+    let unsolicited = build::echo_reply(REMOTE, GATEWAY, 77, 1, 60, b"payload");
+    let mut packet = unsolicited.clone();
+    assert!(matches!(bench.inbound(&mut packet), Inbound::Drop(_)));
+    assert_eq!(packet, unsolicited);
+}
+
+#[test]
+fn a_late_reply_goes_nowhere_and_a_reply_during_the_hold_down_goes_to_the_old_client() {
+    let mut bench = Bench::new(&settings());
+    let (_, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    bench.now = bench.now + Duration::from_secs(70);
+    assert_eq!(bench.reply(REMOTE, ident, 1).0, Inbound::Drop(Reason::Late));
+
+    // A mapping that is idle for 1 s and echoes that wait for 60: the reply comes when the mapping has ended.
+    let mut bench = Bench::new(&Settings { mapping_idle: Duration::from_secs(1), ..settings() });
+    let (_, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    assert_eq!(bench.pass(Duration::from_secs(3)).mappings, 1);
+    assert_eq!((bench.handle.mappings(), bench.handle.held()), (0, 1));
+    let (_, new_ident) = bench.send(CLIENT, REMOTE, 1, 2);
+    assert_ne!(ident, new_ident, "an ended mapping carries nothing new");
+    assert!(matches!(bench.reply(REMOTE, ident, 1).0, Inbound::Deliver { client: CLIENT, .. }));
+}
+
+#[test]
+fn an_ident_is_not_anothers_before_its_hold_down_is_over() {
+    let settings = Settings { mapping_idle: Duration::from_secs(1), ..settings() };
+    let mut bench = Bench::new(&settings);
+    let hold_down = bench.proxy.sizes().hold_down;
+    assert!(hold_down > settings.echo_timeout + BATCH_TIME_MAX);
+    bench.send(CLIENT, REMOTE, 1, 1);
+    bench.pass(Duration::from_secs(2));
+    assert_eq!(bench.handle.held(), 1);
+    bench.pass(hold_down - Duration::from_secs(2));
+    assert_eq!(bench.handle.held(), 1);
+    bench.pass(Duration::from_secs(3));
+    assert_eq!((bench.handle.held(), bench.handle.mappings()), (0, 0));
+}
+
+#[test]
+fn a_hold_down_shorter_than_an_echos_life_is_refused() {
+    let error = Proxy::new(&Settings { hold_down: Some(Duration::from_secs(60)), ..settings() }).unwrap_err();
+    assert!(error.to_string().contains("hold-down of 60s is shorter than an echo can stay outstanding"), "{error}");
+}
+
+#[test]
+fn a_mapping_in_use_does_not_end() {
+    let mut bench = Bench::new(&settings());
+    let (_, ident) = bench.send(CLIENT, REMOTE, 1, 0);
+    for sequence in 1..20 {
+        bench.pass(Duration::from_secs(55));
+        assert_eq!(bench.send(CLIENT, REMOTE, 1, sequence).1, ident);
+    }
+    let expired = bench.pass(Duration::from_secs(70));
+    assert_eq!((expired.mappings, bench.handle.mappings()), (1, 0));
+    assert_eq!(bench.proxy.outstanding(), 1, "the last echo waits a little longer than its mapping");
+    bench.pass(Duration::from_secs(70));
+    assert_eq!(bench.proxy.outstanding(), 0);
+}
+
+#[test]
+fn what_is_none_of_ours_falls_through_unchanged() {
+    let udp = |port: u16| {
+        let mut payload = vec![0x9c, 0x40, 0, 0, 0, 8, 0, 0];
+        payload[2..4].copy_from_slice(&port.to_be_bytes());
+        payload
+    };
+    let to = |destination, protocol, payload| Datagram::new(CLIENT, destination, protocol, payload).build();
+    let mut unreachable = vec![0; 36];
+    unreachable[0] = icmpv4::DESTINATION_UNREACHABLE;
+    let mut ipv6 = vec![0; 48];
+    ipv6[0] = 0x60;
+    let mut with_code = build::echo_message(EchoKind::Request, 1, 1, b"");
+    with_code[1] = 9;
+    for (packet, passing) in [
+        (to(REMOTE, ipv4::UDP, udp(53)), Passing::Dns),
+        (to(REMOTE, ipv4::TCP, udp(53)), Passing::Dns),
+        (to(CLIENT, ipv4::UDP, udp(53)), Passing::Dns),
+        (to(REMOTE, ipv4::UDP, udp(443)), Passing::NotEchoRequest),
+        (to(REMOTE, ipv4::TCP, udp(80)), Passing::NotEchoRequest),
+        (to(REMOTE, ipv4::ICMP, unreachable), Passing::NotEchoRequest),
+        (to(REMOTE, ipv4::ICMP, with_code), Passing::NotEchoRequest),
+        (build::echo_reply(CLIENT, REMOTE, 1, 1, 64, b""), Passing::NotEchoRequest),
+        (build::echo_request(CLIENT, OTHER_CLIENT, 1, 1, 64, b""), Passing::ToInside),
+        (ipv6, Passing::NotIpv4),
+    ] {
+        let mut bench = Bench::new(&settings());
+        let mut after = packet.clone();
+        assert_eq!(bench.outbound(&mut after), Outbound::FallThrough(passing));
+        assert_eq!(after, packet);
+        assert_eq!((bench.handle.mappings(), bench.proxy.outstanding()), (0, 0));
+    }
+}
+
+#[test]
+fn what_must_not_be_forwarded_is_dropped_by_reason() {
+    let request = |source, remote| build::echo_request(source, remote, 1, 1, 64, b"payload");
+    let fragment = |more_fragments, fragment_offset| {
+        let message = build::echo_message(EchoKind::Request, 1, 1, &[0; 24]);
+        Datagram { more_fragments, fragment_offset, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) }.build()
+    };
+    let mut bad_header = request(CLIENT, REMOTE);
+    bad_header[4] ^= 1;
+    for (mut packet, reason) in [
+        (request(Ipv4Addr::new(10, 67, 0, 2), REMOTE), Reason::NotClient),
+        (request(GATEWAY, REMOTE), Reason::OwnSource),
+        (request(CLIENT, GATEWAY), Reason::RemoteOwn),
+        (request(CLIENT, Ipv4Addr::BROADCAST), Reason::RemoteRefused),
+        (request(CLIENT, Ipv4Addr::new(224, 0, 0, 1)), Reason::RemoteRefused),
+        (request(CLIENT, Ipv4Addr::LOCALHOST), Reason::RemoteRefused),
+        (build::echo_request(CLIENT, REMOTE, 1, 1, 0, b""), Reason::TtlExpired),
+        (fragment(true, 0), Reason::Fragment),
+        (fragment(true, 8), Reason::Fragment),
+        (fragment(false, 16), Reason::Fragment),
+        (bad_header, Reason::HeaderChecksum),
+        (Datagram::new(CLIENT, REMOTE, ipv4::ICMP, vec![8, 0, 0, 0]).build(), Reason::IcmpTruncated),
+        (request(CLIENT, REMOTE)[..19].to_vec(), Reason::Truncated),
+        (request(CLIENT, REMOTE)[..30].to_vec(), Reason::TotalLength),
+    ] {
+        let mut bench = Bench::new(&settings());
+        assert_eq!(bench.outbound(&mut packet), Outbound::Drop(reason));
+        assert_eq!((bench.handle.mappings(), bench.proxy.outstanding()), (0, 0), "{reason:?}");
+    }
+}
+
+#[test]
+fn what_comes_from_outside_and_is_no_reply_of_ours_is_dropped_by_reason() {
+    let mut bench = Bench::new(&settings());
+    let (_, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    let message = build::echo_message(EchoKind::Reply, ident, 1, b"payload");
+    let reply = |change: fn(&mut Datagram)| {
+        let mut datagram = Datagram::new(REMOTE, GATEWAY, ipv4::ICMP, message.clone());
+        change(&mut datagram);
+        datagram.build()
+    };
+    for (mut packet, reason) in [
+        (build::echo_request(REMOTE, GATEWAY, ident, 1, 64, b""), Reason::NotEchoReply),
+        (reply(|d| d.payload[1] = 1), Reason::NotEchoReply),
+        (reply(|d| d.protocol = ipv4::UDP), Reason::NotEchoReply),
+        (reply(|d| d.payload.truncate(7)), Reason::IcmpTruncated),
+        (reply(|d| d.more_fragments = true), Reason::Fragment),
+        (reply(|d| d.ttl = 1), Reason::TtlExpired),
+        (vec![0x60; 60], Reason::Version),
+        (vec![0x42; 60], Reason::HeaderLength),
+    ] {
+        assert_eq!(bench.inbound(&mut packet), Inbound::Drop(reason));
+    }
+    assert!(matches!(bench.reply(REMOTE, ident, 1).0, Inbound::Deliver { .. }));
+}
+
+#[test]
+fn a_damaged_payload_stays_damaged_both_ways() {
+    let mut bench = Bench::new(&settings());
+    let mut packet = build::echo_request(CLIENT, REMOTE, 0xabcd, 1, 64, b"payload");
+    let last = packet.len() - 1;
+    packet[last] ^= 0x10;
+    assert!(matches!(bench.outbound(&mut packet), Outbound::Forward { .. }));
+    assert!(!is_intact(&packet));
+    let mut reply = build::echo_reply(REMOTE, GATEWAY, ident_of(&packet), 1, 60, b"payload");
+    reply[last] ^= 0x10;
+    assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { .. }));
+    assert!(!is_intact(&reply));
+}
+
+#[test]
+fn ident_0_and_sequence_0_are_as_good_as_any() {
+    // RFC 792; and the one reply whose checksum must be 0xffff: nothing but zeroes.
+    let mut bench = Bench::new(&settings());
+    let mut packet = build::echo_request(CLIENT, REMOTE, 0, 0, 64, &[0; 8]);
+    assert!(matches!(bench.outbound(&mut packet), Outbound::Forward { .. }));
+    let mut reply = answer(&packet, 60);
+    assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { .. }));
+    assert_eq!(reply, build::echo_reply(REMOTE, CLIENT, 0, 0, 60, &[0; 8]));
+    assert!(is_intact(&reply));
+}
+
+#[test]
+fn padding_is_not_part_of_the_packet() {
+    let mut bench = Bench::new(&settings());
+    let mut packet = build::echo_request(CLIENT, REMOTE, 1, 1, 64, b"");
+    let length_sent = packet.len();
+    packet.extend([0xee; 18]);
+    let Outbound::Forward { length, .. } = bench.outbound(&mut packet) else { panic!("not forwarded") };
+    assert_eq!(length, length_sent);
+}
+
+#[test]
+fn a_reply_too_big_for_the_inside_path_loses_its_dont_fragment() {
+    let mut bench = Bench::new(&settings());
+    for (payload, dont_fragment) in [(1472, true), (1473, false)] {
+        let mut request = build::echo_request(CLIENT, REMOTE, 1, payload, 64, &vec![7; payload.into()]);
+        assert!(matches!(bench.outbound(&mut request), Outbound::Forward { .. }));
+        let message = build::echo_message(EchoKind::Reply, ident_of(&request), payload, &vec![7; payload.into()]);
+        let datagram = Datagram { dont_fragment: true, ..Datagram::new(REMOTE, GATEWAY, ipv4::ICMP, message) };
+        let mut reply = datagram.build();
+        assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { .. }));
+        assert_eq!(Ipv4::check(&reply[..]).unwrap().dont_fragment(), dont_fragment);
+        assert!(is_intact(&reply));
+    }
+}
+
+#[test]
+fn a_send_that_failed_is_withdrawn_and_its_reply_unsolicited() {
+    let mut bench = Bench::new(&settings());
+    let (sent, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    assert!(bench.handle.batch(bench.now).withdraw(&sent));
+    assert!(!bench.handle.batch(bench.now).withdraw(&sent));
+    assert_eq!(bench.reply(REMOTE, ident, 1).0, Inbound::Drop(Reason::NoEcho));
+    assert_eq!(bench.proxy.outstanding(), 0);
+}
+
+#[test]
+fn a_batch_makes_its_share_of_mappings_and_live_ones_pass_by() {
+    let mut bench = Bench::new(&settings());
+    bench.send(CLIENT, REMOTE, 0, 0);
+    let mut batch = bench.handle.batch(bench.now);
+    let mut later = 0;
+    for ident in 1..=100 {
+        let original = build::echo_request(CLIENT, REMOTE, ident, 1, 64, b"payload");
+        let mut packet = original.clone();
+        match batch.outbound(&mut packet) {
+            Outbound::Forward { .. } => {}
+            Outbound::Later => {
+                later += 1;
+                assert_eq!(packet, original);
+            }
+            verdict => panic!("{verdict:?}"),
+        }
+    }
+    assert_eq!(later, 100 - CREATIONS_MAX);
+    let mut live = build::echo_request(CLIENT, REMOTE, 0, 1, 64, b"payload");
+    assert!(matches!(batch.outbound(&mut live), Outbound::Forward { .. }));
+}
+
+#[test]
+fn when_the_idents_are_used_up_the_new_is_refused_and_the_live_go_on() {
+    let mut bench = Bench::new(&Settings { clients: vec!["10.66.0.0/16".parse().unwrap()], ..settings() });
+    let client = |number: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 66, 0, 0)) + number);
+    let mut idents = std::collections::HashSet::new();
+    for number in 0..1 << 16 {
+        assert!(idents.insert(bench.send(client(number), REMOTE, 1, 1).1));
+    }
+    let mut refused = build::echo_request(client(0), REMOTE, 2, 1, 64, b"payload");
+    assert_eq!(bench.outbound(&mut refused), Outbound::Drop(Reason::NoIdent));
+    assert!(Reason::NoIdent.is_refusal());
+    bench.send(client(65_535), REMOTE, 1, 2);
+    bench.handle.audit().unwrap();
+}
+
+#[test]
+fn a_client_keeps_its_address_of_several() {
+    let addresses: Vec<Ipv4Addr> = (1..=3).map(|host| Ipv4Addr::new(198, 18, 7, host)).collect();
+    let mut bench = Bench::new(&Settings { addresses: addresses.clone(), ..settings() });
+    let mut used = std::collections::HashSet::new();
+    for host in 0..=255 {
+        let client = Ipv4Addr::new(10, 66, 0, host);
+        let of_first = Ipv4::check(&bench.send(client, REMOTE, 1, 1).0[..]).unwrap().source();
+        let (second, _) = bench.send(client, OTHER_REMOTE, 2, 1);
+        assert_eq!(Ipv4::check(&second[..]).unwrap().source(), of_first);
+        used.insert(of_first);
+        let mut reply = answer(&second, 60);
+        assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { client: to, .. } if to == client));
+    }
+    assert_eq!(used.len(), 3);
+}
+
+#[test]
+fn idents_are_not_given_out_in_order() {
+    let mut bench = Bench::new(&settings());
+    let idents: Vec<u16> = (0..64).map(|ident| bench.send(CLIENT, REMOTE, ident, 1).1).collect();
+    let in_order = idents.windows(2).filter(|pair| pair[0].wrapping_add(1) == pair[1]).count();
+    assert!(in_order < 8, "{idents:?}");
+}
+
+#[test]
+fn each_handle_is_given_once() {
+    let proxy = Proxy::new(&Settings { workers: 2, ..settings() }).unwrap();
+    assert!(proxy.handle(0).is_some() && proxy.handle(1).is_some());
+    assert!(proxy.handle(0).is_none() && proxy.handle(2).is_none());
+}
+
+/// Two threads send for the same clients and idents and answer each other's: each reply to its own client.
+#[test]
+fn two_threads_share_mappings_and_echoes() {
+    let proxy = Proxy::new(&Settings { workers: 2, ..settings() }).unwrap();
+    std::thread::scope(|scope| {
+        for worker in 0..2_u16 {
+            let proxy = &proxy;
+            scope.spawn(move || {
+                let mut handle = proxy.handle(worker.into()).unwrap();
+                for round in 0..2000_u16 {
+                    let mut batch = handle.batch(Instant::from_nanos(u64::from(round) * 1_000_000));
+                    let client = Ipv4Addr::new(10, 66, 0, (round % 200).to_be_bytes()[1]);
+                    let sequence = worker << 15 | round;
+                    let mut packet = build::echo_request(client, REMOTE, round % 7, sequence, 64, b"payload");
+                    match batch.outbound(&mut packet) {
+                        Outbound::Forward { .. } => {}
+                        verdict => panic!("{verdict:?}"),
+                    }
+                    let mut reply = answer(&packet, 60);
+                    assert_eq!(batch.inbound(&mut reply), Inbound::Deliver { client, length: reply.len() });
+                    assert_eq!(reply, build::echo_reply(REMOTE, client, round % 7, sequence, 60, b"payload"));
+                }
+                handle.audit().unwrap();
+            });
+        }
+    });
+    assert_eq!(proxy.outstanding(), 0);
+}
+
+proptest! {
+    /// Outbound and answered: but for addresses, ident and the checksums that go with them, byte for byte what was sent.
+    #[test]
+    fn there_and_back_changes_only_what_it_must(
+        ident: u16, sequence: u16, ttl in 2..=255_u8, tos: u8, identification: u16, dont_fragment: bool,
+        options in prop::collection::vec(any::<u8>(), 0..=10), payload in prop::collection::vec(any::<u8>(), 0..600),
+        damage in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut message = build::echo_message(EchoKind::Request, ident, sequence, &payload);
+        if let (Some(at), false) = (damage, payload.is_empty()) {
+            message[8 + at.index(payload.len())] ^= 0x5a;
+        }
+        let options = options.iter().flat_map(|byte| [*byte; 4]).collect();
+        let original = Datagram {
+            tos, identification, dont_fragment, ttl, options,
+            ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message)
+        };
+        let mut packet = original.build();
+        let mut bench = Bench::new(&settings());
+        let verdict = bench.outbound(&mut packet);
+        prop_assert!(matches!(verdict, Outbound::Forward { .. }), "{:?}", verdict);
+
+        // What must have changed: source, ident, and what sums them.
+        let mut expected = original.clone();
+        expected.source = GATEWAY;
+        let gateway_ident = ident_of(&packet);
+        Echo::check(&mut expected.payload[..]).unwrap().set_ident(gateway_ident);
+        prop_assert_eq!(&packet, &expected.build());
+
+        // The remote turns the very bytes round.
+        let mut reply = expected;
+        (reply.source, reply.destination) = (REMOTE, GATEWAY);
+        reply.payload[0] = icmpv4::ECHO_REPLY;
+        let check = u16::from_be_bytes([reply.payload[2], reply.payload[3]]);
+        reply.payload[2..4].copy_from_slice(&crate::checksum::update(check, 0x0800, 0).to_be_bytes());
+        let mut back = reply.build();
+        prop_assert_eq!(bench.inbound(&mut back), Inbound::Deliver { client: CLIENT, length: back.len() });
+        reply.destination = CLIENT;
+        Echo::check(&mut reply.payload[..]).unwrap().set_ident(ident);
+        prop_assert_eq!(back, reply.build());
+    }
+
+    /// No bytes make it panic, and what is not forwarded is not touched.
+    #[test]
+    fn any_bytes_are_judged(mut bytes in prop::collection::vec(any::<u8>(), 0..200), version_4: bool, inbound: bool) {
+        if let (Some(first), true) = (bytes.first_mut(), version_4) {
+            *first = 0x40 | *first & 0x0f;
+        }
+        let before = bytes.clone();
+        let mut bench = Bench::new(&settings());
+        let untouched = if inbound {
+            !matches!(bench.inbound(&mut bytes), Inbound::Deliver { .. })
+        } else {
+            !matches!(bench.outbound(&mut bytes), Outbound::Forward { .. })
+        };
+        prop_assert!(!untouched || bytes == before);
+    }
+}

@@ -1,0 +1,185 @@
+//! What the proxy answers: where a packet goes, or why it goes nowhere.
+
+use std::net::Ipv4Addr;
+
+use crate::policy::Refusal;
+use crate::table::echoes::Recorded;
+use crate::wire::ipv4;
+
+/// Why an outbound packet is none of the proxy's business.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Passing {
+    /// UDP or TCP to port 53.
+    Dns,
+    /// Not an ICMP echo request.
+    NotEchoRequest,
+    /// To an address among the clients' own.
+    ToInside,
+    /// Not IPv4.
+    NotIpv4,
+}
+
+/// What becomes of a packet from a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outbound {
+    /// Carry on as before, unchanged.
+    FallThrough(Passing),
+    /// Rewritten and recorded: send it from gateway address number `address` to `remote`.
+    Forward {
+        /// Which of the settings' addresses it leaves from.
+        address: u8,
+        /// Where it goes.
+        remote: Ipv4Addr,
+        /// Its length in bytes; what the buffer holds beyond is not part of it.
+        length: usize,
+        /// What recording it did to the table of outstanding echoes.
+        recorded: Recorded,
+    },
+    /// This batch has made its share of new mappings: offer the packet, which is unchanged, to the next one.
+    Later,
+    /// Drop it.
+    Drop(Reason),
+}
+
+/// What becomes of a packet from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inbound {
+    /// Rewritten: it goes to this client.
+    Deliver {
+        /// Who asked.
+        client: Ipv4Addr,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Not ours, or not deliverable: unchanged. A server with an inbound path of its own carries on with it there.
+    Drop(Reason),
+}
+
+/// Why a packet is dropped. There is no reason called "other".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Reason {
+    /// Fewer bytes than an IPv4 header has.
+    Truncated,
+    /// From outside: not IPv4.
+    Version,
+    /// An impossible IPv4 header length.
+    HeaderLength,
+    /// A total length beyond the bytes received, or below the header's.
+    TotalLength,
+    /// A wrong IPv4 header checksum.
+    HeaderChecksum,
+    /// ICMP shorter than an echo's header.
+    IcmpTruncated,
+    /// A fragment of ICMP to outside, or from outside.
+    Fragment,
+    /// The TTL is used up.
+    TtlExpired,
+    /// A request whose source is the gateway itself: it went round in a circle.
+    OwnSource,
+    /// A request whose source is not among the clients.
+    NotClient,
+    /// A request to an address that must not be pinged.
+    RemoteRefused,
+    /// A request to one of the gateway's own addresses.
+    RemoteOwn,
+    /// Refused: no ident is left.
+    NoIdent,
+    /// Refused: the mapping was being ended by another worker.
+    MappingContended,
+    /// Refused: others kept changing the echo's bucket.
+    EchoContended,
+    /// From outside: not an echo reply.
+    NotEchoReply,
+    /// A reply to an address that is not the gateway's.
+    NotOurAddress,
+    /// A reply that no outstanding echo waits for: unsolicited, a duplicate, or from somebody who was not asked.
+    NoEcho,
+    /// A reply after the echo timeout.
+    Late,
+    /// A reply to an echo whose mapping is gone.
+    NoMapping,
+}
+
+impl Reason {
+    /// All of them, in order.
+    pub const ALL: [Reason; 20] = [
+        Reason::Truncated,
+        Reason::Version,
+        Reason::HeaderLength,
+        Reason::TotalLength,
+        Reason::HeaderChecksum,
+        Reason::IcmpTruncated,
+        Reason::Fragment,
+        Reason::TtlExpired,
+        Reason::OwnSource,
+        Reason::NotClient,
+        Reason::RemoteRefused,
+        Reason::RemoteOwn,
+        Reason::NoIdent,
+        Reason::MappingContended,
+        Reason::EchoContended,
+        Reason::NotEchoReply,
+        Reason::NotOurAddress,
+        Reason::NoEcho,
+        Reason::Late,
+        Reason::NoMapping,
+    ];
+
+    /// Its name in counters and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::Truncated => "truncated",
+            Reason::Version => "version",
+            Reason::HeaderLength => "header_length",
+            Reason::TotalLength => "total_length",
+            Reason::HeaderChecksum => "header_checksum",
+            Reason::IcmpTruncated => "icmp_truncated",
+            Reason::Fragment => "fragment",
+            Reason::TtlExpired => "ttl_expired",
+            Reason::OwnSource => "own_source",
+            Reason::NotClient => "not_client",
+            Reason::RemoteRefused => "remote_refused",
+            Reason::RemoteOwn => "remote_own",
+            Reason::NoIdent => "no_ident",
+            Reason::MappingContended => "mapping_contended",
+            Reason::EchoContended => "echo_contended",
+            Reason::NotEchoReply => "not_echo_reply",
+            Reason::NotOurAddress => "not_our_address",
+            Reason::NoEcho => "no_echo",
+            Reason::Late => "late",
+            Reason::NoMapping => "no_mapping",
+        }
+    }
+
+    /// Whether the packet was refused because a table was full, not because of what it is.
+    pub const fn is_refusal(self) -> bool {
+        matches!(self, Reason::NoIdent | Reason::MappingContended | Reason::EchoContended)
+    }
+
+    /// Whether the dropped packet was a reply that used its outstanding echo up.
+    pub const fn uses_echo_up(self) -> bool {
+        matches!(self, Reason::Late | Reason::NoMapping)
+    }
+}
+
+impl From<ipv4::Malformed> for Reason {
+    fn from(malformed: ipv4::Malformed) -> Reason {
+        match malformed {
+            ipv4::Malformed::Truncated => Reason::Truncated,
+            ipv4::Malformed::Version => Reason::Version,
+            ipv4::Malformed::HeaderLength => Reason::HeaderLength,
+            ipv4::Malformed::TotalLength => Reason::TotalLength,
+        }
+    }
+}
+
+impl From<Refusal> for Reason {
+    fn from(refusal: Refusal) -> Reason {
+        match refusal {
+            Refusal::OwnSource => Reason::OwnSource,
+            Refusal::NotClient => Reason::NotClient,
+            Refusal::Remote => Reason::RemoteRefused,
+            Refusal::OwnRemote => Reason::RemoteOwn,
+        }
+    }
+}
