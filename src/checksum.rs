@@ -45,7 +45,7 @@ pub fn update_u32(check: u16, old: u32, new: u32) -> u16 {
 fn fold(total: u64) -> u16 {
     let total = (total & 0xFFFF_FFFF) + (total >> 32); // at most 33 bits
     let total = (total & 0xFFFF) + (total >> 16); // at most 18 bits
-    let total = (total & 0xFFFF) + (total >> 16); // at most 0x1_0002
+    let total = (total & 0xFFFF) + (total >> 16); // at most 0x1_0000
     let total = (total & 0xFFFF) + (total >> 16);
     (total & 0xFFFF) as u16
 }
@@ -125,6 +125,15 @@ mod tests {
                     assert_eq!(update(check, old, new), covers(new), "{other:#06x}: {old:#06x} -> {new:#06x}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn fold_keeps_the_remainder_and_leaves_no_carry() {
+        // The last one needs all four steps; only a sum over more than 256 KiB gets there.
+        for total in [0, 1, 0xFFFF, 0x1_0000, u64::from(u32::MAX), u64::MAX, 0x1_0000_FFFF_FFFF] {
+            let expected = if total == 0 { 0 } else { (total - 1) % 0xFFFF + 1 };
+            assert_eq!(u64::from(fold(total)), expected, "{total:#x}");
         }
     }
 
