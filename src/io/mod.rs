@@ -42,6 +42,16 @@ pub enum Backend {
     Syscalls,
 }
 
+/// What happens to a packet from the TUN that is none of the proxy's business.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FallThrough {
+    /// It goes back into the TUN, unchanged, and on along the kernel's path.
+    #[default]
+    Reinject,
+    /// It is dropped and counted.
+    Drop,
+}
+
 /// A frame that left the gateway, or could not.
 #[derive(Debug)]
 pub struct Sent {
