@@ -27,15 +27,8 @@ use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 pub use keys::{KEYS, Key, KeyDefault};
 
-/// The most gateway addresses: the tables hold one slot array for each.
-pub const OUTSIDE_ADDRESSES_MAX: usize = 16;
-
 /// The most prefixes of clients: they are compared one after the other for each packet.
 pub const CLIENTS_MAX: usize = 64;
-
-/// The longest that one batch may take from its clock read to its last packet. An echo recorded late in a batch
-/// carries the time of its start, so identities are held this much longer than an echo can be answered.
-pub const BATCH_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// RFC 5508 REQ-2: "an ICMP Query session timer MUST NOT expire in less than 60 seconds".
 const QUERY_SESSION_MIN: Duration = Duration::from_secs(60);
@@ -106,8 +99,8 @@ pub struct Run {
 pub struct Mapping {
     /// A mapping unused for this long expires.
     pub idle: Duration,
-    /// An expired mapping's ident stays unused for this long.
-    pub hold_down: Duration,
+    /// An expired mapping's ident rests this long; `None`: just long enough that no echo outlives it.
+    pub hold_down: Option<Duration>,
 }
 
 /// Table `echo`: outstanding echoes.
@@ -146,7 +139,7 @@ impl Default for Run {
 
 impl Default for Mapping {
     fn default() -> Mapping {
-        Mapping { idle: QUERY_SESSION_MIN, hold_down: hold_down_for(Echo::default().timeout) }
+        Mapping { idle: QUERY_SESSION_MIN, hold_down: None }
     }
 }
 
@@ -154,11 +147,6 @@ impl Default for Echo {
     fn default() -> Echo {
         Echo { timeout: Duration::from_secs(60), table_words: 1 << 20 }
     }
-}
-
-/// The hold-down that goes with an echo timeout when none is given: the least that is safe, and a second.
-fn hold_down_for(echo_timeout: Duration) -> Duration {
-    echo_timeout + BATCH_TIME_MAX + Duration::from_secs(1)
 }
 
 impl Config {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use super::Config;
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
+use crate::table::SHARDS;
+use crate::table::echoes::WORDS_LOG2;
 
 /// One thing that can be configured: its names, what it means, what it may be and what it is by default.
 pub struct Key {
@@ -43,6 +45,8 @@ pub(super) enum Kind {
     Integer { min: u32, max: u32, unit: &'static str, field: fn(&mut Config) -> &mut u32 },
     /// A length of time, in a range of seconds.
     Duration { min_s: u64, max_s: u64, field: fn(&mut Config) -> &mut Duration },
+    /// A length of time that need not be given, in a range of seconds.
+    OptionalDuration { min_s: u64, max_s: u64, field: fn(&mut Config) -> &mut Option<Duration> },
     /// An interface's name.
     Name(fn(&mut Config) -> &mut String),
     /// Interfaces' names.
@@ -66,6 +70,10 @@ pub(super) const BACKENDS: &[(&str, Backend)] =
 /// The words for what happens to packets that are not proxied.
 pub(super) const FALL_THROUGHS: &[(&str, FallThrough)] =
     &[("reinject", FallThrough::Reinject), ("drop", FallThrough::Drop)];
+
+/// The most workers: one with no shard would receive nothing.
+const WORKERS_MAX: u32 = 64;
+const _: () = assert!(WORKERS_MAX as usize == SHARDS, "one worker a shard");
 
 /// A day: longer than any session that pings, short enough for every clock in the tables.
 const DAY_S: u64 = 86_400;
@@ -177,7 +185,7 @@ pub static KEYS: &[Key] = &[
         flag: Some("workers"),
         meaning: "Number of workers, each a thread on a core of its own. More than cores, or than four, seldom gains",
         default: KeyDefault::Computed("the usable cores, at most 4"),
-        kind: Kind::Integer { min: 1, max: 64, unit: "threads", field: |config| &mut config.run.workers },
+        kind: Kind::Integer { min: 1, max: WORKERS_MAX, unit: "threads", field: |config| &mut config.run.workers },
     },
     Key {
         table: "run",
@@ -213,8 +221,8 @@ pub static KEYS: &[Key] = &[
         meaning: "How long an expired mapping's ident rests before anyone gets it again. Longer than `echo.timeout`, \
                   or a late reply could meet a new owner. RFC 6888 (REQ-8) would have 120s; each address can make \
                   65,536 / (idle + hold_down) new mappings a second",
-        default: KeyDefault::Computed("2s more than echo.timeout"),
-        kind: Kind::Duration { min_s: 1, max_s: DAY_S, field: |config| &mut config.mapping.hold_down },
+        default: KeyDefault::Computed("the shortest that is safe"),
+        kind: Kind::OptionalDuration { min_s: 1, max_s: DAY_S, field: |config| &mut config.mapping.hold_down },
     },
     Key {
         table: "echo",
@@ -231,7 +239,7 @@ pub static KEYS: &[Key] = &[
         meaning: "Size of the table of outstanding echoes, a power of two: 8 bytes a word, one word an echo. When it \
                   is full the oldest is given up, and counted",
         default: KeyDefault::Value("1048576"),
-        kind: Kind::Integer { min: 1 << 9, max: 1 << 24, unit: "words", field: |config| &mut config.echo.table_words },
+        kind: Kind::Integer { min: 1 << *WORDS_LOG2.start(), max: 1 << *WORDS_LOG2.end(), unit: "words", field: |config| &mut config.echo.table_words },
     },
 ];
 
@@ -260,7 +268,7 @@ impl Key {
     pub fn placeholder(&self) -> &'static str {
         match self.kind {
             Kind::Integer { .. } => "N",
-            Kind::Duration { .. } => "DURATION",
+            Kind::Duration { .. } | Kind::OptionalDuration { .. } => "DURATION",
             Kind::Name(_) | Kind::Names(_) => "INTERFACE",
             Kind::Address(_) | Kind::Addresses(_) => "ADDRESS",
             Kind::Prefixes(_) => "PREFIX",
@@ -289,7 +297,7 @@ impl fmt::Display for Kind {
         match self {
             Kind::Integer { min, max, unit: "", .. } => write!(f, "{min} to {max}"),
             Kind::Integer { min, max, unit, .. } => write!(f, "{min} to {max} {unit}"),
-            Kind::Duration { min_s, max_s, .. } => {
+            Kind::Duration { min_s, max_s, .. } | Kind::OptionalDuration { min_s, max_s, .. } => {
                 let [min, max] =
                     [min_s, max_s].map(|seconds| humantime::format_duration(Duration::from_secs(*seconds)));
                 write!(f, "{min} to {max}, with its unit, as in \"90s\" or \"5m\"")

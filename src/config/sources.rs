@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind};
-use super::{Config, hold_down_for};
+use super::Config;
 use crate::error::SetupError;
 use crate::policy::PrefixError;
 
@@ -66,9 +66,6 @@ impl Config {
         let mut origins = Origins::default();
         Document { text, path }.apply(&mut config, &mut origins)?;
         apply_flags(flags, &mut config, &mut origins)?;
-        if !origins.is_set("mapping.hold_down") {
-            config.mapping.hold_down = hold_down_for(config.echo.timeout);
-        }
         config.check(&origins)?;
         Ok(config)
     }
@@ -225,6 +222,7 @@ impl Kind {
         match self {
             Kind::Integer { field, .. } => *field(config) = value.integer()?,
             Kind::Duration { field, .. } => *field(config) = value.duration()?,
+            Kind::OptionalDuration { field, .. } => *field(config) = Some(value.duration()?),
             Kind::Name(field) => *field(config) = value.text()?.to_owned(),
             Kind::Names(field) => field(config).push(value.text()?.to_owned()),
             Kind::Address(field) => *field(config) = value.parse("an IPv4 address")?,
@@ -313,10 +311,6 @@ impl Place {
 }
 
 impl Origins {
-    fn is_set(&self, full_name: &str) -> bool {
-        self.0.contains_key(full_name)
-    }
-
     /// How an error calls a key: with its flag or its line if one of them set it.
     pub(super) fn name(&self, full_name: &str) -> String {
         match self.0.get(full_name) {

@@ -79,7 +79,7 @@ fn every_key_of_a_file_arrives() {
         hold_down = "2m"
         [echo]
         timeout = "1m 30s"
-        table_words = 512
+        table_words = 16_384
         "#,
         &[],
     );
@@ -95,8 +95,8 @@ fn every_key_of_a_file_arrives() {
     assert_eq!((config.inside.table, config.inside.rule_priority), (77, 78));
     assert_eq!(config.outside.addresses, [Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 2)]);
     assert_eq!((config.run.workers, config.run.io, config.run.fall_through), (3, Backend::Syscalls, FallThrough::Drop));
-    assert_eq!((config.mapping.idle, config.mapping.hold_down), (Duration::from_secs(90), Duration::from_secs(120)));
-    assert_eq!((config.echo.timeout, config.echo.table_words), (Duration::from_secs(90), 512));
+    assert_eq!((config.mapping.idle, config.mapping.hold_down), (Duration::from_secs(90), Some(Duration::from_secs(120))));
+    assert_eq!((config.echo.timeout, config.echo.table_words), (Duration::from_secs(90), 16_384));
     assert!(config.warnings().is_empty());
 }
 
@@ -113,7 +113,7 @@ fn flags_win_and_replace_lists() {
     );
     assert_eq!((config.run.workers, config.run.io), (7, Backend::Syscalls));
     assert_eq!(config.inside.divert, ["g0"]);
-    assert_eq!(config.mapping.hold_down, Duration::from_secs(7), "follows the echo timeout when not given");
+    assert_eq!((config.echo.timeout, config.mapping.hold_down), (Duration::from_secs(5), None));
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn bad_files_say_where_what_and_what_is_allowed() {
             "e.toml:2: echo.timeout: 11m is out of range\n  remedy: allowed: 1s to 10m, with its unit, as in \"90s\" or \"5m\"",
         ),
         (
-            "[echo]\ntable_words = 1000\n[inside]\nclients=[\"10.66.0.0/24\"]",
-            "e.toml:2: echo.table_words: 1000 is not a power of two\n  remedy: 512 or 1024",
+            "[echo]\ntable_words = 20_000\n[inside]\nclients=[\"10.66.0.0/24\"]",
+            "e.toml:2: echo.table_words: 20000 is not a power of two\n  remedy: 16384 or 32768",
         ),
         (
             "[inside]\ndevice = \"abcdefghijklmnop\"\n",
@@ -332,15 +332,15 @@ fn values_that_contradict_each_other_are_refused() {
             "e.toml:3: inside.table: 254 is one of the kernel's own tables\n  remedy: choose a number that `ip route show table N` shows empty",
         ),
         (
-            "[mapping]\nhold_down = \"61s\"",
-            "e.toml:4: mapping.hold_down: 1m 1s is not longer than echo.timeout (1m) and a batch, so a late reply could reach the next client that gets the ident\n  remedy: more than 1m 1s, or leave it out",
+            "[mapping]\nhold_down = \"60500ms\"",
+            "e.toml:4: mapping.hold_down: 1m 500ms is not safely longer than echo.timeout (1m): a late reply could reach the next client that gets the ident\n  remedy: leave it out for the shortest that is safe",
         ),
     ];
     for (line, expected) in table {
         assert_eq!(bad(&format!("{CLIENTS}{line}"), &[]), expected);
     }
-    let longer = good(&format!("{CLIENTS}[mapping]\nhold_down = \"61001ms\""), &[]);
-    assert_eq!(longer.mapping.hold_down, Duration::from_millis(61_001));
+    let longer = good(&format!("{CLIENTS}[mapping]\nhold_down = \"60501ms\""), &[]);
+    assert_eq!(longer.mapping.hold_down, Some(Duration::from_millis(60_501)));
 }
 
 #[test]

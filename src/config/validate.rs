@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::keys::{KEYS, Key, Kind};
 use super::sources::Origins;
-use super::{BATCH_TIME_MAX, CLIENTS_MAX, Config, OUTSIDE_ADDRESSES_MAX};
+use super::{CLIENTS_MAX, Config};
 use crate::error::SetupError;
 use crate::policy::Prefix;
+use crate::proxy::BATCH_TIME_MAX;
+use crate::table::ADDRESSES_MAX;
 
 /// The longest name that the kernel gives an interface: IFNAMSIZ less the closing zero.
 const INTERFACE_NAME_BYTES_MAX: usize = 15;
@@ -82,10 +84,10 @@ impl Key {
                 value if (*min..=*max).contains(&value) => Ok(()),
                 value => Err(format!("{value} is out of range")),
             },
-            Kind::Duration { min_s, max_s, field } => match *field(config) {
-                value if (Duration::from_secs(*min_s)..=Duration::from_secs(*max_s)).contains(&value) => Ok(()),
-                value => Err(format!("{} is out of range", humantime::format_duration(value))),
-            },
+            Kind::Duration { min_s, max_s, field } => check_duration(*field(config), *min_s, *max_s),
+            Kind::OptionalDuration { min_s, max_s, field } => {
+                field(config).map_or(Ok(()), |value| check_duration(value, *min_s, *max_s))
+            }
             Kind::Name(field) => check_interface_name(field(config)),
             Kind::Names(field) => field(config).iter().try_for_each(|name| check_interface_name(name)),
             Kind::Address(_) | Kind::Addresses(_) | Kind::Prefixes(_) | Kind::Backend(_) | Kind::FallThrough(_) => {
@@ -93,6 +95,13 @@ impl Key {
             }
         }
     }
+}
+
+fn check_duration(value: Duration, min_s: u64, max_s: u64) -> Result<(), String> {
+    if (Duration::from_secs(min_s)..=Duration::from_secs(max_s)).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{} is out of range", humantime::format_duration(value)))
 }
 
 /// The kernel's own rules (dev_valid_name), so that no later step fails on a name.
@@ -199,8 +208,8 @@ fn check_table(config: &Config) -> Verdict {
 
 fn check_outside(config: &Config) -> Verdict {
     let addresses = &config.outside.addresses;
-    if addresses.len() > OUTSIDE_ADDRESSES_MAX {
-        return refused(format!("{} addresses", addresses.len()), format!("at most {OUTSIDE_ADDRESSES_MAX}"));
+    if addresses.len() > ADDRESSES_MAX {
+        return refused(format!("{} addresses", addresses.len()), format!("at most {ADDRESSES_MAX}"));
     }
     for (index, address) in addresses.iter().enumerate() {
         let remedy = "give an address of this host's that the internet answers to";
@@ -218,21 +227,22 @@ fn check_outside(config: &Config) -> Verdict {
 }
 
 /// An ident that is handed on while an echo of its last owner can still be answered would deliver that answer to the
-/// wrong client.
+/// wrong client. The exact limit depends on the table of outstanding echoes, which makes the last check itself.
 fn check_hold_down(config: &Config) -> Verdict {
     let least = config.echo.timeout + BATCH_TIME_MAX;
-    if config.mapping.hold_down <= least {
-        let [hold_down, timeout, least] =
-            [config.mapping.hold_down, config.echo.timeout, least].map(humantime::format_duration);
-        return refused(
-            format!(
-                "{hold_down} is not longer than echo.timeout ({timeout}) and a batch, so a late reply could reach \
-                 the next client that gets the ident"
-            ),
-            format!("more than {least}, or leave it out"),
-        );
+    match config.mapping.hold_down {
+        Some(hold_down) if hold_down <= least => {
+            let [hold_down, timeout] = [hold_down, config.echo.timeout].map(humantime::format_duration);
+            refused(
+                format!(
+                    "{hold_down} is not safely longer than echo.timeout ({timeout}): a late reply could reach the next \
+                     client that gets the ident"
+                ),
+                "leave it out for the shortest that is safe",
+            )
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn check_table_words(config: &Config) -> Verdict {
