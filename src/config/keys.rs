@@ -239,7 +239,12 @@ pub static KEYS: &[Key] = &[
         meaning: "Size of the table of outstanding echoes, a power of two: 8 bytes a word, one word an echo. When it \
                   is full the oldest is given up, and counted",
         default: KeyDefault::Value("1048576"),
-        kind: Kind::Integer { min: 1 << *WORDS_LOG2.start(), max: 1 << *WORDS_LOG2.end(), unit: "words", field: |config| &mut config.echo.table_words },
+        kind: Kind::Integer {
+            min: 1 << *WORDS_LOG2.start(),
+            max: 1 << *WORDS_LOG2.end(),
+            unit: "words",
+            field: |config| &mut config.echo.table_words,
+        },
     },
 ];
 

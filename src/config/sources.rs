@@ -11,8 +11,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind};
 use super::Config;
+use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind};
 use crate::error::SetupError;
 use crate::policy::PrefixError;
 
