@@ -2,6 +2,8 @@
 
 pub mod checksum;
 pub mod clock;
+#[cfg(feature = "gateway")]
+pub mod config;
 pub mod error;
 #[cfg(feature = "gateway")]
 pub mod host;

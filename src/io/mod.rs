@@ -42,13 +42,13 @@ pub enum Backend {
     Syscalls,
 }
 
-/// What becomes of a packet that is none of the proxy's business.
+/// What happens to a packet from the TUN that is none of the proxy's business.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum FallThrough {
-    /// Written back to the TUN: the kernel routes it as it would have without us.
+    /// It goes back into the TUN, unchanged, and on along the kernel's path.
     #[default]
     Reinject,
-    /// Dropped and counted.
+    /// It is dropped and counted.
     Drop,
 }
 

@@ -1,0 +1,329 @@
+//! The list of everything that can be configured.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::Config;
+use crate::io::{Backend, FallThrough};
+use crate::policy::Prefix;
+use crate::table::SHARDS;
+use crate::table::echoes::WORDS_LOG2;
+
+/// One thing that can be configured: its names, what it means, what it may be and what it is by default.
+pub struct Key {
+    /// The file's table.
+    pub table: &'static str,
+    /// The name in that table.
+    pub name: &'static str,
+    /// The flag without its dashes; `None` for what only the file sets.
+    pub flag: Option<&'static str>,
+    /// What it does, in one or two sentences without the closing full stop.
+    pub meaning: &'static str,
+    /// What holds when nobody sets it.
+    pub default: KeyDefault,
+    /// What it may be, and where it goes.
+    pub(super) kind: Kind,
+}
+
+/// What holds when nobody sets a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeyDefault {
+    /// This value, as a flag or a string in the file would give it.
+    Value(&'static str),
+    /// Something worked out at start, in words.
+    Computed(&'static str),
+    /// Nothing: it must be set.
+    Required,
+}
+
+/// A value's type and limits, and its place in a [`Config`].
+///
+/// The place is a `fn` to a mutable reference, for reading too: two accessors a key could disagree.
+pub(super) enum Kind {
+    /// A whole number, in a range.
+    Integer { min: u32, max: u32, unit: &'static str, field: fn(&mut Config) -> &mut u32 },
+    /// A length of time, in a range of seconds.
+    Duration { min_s: u64, max_s: u64, field: fn(&mut Config) -> &mut Duration },
+    /// A length of time that need not be given, in a range of seconds.
+    OptionalDuration { min_s: u64, max_s: u64, field: fn(&mut Config) -> &mut Option<Duration> },
+    /// An interface's name.
+    Name(fn(&mut Config) -> &mut String),
+    /// Interfaces' names.
+    Names(fn(&mut Config) -> &mut Vec<String>),
+    /// An address.
+    Address(fn(&mut Config) -> &mut Ipv4Addr),
+    /// Addresses.
+    Addresses(fn(&mut Config) -> &mut Vec<Ipv4Addr>),
+    /// Prefixes.
+    Prefixes(fn(&mut Config) -> &mut Vec<Prefix>),
+    /// One of [`BACKENDS`].
+    Backend(fn(&mut Config) -> &mut Backend),
+    /// One of [`FALL_THROUGHS`].
+    FallThrough(fn(&mut Config) -> &mut FallThrough),
+}
+
+/// The words for the back ends.
+pub(super) const BACKENDS: &[(&str, Backend)] =
+    &[("auto", Backend::Auto), ("uring", Backend::Uring), ("syscalls", Backend::Syscalls)];
+
+/// The words for what happens to packets that are not proxied.
+pub(super) const FALL_THROUGHS: &[(&str, FallThrough)] =
+    &[("reinject", FallThrough::Reinject), ("drop", FallThrough::Drop)];
+
+/// The most workers: one with no shard would receive nothing.
+const WORKERS_MAX: u32 = 64;
+const _: () = assert!(WORKERS_MAX as usize == SHARDS, "one worker a shard");
+
+/// A day: longer than any session that pings, short enough for every clock in the tables.
+const DAY_S: u64 = 86_400;
+
+/// Every key, in the order of the documentation.
+pub static KEYS: &[Key] = &[
+    Key {
+        table: "inside",
+        name: "clients",
+        flag: Some("clients"),
+        meaning: "Prefixes that clients' addresses come from. Echo requests from elsewhere are not proxied, nor are \
+                  those to an address among the clients",
+        default: KeyDefault::Required,
+        kind: Kind::Prefixes(|config| &mut config.inside.clients),
+    },
+    Key {
+        table: "inside",
+        name: "divert",
+        flag: Some("divert"),
+        meaning: "Interfaces that clients arrive by. Their echo requests to outside are led into the TUN device (by an \
+                  nftables mark, a rule and a route, undone at exit); everything else they send stays on its path. \
+                  Leave it out to lead packets into the device yourself",
+        default: KeyDefault::Computed("none"),
+        kind: Kind::Names(|config| &mut config.inside.divert),
+    },
+    Key {
+        table: "inside",
+        name: "device",
+        flag: Some("device"),
+        meaning: "Name of the TUN device that the gateway makes",
+        default: KeyDefault::Value("echogate0"),
+        kind: Kind::Name(|config| &mut config.inside.device),
+    },
+    Key {
+        table: "inside",
+        name: "address",
+        flag: None,
+        meaning: "The TUN device's own address (a /32). It needs one for reverse path filtering to let packets in; \
+                  nobody talks to it, and the default is the address reserved for that (RFC 7600)",
+        default: KeyDefault::Value("192.0.0.8"),
+        kind: Kind::Address(|config| &mut config.inside.address),
+    },
+    Key {
+        table: "inside",
+        name: "mtu",
+        flag: None,
+        meaning: "The TUN device's MTU: as large as the largest of the clients' interfaces",
+        default: KeyDefault::Value("1500"),
+        kind: Kind::Integer { min: 576, max: 65_535, unit: "bytes", field: |config| &mut config.inside.mtu },
+    },
+    Key {
+        table: "inside",
+        name: "queue_length",
+        flag: None,
+        meaning: "How many packets wait in the TUN device for a busy worker; more are dropped by the kernel",
+        default: KeyDefault::Value("10000"),
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            unit: "packets",
+            field: |config| &mut config.inside.queue_length,
+        },
+    },
+    Key {
+        table: "inside",
+        name: "mark",
+        flag: None,
+        meaning: "Firewall mark of diverted packets, within `mark_mask`. Change it where another program uses the bits",
+        default: KeyDefault::Value("0x0ec00000"),
+        kind: Kind::Integer { min: 1, max: u32::MAX, unit: "", field: |config| &mut config.inside.mark },
+    },
+    Key {
+        table: "inside",
+        name: "mark_mask",
+        flag: None,
+        meaning: "The bits of the firewall mark that are Echogate's; the others are left as they are",
+        default: KeyDefault::Value("0x0ff00000"),
+        kind: Kind::Integer { min: 1, max: u32::MAX, unit: "", field: |config| &mut config.inside.mark_mask },
+    },
+    Key {
+        table: "inside",
+        name: "table",
+        flag: None,
+        meaning: "Routing table that leads diverted packets to the TUN device. Must be otherwise empty",
+        default: KeyDefault::Value("3776"),
+        kind: Kind::Integer { min: 1, max: u32::MAX, unit: "", field: |config| &mut config.inside.table },
+    },
+    Key {
+        table: "inside",
+        name: "rule_priority",
+        flag: None,
+        meaning: "Priority of the rule that sends marked packets to `table`: after the local table (0), before the \
+                  main one (32766), and before a VPN's own rules",
+        default: KeyDefault::Value("3776"),
+        kind: Kind::Integer { min: 1, max: 32_765, unit: "", field: |config| &mut config.inside.rule_priority },
+    },
+    Key {
+        table: "outside",
+        name: "addresses",
+        flag: Some("outside"),
+        meaning: "Addresses that proxied requests leave with; each must be local, and each carries up to 65,536 \
+                  mappings",
+        default: KeyDefault::Computed("the source address of the default route"),
+        kind: Kind::Addresses(|config| &mut config.outside.addresses),
+    },
+    Key {
+        table: "run",
+        name: "workers",
+        flag: Some("workers"),
+        meaning: "Number of workers, each a thread on a core of its own. More than cores, or than four, seldom gains",
+        default: KeyDefault::Computed("the usable cores, at most 4"),
+        kind: Kind::Integer { min: 1, max: WORKERS_MAX, unit: "threads", field: |config| &mut config.run.workers },
+    },
+    Key {
+        table: "run",
+        name: "io",
+        flag: Some("io"),
+        meaning: "How packets are moved: uring (io_uring), syscalls (poll, read, write, recvmmsg, sendmmsg), or auto: \
+                  io_uring, and system calls with one warning where the kernel refuses it",
+        default: KeyDefault::Value("auto"),
+        kind: Kind::Backend(|config| &mut config.run.io),
+    },
+    Key {
+        table: "run",
+        name: "fall_through",
+        flag: Some("fall-through"),
+        meaning: "What happens to packets that reach the TUN device and are not proxied: reinject (they go on along \
+                  the kernel's path, unchanged) or drop. With `divert` alone hardly any do",
+        default: KeyDefault::Value("reinject"),
+        kind: Kind::FallThrough(|config| &mut config.run.fall_through),
+    },
+    Key {
+        table: "mapping",
+        name: "idle",
+        flag: Some("mapping-idle"),
+        meaning: "A mapping (a client's ident and the gateway's ident for it) expires when unused for this long. RFC \
+                  5508 asks for 60s or more",
+        default: KeyDefault::Value("60s"),
+        kind: Kind::Duration { min_s: 1, max_s: DAY_S, field: |config| &mut config.mapping.idle },
+    },
+    Key {
+        table: "mapping",
+        name: "hold_down",
+        flag: None,
+        meaning: "How long an expired mapping's ident rests before anyone gets it again. Longer than `echo.timeout`, \
+                  or a late reply could meet a new owner. RFC 6888 (REQ-8) would have 120s; each address can make \
+                  65,536 / (idle + hold_down) new mappings a second",
+        default: KeyDefault::Computed("the shortest that is safe"),
+        kind: Kind::OptionalDuration { min_s: 1, max_s: DAY_S, field: |config| &mut config.mapping.hold_down },
+    },
+    Key {
+        table: "echo",
+        name: "timeout",
+        flag: Some("echo-timeout"),
+        meaning: "A reply later than this after its request is not delivered",
+        default: KeyDefault::Value("60s"),
+        kind: Kind::Duration { min_s: 1, max_s: 600, field: |config| &mut config.echo.timeout },
+    },
+    Key {
+        table: "echo",
+        name: "table_words",
+        flag: None,
+        meaning: "Size of the table of outstanding echoes, a power of two: 8 bytes a word, one word an echo. When it \
+                  is full the oldest is given up, and counted",
+        default: KeyDefault::Value("1048576"),
+        kind: Kind::Integer {
+            min: 1 << *WORDS_LOG2.start(),
+            max: 1 << *WORDS_LOG2.end(),
+            unit: "words",
+            field: |config| &mut config.echo.table_words,
+        },
+    },
+];
+
+impl Key {
+    /// The key of that flag, given without its dashes.
+    pub fn of_flag(flag: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.flag == Some(flag))
+    }
+
+    /// `inside.clients`: how errors and documentation call it.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.table, self.name)
+    }
+
+    /// What it may be, with its unit: `576 to 65535 bytes`.
+    pub fn allowed(&self) -> String {
+        self.kind.to_string()
+    }
+
+    /// Whether it takes any number of values: an array in the file, a flag that may be repeated.
+    pub fn is_list(&self) -> bool {
+        matches!(self.kind, Kind::Names(_) | Kind::Addresses(_) | Kind::Prefixes(_))
+    }
+
+    /// How help calls the flag's value: `PREFIX`.
+    pub fn placeholder(&self) -> &'static str {
+        match self.kind {
+            Kind::Integer { .. } => "N",
+            Kind::Duration { .. } | Kind::OptionalDuration { .. } => "DURATION",
+            Kind::Name(_) | Kind::Names(_) => "INTERFACE",
+            Kind::Address(_) | Kind::Addresses(_) => "ADDRESS",
+            Kind::Prefixes(_) => "PREFIX",
+            Kind::Backend(_) | Kind::FallThrough(_) => "WHICH",
+        }
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.full_name())
+    }
+}
+
+impl fmt::Display for KeyDefault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KeyDefault::Value(text) | KeyDefault::Computed(text) => text,
+            KeyDefault::Required => "none: it must be given",
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Integer { min, max, unit: "", .. } => write!(f, "{min} to {max}"),
+            Kind::Integer { min, max, unit, .. } => write!(f, "{min} to {max} {unit}"),
+            Kind::Duration { min_s, max_s, .. } | Kind::OptionalDuration { min_s, max_s, .. } => {
+                let [min, max] =
+                    [min_s, max_s].map(|seconds| humantime::format_duration(Duration::from_secs(*seconds)));
+                write!(f, "{min} to {max}, with its unit, as in \"90s\" or \"5m\"")
+            }
+            Kind::Name(_) => f.write_str("an interface name: 1 to 15 bytes without '/' and blanks"),
+            Kind::Names(_) => f.write_str("interface names: each 1 to 15 bytes without '/' and blanks"),
+            Kind::Address(_) => f.write_str("an IPv4 address such as 192.0.2.1"),
+            Kind::Addresses(_) => f.write_str("IPv4 addresses such as 192.0.2.1"),
+            Kind::Prefixes(_) => f.write_str("IPv4 prefixes such as 10.66.0.0/24"),
+            Kind::Backend(_) => write_words(f, BACKENDS.iter().map(|(word, _)| *word)),
+            Kind::FallThrough(_) => write_words(f, FALL_THROUGHS.iter().map(|(word, _)| *word)),
+        }
+    }
+}
+
+fn write_words<'a>(f: &mut fmt::Formatter<'_>, words: impl Iterator<Item = &'a str>) -> fmt::Result {
+    for (index, word) in words.enumerate() {
+        if index > 0 {
+            f.write_str(" or ")?;
+        }
+        f.write_str(word)?;
+    }
+    Ok(())
+}
