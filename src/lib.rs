@@ -7,6 +7,8 @@ pub mod error;
 pub mod host;
 #[cfg(feature = "gateway")]
 pub mod io;
+#[cfg(feature = "lab")]
+pub mod lab;
 pub mod metrics;
 pub mod policy;
 pub mod proxy;
