@@ -14,11 +14,12 @@
 //! as misdelivered.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::Wrapping;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ pub const PAYLOAD_MIN: usize = 16;
 
 /// Sequences of a flow before they repeat.
 const SEQUENCES: usize = 1 << 16;
-/// How long a client listens, once nothing is under way, for what should not come.
+/// How long a client listens, once no client has anything under way, for what should not come.
 const LISTEN_ON: Duration = Duration::from_millis(50);
 /// The longest a client waits for a packet before it looks at the clock; the kernel rounds it up to its tick.
 const WAIT: Duration = Duration::from_millis(1);
@@ -99,8 +100,44 @@ pub struct LoadReport {
     pub no_reply: u64,
     /// From the first request to the last reply.
     pub elapsed: Duration,
-    /// Round-trip times of `received`, in nanoseconds.
-    pub round_trip: Histogram<u64>,
+    /// Round-trip times of `received`.
+    pub round_trip: RoundTrips,
+}
+
+/// Round-trip times from 1 ns to 60 s, to three digits.
+#[derive(Clone)]
+pub struct RoundTrips(Histogram<u64>);
+
+impl RoundTrips {
+    fn new() -> RoundTrips {
+        RoundTrips(Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid"))
+    }
+
+    fn record(&mut self, time: Duration) {
+        self.0.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// The time that this share of them, 0.0 to 1.0, does not exceed.
+    pub fn quantile(&self, share: f64) -> Duration {
+        Duration::from_nanos(self.0.value_at_quantile(share))
+    }
+
+    /// The longest.
+    pub fn max(&self) -> Duration {
+        Duration::from_nanos(self.0.max())
+    }
+}
+
+impl fmt::Debug for RoundTrips {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, median, max) = (self.count(), self.quantile(0.5), self.max());
+        f.debug_struct("RoundTrips").field("count", &count).field("p50", &median).field("max", &max).finish()
+    }
 }
 
 impl LoadReport {
@@ -115,7 +152,7 @@ impl LoadReport {
             stray: 0,
             no_reply: 0,
             elapsed: Duration::ZERO,
-            round_trip: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid"),
+            round_trip: RoundTrips::new(),
         }
     }
 
@@ -142,7 +179,7 @@ impl LoadReport {
         self.stray += other.stray;
         self.no_reply += other.no_reply;
         self.elapsed = self.elapsed.max(other.elapsed);
-        self.round_trip.add(&other.round_trip).expect("all histograms have the same bounds");
+        self.round_trip.0.add(&other.round_trip.0).expect("all histograms have the same bounds");
     }
 }
 
@@ -176,7 +213,7 @@ pub fn run(
         .enumerate()
         .map(|(number, client)| Generator::open(client, number, &addresses, remotes, options))
         .collect::<Result<Vec<_>, _>>()?;
-    let shared = Shared::default();
+    let shared = Shared { busy: AtomicUsize::new(generators.len()), ..Shared::default() };
     let start = Instant::now();
     thread::scope(|scope| {
         let shared = &shared;
@@ -203,6 +240,17 @@ struct Shared {
     sent: CachePadded<AtomicU64>,
     received: CachePadded<AtomicU64>,
     stop: CachePadded<AtomicBool>,
+    /// Clients that still send or wait for a reply.
+    busy: AtomicUsize,
+}
+
+/// Held by a client while it is busy; given back on every way out.
+struct Busy<'a>(&'a AtomicUsize);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Shared {
@@ -288,7 +336,8 @@ impl<'a> Generator<'a> {
     }
 
     fn run(mut self, start: Instant, shared: &Shared) -> Result<LoadReport, SetupError> {
-        let mut quiet_since = None;
+        let mut busy = Some(Busy(&shared.busy));
+        let mut all_quiet_since = None;
         loop {
             let now = Instant::now();
             self.give_up(now);
@@ -299,9 +348,14 @@ impl<'a> Generator<'a> {
                     break;
                 }
             }
-            if sending || self.in_flight > 0 {
-                quiet_since = None;
-            } else if now - *quiet_since.get_or_insert(now) > LISTEN_ON {
+            if !sending && self.in_flight == 0 {
+                busy = None;
+            }
+            // Until the last client is done, its replies can still be brought to us.
+            if busy.is_none()
+                && shared.busy.load(Ordering::Relaxed) == 0
+                && now - *all_quiet_since.get_or_insert(now) > LISTEN_ON
+            {
                 return Ok(self.report);
             }
             self.receive(start)?;
@@ -367,8 +421,7 @@ impl<'a> Generator<'a> {
                 Some(sent_at) => {
                     self.report.received += 1;
                     self.report.elapsed = now - start;
-                    let nanos = u64::try_from((now - sent_at).as_nanos()).unwrap_or(u64::MAX);
-                    self.report.round_trip.saturating_record(nanos);
+                    self.report.round_trip.record(now - sent_at);
                 }
                 None => self.report.stray += 1,
             },

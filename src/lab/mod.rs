@@ -29,6 +29,8 @@ pub mod load;
 mod namespace;
 mod payload;
 pub mod responder;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::Ipv4Addr;

@@ -28,6 +28,12 @@ impl Namespace {
         }
     }
 
+    /// The calling thread's own namespace, for a test that is started inside one.
+    #[cfg(test)]
+    pub(super) fn of_this_thread(name: &str) -> io::Result<Namespace> {
+        Ok(Namespace { descriptor: namespace::current_network()?, name: name.to_owned() })
+    }
+
     /// What messages call it: `gateway`, `client 1`, `internet`.
     pub fn name(&self) -> &str {
         &self.name
