@@ -9,6 +9,8 @@ pub mod error;
 pub mod host;
 #[cfg(feature = "gateway")]
 pub mod io;
+#[cfg(feature = "lab")]
+pub mod lab;
 pub mod metrics;
 pub mod policy;
 pub mod proxy;

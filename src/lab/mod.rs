@@ -1,0 +1,302 @@
+//! Clients, gateway and internet as network namespaces inside this process: what the demo, the tests and the bench run
+//! in.
+//!
+//! ```text
+//!   client 1  10.66.0.2 ──── g0 ┐                                  ┌ 198.18.0.2
+//!   client 2  10.66.0.3 ──── g1 ┼ gateway  198.18.0.1 (wan) ───────┼ 198.18.0.3   internet
+//!   client n  10.66.0.* ──── g* ┘                                  └ 198.18.0.*
+//! ```
+//!
+//! Every host is a namespace that only descriptors of this process hold ([`Namespace`]): when the process ends, by
+//! whatever means, the kernel removes them and every device in them. Set-up is netlink and /proc/sys, no external
+//! program.
+//!
+//! What the topology is for:
+//! * The internet has no route to the clients. A packet that leaves the gateway with a client's own address is never
+//!   answered, so nothing passes a test by accident.
+//! * Every client has a namespace and a device of its own, so that equal idents, equal sequences and misdelivery are
+//!   seen at sockets that cannot confuse them. The clients' prefix is not on-link: each has a /32 and the gateway a
+//!   route to it, as in most VPNs.
+//! * With [`LabOptions::router`] a router stands between gateway and remotes (time exceeded, traceroute).
+//!
+//! IPv6 is off, so that no neighbour discovery disturbs exact counts, and no host limits the ICMP it originates.
+//!
+//! Limits: [`CLIENTS_MAX`] clients, [`REMOTES_MAX`] remotes. The network devices' per-CPU input queue
+//! (net.core.netdev_max_backlog, 1,000 packets by default) belongs to the machine, not to the lab: more than that in
+//! flight at once is lost, whoever forwards.
+
+pub mod load;
+mod namespace;
+mod payload;
+pub mod responder;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+
+pub use namespace::{Namespace, enter_unprivileged};
+
+use crate::error::SetupError;
+use crate::host::netlink::{MAIN_TABLE, Netlink, Route};
+use crate::policy::Prefix;
+
+/// The most clients of one lab.
+pub const CLIENTS_MAX: usize = 200;
+/// The most remotes of one lab.
+pub const REMOTES_MAX: usize = 200;
+
+/// The gateway's address on the clients' side.
+pub const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
+/// The gateway's address on the internet's side.
+pub const GATEWAY_OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// The gateway's device on the internet's side.
+pub const OUTSIDE_DEVICE: &str = "wan";
+
+const ROUTER_NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 254);
+const ROUTER_FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
+/// The device of a host that has one only.
+const HOST_DEVICE: &str = "eth0";
+/// The router's device towards the remotes.
+const FAR_DEVICE: &str = "far";
+
+/// What to build.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LabOptions {
+    /// Clients, each a namespace.
+    pub clients: usize,
+    /// Remotes, all addresses of one namespace.
+    pub remotes: usize,
+    /// Whether a router stands between gateway and remotes.
+    pub router: bool,
+    /// The gateway's rp_filter (all and default): 0 off, 1 strict, 2 loose.
+    pub rp_filter: u8,
+}
+
+impl Default for LabOptions {
+    fn default() -> LabOptions {
+        LabOptions { clients: 2, remotes: 1, router: false, rp_filter: 2 }
+    }
+}
+
+/// A client and the gateway's device towards it.
+#[derive(Debug)]
+pub struct Client {
+    /// Where it lives.
+    pub namespace: Namespace,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The gateway's device towards it: `g0` for the first.
+    pub interface: String,
+}
+
+/// Clients, gateway and internet, up and routed. Gone when dropped.
+#[derive(Debug)]
+pub struct Lab {
+    clients: Vec<Client>,
+    gateway: Namespace,
+    router: Option<Namespace>,
+    internet: Namespace,
+    remotes: Vec<Ipv4Addr>,
+}
+
+impl Lab {
+    /// Makes the namespaces and connects them.
+    pub fn build(options: &LabOptions) -> Result<Lab, SetupError> {
+        within("clients", options.clients, CLIENTS_MAX)?;
+        within("remotes", options.remotes, REMOTES_MAX)?;
+        let mut lab = Lab {
+            clients: (0..options.clients).map(Client::new).collect::<Result<_, _>>()?,
+            gateway: Namespace::new("gateway")?,
+            router: options.router.then(|| Namespace::new("router")).transpose()?,
+            internet: Namespace::new("internet")?,
+            remotes: Vec::new(),
+        };
+        let subnet = if options.router { ROUTER_FAR } else { GATEWAY_OUTSIDE };
+        lab.remotes = (0..options.remotes).map(|number| offset(subnet, number + 1)).collect();
+        lab.prepare_gateway(options.rp_filter)?;
+        for client in &lab.clients {
+            lab.connect_client(client)?;
+        }
+        match &lab.router {
+            None => lab.connect_internet()?,
+            Some(router) => lab.connect_through(router)?,
+        }
+        Ok(lab)
+    }
+
+    /// The clients, in order of their addresses from 10.66.0.2.
+    pub fn clients(&self) -> &[Client] {
+        &self.clients
+    }
+
+    /// The prefix that all clients' addresses are in.
+    pub fn client_prefix(&self) -> Prefix {
+        Prefix::new(Ipv4Addr::new(10, 66, 0, 0), 24).expect("its host bits are zero")
+    }
+
+    /// Where the gateway runs: forwarding is on, addresses and routes are there, nothing translates yet.
+    pub fn gateway(&self) -> &Namespace {
+        &self.gateway
+    }
+
+    /// The router between gateway and remotes, if there is one.
+    pub fn router(&self) -> Option<&Namespace> {
+        self.router.as_ref()
+    }
+
+    /// Where the remotes are.
+    pub fn internet(&self) -> &Namespace {
+        &self.internet
+    }
+
+    /// The remotes' addresses, from 198.18.0.2 (behind a router from 198.18.1.2).
+    pub fn remotes(&self) -> &[Ipv4Addr] {
+        &self.remotes
+    }
+
+    fn prepare_gateway(&self, rp_filter: u8) -> Result<(), SetupError> {
+        let rp_filter = rp_filter.to_string();
+        quiet(&self.gateway)?;
+        forwards(&self.gateway)?;
+        // "default" is what devices made later begin with: the TUN's, too.
+        self.gateway
+            .sysctl(&[("net/ipv4/conf/all/rp_filter", &rp_filter), ("net/ipv4/conf/default/rp_filter", &rp_filter)])?;
+        self.gateway.configure(|netlink| up(netlink, "lo").map(drop))
+    }
+
+    fn connect_client(&self, client: &Client) -> Result<(), SetupError> {
+        self.gateway.configure(|netlink| {
+            netlink.add_veth(&client.interface, HOST_DEVICE, client.namespace.as_fd())?;
+            let index = up(netlink, &client.interface)?;
+            netlink.add_address(index, GATEWAY_INSIDE, 32)?;
+            netlink.replace_route(&on_link(Prefix::host(client.address), index))
+        })?;
+        quiet(&client.namespace)?;
+        client.namespace.sysctl(&[("net/ipv4/ping_group_range", "0 0")])?;
+        client.namespace.configure(|netlink| {
+            up(netlink, "lo")?;
+            let index = up(netlink, HOST_DEVICE)?;
+            netlink.add_address(index, client.address, 32)?;
+            netlink.replace_route(&on_link(Prefix::host(GATEWAY_INSIDE), index))?;
+            netlink.replace_route(&default_via(GATEWAY_INSIDE, index))
+        })
+    }
+
+    /// The remotes' host is the gateway's neighbour and its default route: what goes nowhere ends there in silence.
+    fn connect_internet(&self) -> Result<(), SetupError> {
+        self.gateway.configure(|netlink| {
+            netlink.add_veth(OUTSIDE_DEVICE, HOST_DEVICE, self.internet.as_fd())?;
+            let index = up(netlink, OUTSIDE_DEVICE)?;
+            netlink.add_address(index, GATEWAY_OUTSIDE, 24)
+        })?;
+        self.prepare_internet()?;
+        let next_hop = self.remotes[0];
+        self.gateway.configure(|netlink| {
+            let index = existing(netlink, OUTSIDE_DEVICE)?;
+            netlink.replace_route(&default_via(next_hop, index))
+        })
+    }
+
+    fn connect_through(&self, router: &Namespace) -> Result<(), SetupError> {
+        self.gateway.configure(|netlink| {
+            netlink.add_veth(OUTSIDE_DEVICE, HOST_DEVICE, router.as_fd())?;
+            let index = up(netlink, OUTSIDE_DEVICE)?;
+            netlink.add_address(index, GATEWAY_OUTSIDE, 24)?;
+            netlink.replace_route(&default_via(ROUTER_NEAR, index))
+        })?;
+        quiet(router)?;
+        forwards(router)?;
+        router.configure(|netlink| {
+            up(netlink, "lo")?;
+            let near = up(netlink, HOST_DEVICE)?;
+            netlink.add_address(near, ROUTER_NEAR, 24)?;
+            netlink.add_veth(FAR_DEVICE, HOST_DEVICE, self.internet.as_fd())?;
+            let far = up(netlink, FAR_DEVICE)?;
+            netlink.add_address(far, ROUTER_FAR, 24)
+        })?;
+        self.prepare_internet()?;
+        // To the gateway's network and no further: the clients stay unknown.
+        let near_network = Prefix::new(Ipv4Addr::new(198, 18, 0, 0), 24).expect("its host bits are zero");
+        self.internet.configure(|netlink| {
+            let device = Some(existing(netlink, HOST_DEVICE)?);
+            let gateway = Some(ROUTER_FAR);
+            netlink.replace_route(&Route {
+                destination: near_network,
+                gateway,
+                device,
+                table: MAIN_TABLE,
+                source: None,
+            })
+        })
+    }
+
+    fn prepare_internet(&self) -> Result<(), SetupError> {
+        quiet(&self.internet)?;
+        self.internet.sysctl(&[("net/ipv4/icmp_echo_ignore_all", "0")])?;
+        self.internet.configure(|netlink| {
+            up(netlink, "lo")?;
+            let index = up(netlink, HOST_DEVICE)?;
+            self.remotes.iter().try_for_each(|remote| netlink.add_address(index, *remote, 24))
+        })
+    }
+}
+
+impl Client {
+    fn new(number: usize) -> Result<Client, SetupError> {
+        Ok(Client {
+            namespace: Namespace::new(format!("client {}", number + 1))?,
+            address: offset(GATEWAY_INSIDE, number + 1),
+            interface: format!("g{number}"),
+        })
+    }
+}
+
+fn within(what: &str, count: usize, most: usize) -> Result<(), SetupError> {
+    if (1..=most).contains(&count) {
+        return Ok(());
+    }
+    Err(SetupError::new(format!("lab: {count} {what}: there can be 1 to {most}")))
+}
+
+/// `address` plus `number`, which the limits on clients and remotes keep within its /24.
+fn offset(address: Ipv4Addr, number: usize) -> Ipv4Addr {
+    let number = u32::try_from(number).unwrap_or(u32::MAX);
+    Ipv4Addr::from(u32::from(address).saturating_add(number))
+}
+
+/// IPv6 off and no limit on ICMP. The ratemask, too: without it the host-wide limit (icmp_msgs_per_sec) still holds.
+fn quiet(namespace: &Namespace) -> Result<(), SetupError> {
+    namespace.sysctl(&[("net/ipv4/icmp_ratelimit", "0"), ("net/ipv4/icmp_ratemask", "0")])?;
+    let has_ipv6 = namespace.run(|| std::path::Path::new("/proc/sys/net/ipv6").exists())?;
+    if has_ipv6 {
+        namespace.sysctl(&[("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1")])?;
+    }
+    Ok(())
+}
+
+/// Turning forwarding on resets other sysctls of every device to a router's defaults: so it comes first.
+fn forwards(namespace: &Namespace) -> Result<(), SetupError> {
+    namespace.sysctl(&[("net/ipv4/ip_forward", "1")])
+}
+
+fn existing(netlink: &mut Netlink, device: &str) -> io::Result<u32> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no device {device}"));
+    netlink.link_index(device)?.ok_or_else(missing)
+}
+
+fn up(netlink: &mut Netlink, device: &str) -> io::Result<u32> {
+    let index = existing(netlink, device)?;
+    netlink.set_up(index, true)?;
+    Ok(index)
+}
+
+fn on_link(destination: Prefix, device: u32) -> Route {
+    Route { destination, gateway: None, device: Some(device), table: MAIN_TABLE, source: None }
+}
+
+fn default_via(gateway: Ipv4Addr, device: u32) -> Route {
+    let destination = Prefix::new(Ipv4Addr::UNSPECIFIED, 0).expect("its host bits are zero");
+    Route { destination, gateway: Some(gateway), device: Some(device), table: MAIN_TABLE, source: None }
+}

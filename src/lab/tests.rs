@@ -1,0 +1,236 @@
+//! The lab's own guarantees. All of them take root (or a user namespace) and fail without.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use super::load::{self, LoadOptions, LoadReport};
+use super::*;
+
+const NEEDS_ROOT: &str = "the lab's tests take root: run them as root or in a user namespace (unshare -Urn)";
+
+fn lab(options: LabOptions) -> Lab {
+    Lab::build(&options).expect(NEEDS_ROOT)
+}
+
+fn some_echoes(echoes: u64) -> LoadOptions {
+    LoadOptions { duration: Duration::from_secs(30), echoes_per_client: Some(echoes), ..LoadOptions::default() }
+}
+
+fn load(lab: &Lab, options: &LoadOptions) -> LoadReport {
+    load::run(lab.clients(), lab.remotes(), options, |_| ControlFlow::Continue(())).expect("the load runs")
+}
+
+/// Gives the internet a route to the clients, so that echoes are answered without any translation.
+fn route_back(lab: &Lab) {
+    let route =
+        Route { gateway: Some(GATEWAY_OUTSIDE), destination: lab.client_prefix(), ..default_via(GATEWAY_OUTSIDE, 0) };
+    lab.internet()
+        .configure(|netlink| {
+            let device = Some(existing(netlink, HOST_DEVICE)?);
+            netlink.replace_route(&Route { device, ..route })
+        })
+        .expect("the route is added");
+}
+
+/// Adds a chain with this type and hook, and one rule.
+fn nft(namespace: &Namespace, hook: &str, rule: &str) {
+    let rules = format!("table ip lab {{\n chain lab {{\n type {hook};\n {rule}\n }}\n}}\n");
+    let status = namespace.run(|| {
+        let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
+        nft.stdin.take().expect("piped").write_all(rules.as_bytes())?;
+        nft.wait()
+    });
+    let status = status.expect(NEEDS_ROOT).expect("the tests take nft: apt-get install nftables");
+    assert!(status.success(), "nft refused {rules}");
+}
+
+fn assert_all_came_back(report: &LoadReport, sent: u64) {
+    assert_eq!((report.sent, report.received, report.lost), (sent, sent, 0), "{report:?}");
+    assert_eq!((report.wrong_client, report.altered, report.stray, report.no_reply), (0, 0, 0, 0));
+    assert_eq!(report.round_trip.count(), sent);
+    assert!(report.round_trip.max() > Duration::ZERO && report.echoes_per_second() > 0.0);
+}
+
+#[test]
+fn plain_routing_brings_every_echo_back_and_both_sides_count_the_same() {
+    let lab = lab(LabOptions { clients: 3, remotes: 2, ..LabOptions::default() });
+    route_back(&lab);
+    let report = load(&lab, &LoadOptions { idents: 2, payload_len: 1472, ..some_echoes(500) });
+    assert_all_came_back(&report, 1500);
+    let counted = responder::counters(lab.internet()).expect("counters");
+    assert_eq!((counted.requests_in, counted.replies_out, counted.checksum_errors), (1500, 1500, 0));
+}
+
+#[test]
+fn without_a_translation_no_echo_is_answered() {
+    let lab = lab(LabOptions::default());
+    let options = LoadOptions { reply_timeout: Duration::from_millis(200), ..some_echoes(10) };
+    let report = load(&lab, &options);
+    assert_eq!((report.sent, report.received, report.lost), (20, 0, 20));
+    assert_eq!(responder::counters(lab.internet()).expect("counters").requests_in, 20);
+}
+
+#[test]
+fn the_kernels_masquerade_answers_through_a_router_too() {
+    let lab = lab(LabOptions { clients: 2, remotes: 3, router: true, rp_filter: 1 });
+    nft(lab.gateway(), "nat hook postrouting priority srcnat", "oifname wan masquerade");
+    assert_all_came_back(&load(&lab, &some_echoes(300)), 600);
+}
+
+/// nft rewrites bytes of the replies on their way: checksums are mended by the kernel, so only the payload tells.
+#[test]
+fn altered_replies_are_counted_and_are_not_received() {
+    let lab = lab(LabOptions { clients: 1, ..LabOptions::default() });
+    route_back(&lab);
+    // Every fourth reply gets another seventh and eighth payload byte (bit 112: the header has 64).
+    let rule = "iifname wan icmp type echo-reply icmp sequence & 3 == 0 @th,112,16 set 0xabcd";
+    nft(lab.gateway(), "filter hook forward priority 0", rule);
+    let report = load(&lab, &some_echoes(400));
+    assert_eq!((report.sent, report.received, report.altered, report.lost), (400, 300, 100, 100), "{report:?}");
+}
+
+/// The clients' idents, sequences and remote are equal: only the payload says that a reply is another client's.
+#[test]
+fn another_clients_replies_are_counted_as_such() {
+    let lab = lab(LabOptions::default());
+    let (first, second) = (lab.clients()[0].address, lab.clients()[1].address);
+    route_back(&lab);
+    let stolen = format!("iifname wan icmp type echo-reply icmp sequence & 1 == 0 ip daddr {first}");
+    nft(lab.gateway(), "filter hook prerouting priority raw", &format!("{stolen} ip daddr set {second}"));
+    let options = LoadOptions { reply_timeout: Duration::from_millis(300), ..some_echoes(100) };
+    let report = load(&lab, &options);
+    assert_eq!((report.sent, report.received), (200, 150), "{report:?}");
+    assert_eq!((report.wrong_client, report.lost, report.altered), (50, 50, 0), "{report:?}");
+}
+
+#[test]
+fn a_paced_load_keeps_its_rate() {
+    let lab = lab(LabOptions::default());
+    route_back(&lab);
+    let options = LoadOptions { duration: Duration::from_secs(1), rate: Some(1000), ..LoadOptions::default() };
+    let report = load(&lab, &options);
+    assert!((950..=1000).contains(&report.sent), "{report:?}");
+    assert_eq!((report.received, report.lost), (report.sent, 0));
+}
+
+#[test]
+fn a_watcher_can_end_the_load() {
+    let lab = lab(LabOptions { clients: 1, ..LabOptions::default() });
+    route_back(&lab);
+    let begun = Instant::now();
+    let options = LoadOptions { duration: Duration::from_secs(60), ..LoadOptions::default() };
+    let report = load::run(lab.clients(), lab.remotes(), &options, |progress| {
+        if progress.received > 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(report.expect("the load runs").received > 0);
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn sizes_out_of_range_are_refused_with_their_limits() {
+    for (clients, remotes) in [(0, 1), (CLIENTS_MAX + 1, 1), (1, 0), (1, REMOTES_MAX + 1)] {
+        let error = Lab::build(&LabOptions { clients, remotes, ..LabOptions::default() }).expect_err("out of range");
+        assert!(error.to_string().contains("1 to 200"), "{error}");
+    }
+}
+
+#[test]
+fn the_largest_address_plan_has_no_address_twice() {
+    let clients: Vec<_> = (0..CLIENTS_MAX).map(|number| offset(GATEWAY_INSIDE, number + 1)).collect();
+    let remotes: Vec<_> = (0..REMOTES_MAX).map(|number| offset(GATEWAY_OUTSIDE, number + 1)).collect();
+    assert!(clients.is_sorted() && clients.last() < Some(&Ipv4Addr::new(10, 66, 0, 255)));
+    assert!(remotes.is_sorted() && remotes.last() < Some(&ROUTER_NEAR));
+}
+
+/// A veth's end vanishes with the namespace that the other end is in: that is how to see, from outside, that a
+/// namespace without a name is gone.
+const PROBE: &str = "probe";
+
+fn plant_probes(observer: &Namespace, lab: &Lab) -> Vec<String> {
+    let mut hosts = vec![lab.gateway(), lab.internet()];
+    hosts.extend(lab.router());
+    hosts.extend(lab.clients().iter().map(|client| &client.namespace));
+    let planted = observer.configure(|netlink| {
+        let mut names = Vec::new();
+        for (number, host) in hosts.iter().enumerate() {
+            let name = format!("{PROBE}{number}");
+            netlink.add_veth(&name, PROBE, host.as_fd())?;
+            names.push(name);
+        }
+        Ok(names)
+    });
+    planted.expect(NEEDS_ROOT)
+}
+
+fn present(observer: &Namespace, names: &[String]) -> usize {
+    let count = observer.configure(|netlink| {
+        names.iter().try_fold(0, |count, name| Ok(count + usize::from(netlink.link_index(name)?.is_some())))
+    });
+    count.expect("devices can be listed")
+}
+
+/// The kernel takes namespaces down in the background.
+fn wait_until_gone(observer: &Namespace, names: &[String]) {
+    let begun = Instant::now();
+    while present(observer, names) > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} of {names:?} are still there", present(observer, names));
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_dropped_lab_is_gone() {
+    let observer = Namespace::new("observer").expect(NEEDS_ROOT);
+    let lab = lab(LabOptions { router: true, ..LabOptions::default() });
+    let probes = plant_probes(&observer, &lab);
+    // What runs inside ends with it: a socket that is left open would hold its namespace.
+    load(&lab, &LoadOptions { reply_timeout: Duration::from_millis(50), ..some_echoes(1) });
+    assert_eq!(present(&observer, &probes), 5);
+    drop(lab);
+    wait_until_gone(&observer, &probes);
+}
+
+#[test]
+fn a_socket_opened_inside_belongs_to_the_inside() {
+    let lab = lab(LabOptions::default());
+    let socket = lab.gateway().run(|| UdpSocket::bind((GATEWAY_OUTSIDE, 0))).expect(NEEDS_ROOT);
+    assert_eq!(socket.expect("the gateway's address is there").local_addr().expect("bound").ip(), GATEWAY_OUTSIDE);
+    assert!(lab.internet().run(|| UdpSocket::bind((GATEWAY_OUTSIDE, 0))).expect(NEEDS_ROOT).is_err());
+}
+
+/// Both roles in one test: run by the harness it starts itself as a child that builds a lab, and kills that child.
+#[test]
+fn a_killed_process_leaves_nothing() {
+    const CHILD: &str = "ECHOGATE_TEST_LAB_CHILD";
+    let this_test = "lab::tests::a_killed_process_leaves_nothing";
+    if env::var_os(CHILD).is_some() {
+        let lab = lab(LabOptions::default());
+        let observer = Namespace::of_this_thread("observer").expect("has one");
+        println!("\nplanted {}", plant_probes(&observer, &lab).join(" "));
+        thread::sleep(Duration::from_secs(60));
+        panic!("nobody killed this process");
+    }
+    let observer = Namespace::new("observer").expect(NEEDS_ROOT);
+    let mut child = observer
+        .run(|| {
+            Command::new(env::current_exe().expect("has a path"))
+                .args(["--exact", this_test, "--nocapture"])
+                .env(CHILD, "1")
+                .stdout(Stdio::piped())
+                .spawn()
+        })
+        .expect(NEEDS_ROOT)
+        .expect("starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let planted = lines.find_map(|line| line.strip_prefix("planted ").map(str::to_owned)).expect("the child builds");
+    let probes: Vec<String> = planted.split(' ').map(str::to_owned).collect();
+    assert_eq!(present(&observer, &probes), 4);
+    child.kill().expect("SIGKILL is sent");
+    child.wait().expect("it ends");
+    wait_until_gone(&observer, &probes);
+}
