@@ -1,0 +1,286 @@
+//! The whole gateway (worker, proxy, tables) over in-memory I/O and virtual time, from a seed.
+//!
+//! A model that knows the truth plays the clients and the remotes, over a wire that loses, duplicates, reorders, delays
+//! and damages packets and makes sends fail. It checks every packet that leaves the gateway: a request carries the
+//! gateway's address and a client's own payload to the remote that the client asked; a reply reaches the client that
+//! asked, once, under the ident and sequence it chose, with the payload as the wire delivered it. In the end every packet
+//! is accounted for.
+//!
+//! A failure prints its seed; `ECHOGATE_SEED=n cargo test --test memory` plays that one again.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use echogate::clock::{Clock, Manual};
+use echogate::io::memory::{Faults, MemoryIo, Wire, Written};
+use echogate::io::{FallThrough, PoolSize, Side};
+use echogate::metrics::{Counters, Snapshot};
+use echogate::proxy::{Proxy, Settings};
+use echogate::wire::build::{self, Datagram};
+use echogate::wire::icmpv4::{Echo, EchoKind};
+use echogate::wire::ipv4::{self, Ipv4};
+use echogate::worker::Worker;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const POISON: u8 = 0xa5;
+
+/// A round of the game lasts this long.
+const ROUND: Duration = Duration::from_millis(20);
+
+/// What a client sent: client, its ident, its sequence, remote.
+type Asked = (Ipv4Addr, u16, u16, Ipv4Addr);
+
+struct World {
+    rng: StdRng,
+    wire: Wire,
+    clock: Arc<Manual>,
+    /// Requests on their way, by the number that their payload begins with.
+    asked: HashMap<u64, Asked>,
+    /// How often remotes have seen each echo, less how often a reply to it was delivered. By the echo, not by the
+    /// request's number: to the network, a request sent again under the same sequence is the same echo.
+    replies_left: HashMap<Asked, u32>,
+    number: u64,
+    /// Whether clients use a sequence again before it is answered.
+    repeat: bool,
+    answered: u64,
+    passed_by: u64,
+    delivered: u64,
+}
+
+fn client(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 66, 0, host)
+}
+
+fn remote(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, 0, host)
+}
+
+/// A payload that names its request, has a length of its own and never a poisoned byte.
+fn payload(number: u64) -> Vec<u8> {
+    let fill = (0..number % 97).map(|at| match (number.wrapping_mul(31) + at).to_le_bytes()[0] {
+        POISON => 0,
+        byte => byte,
+    });
+    number.to_be_bytes().map(|byte| if byte == POISON { 0 } else { byte }).into_iter().chain(fill).collect()
+}
+
+fn number_of(payload: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(payload.get(..8)?.try_into().ok()?))
+}
+
+impl World {
+    fn new(seed: u64, faults: Faults) -> World {
+        let repeat = faults != Faults::default();
+        let clock = Arc::new(Manual::default());
+        let wire = Wire::new(seed, Arc::clone(&clock), faults.clone(), faults);
+        World {
+            rng: StdRng::seed_from_u64(seed),
+            wire,
+            clock,
+            asked: HashMap::new(),
+            replies_left: HashMap::new(),
+            number: 0,
+            repeat,
+            answered: 0,
+            passed_by: 0,
+            delivered: 0,
+        }
+    }
+
+    /// A few packets from clients: equal idents and sequences on purpose, and among them what is not for the proxy.
+    fn clients_send(&mut self) {
+        for _ in 0..self.rng.random_range(0..40) {
+            let client = client(self.rng.random_range(2..10));
+            let remote = remote(self.rng.random_range(2..6));
+            let packet = match self.rng.random_range(0..20) {
+                0 => Datagram::new(client, remote, ipv4::UDP, vec![0, 9, 0, 53, 0, 8, 0, 0]).build(),
+                1 => (0..self.rng.random_range(0..80)).map(|_| self.rng.random()).collect(),
+                2 => build::echo_request(Ipv4Addr::new(10, 67, 0, 2), remote, 1, 1, 64, b"spoofed"),
+                _ => self.request(client, remote),
+            };
+            self.wire.push(Side::Inside, &packet);
+        }
+    }
+
+    fn request(&mut self, client: Ipv4Addr, remote: Ipv4Addr) -> Vec<u8> {
+        self.number += 1;
+        while self.number.to_be_bytes().contains(&POISON) {
+            self.number += 1;
+        }
+        let ident = self.rng.random_range(1..3);
+        let sequence = if self.repeat { self.rng.random_range(0..500) } else { (self.number % 65_536) as u16 };
+        self.asked.insert(self.number, (client, ident, sequence, remote));
+        build::echo_request(client, remote, ident, sequence, 64, &payload(self.number))
+    }
+
+    /// Checks what left the gateway for outside, and lets the remotes answer it.
+    fn remotes_answer(&mut self) {
+        for Written { bytes, way, errno, .. } in self.wire.take(Side::Outside) {
+            let packet = Ipv4::check(&bytes[..]).expect("what is sent is IPv4");
+            let echo = Echo::check(packet.payload()).expect("what is sent is an echo");
+            assert_eq!((packet.source(), way), (GATEWAY, Some((0, packet.destination()))));
+            assert_eq!(echo.kind(), EchoKind::Request);
+            if errno != 0 || !echo.is_intact() {
+                continue; // The remote never sees it, or drops it.
+            }
+            let number = number_of(echo.payload()).expect("an intact request is one of ours");
+            let asked @ (_, _, sequence, remote) = self.asked[&number];
+            assert_eq!((packet.destination(), echo.sequence()), (remote, sequence));
+            assert_eq!(echo.payload(), payload(number), "request {number} was altered");
+            let reply = build::echo_reply(remote, GATEWAY, echo.ident(), sequence, 60, echo.payload());
+            *self.replies_left.entry(asked).or_default() += 1;
+            self.answered += 1;
+            self.wire.push(Side::Outside, &reply);
+            if self.rng.random_bool(0.05) {
+                self.attack(&reply);
+            }
+        }
+    }
+
+    /// A forged reply: a valid one with its source or sequence changed, or to an ident of nobody's.
+    fn attack(&mut self, reply: &[u8]) {
+        let mut forged = reply.to_vec();
+        let mut packet = Ipv4::check(&mut forged[..]).unwrap();
+        match self.rng.random_range(0..2) {
+            0 => packet.set_source(Ipv4Addr::new(203, 0, 113, 66)),
+            _ => packet.set_destination(Ipv4Addr::new(198, 18, 0, 99)),
+        }
+        self.wire.push(Side::Outside, &forged);
+    }
+
+    /// Checks what the gateway wrote to the TUN: replies to those who asked, or packets that fell through.
+    fn clients_receive(&mut self) {
+        for Written { bytes, errno, .. } in self.wire.take(Side::Inside) {
+            let Some(packet) = Ipv4::check(&bytes[..]).ok().filter(|packet| packet.header_is_intact()) else {
+                self.passed_by += 1;
+                continue; // Not IPv4, or damaged under way: it fell through as it was.
+            };
+            let echo = match Echo::check(packet.payload()) {
+                Ok(echo) if packet.protocol() == ipv4::ICMP && echo.kind() == EchoKind::Reply => echo,
+                _ => {
+                    self.passed_by += 1;
+                    continue;
+                }
+            };
+            if errno != 0 || !echo.is_intact() {
+                continue;
+            }
+            let number = number_of(echo.payload()).expect("an intact reply carries one of our payloads");
+            let asked @ (client, ident, sequence, remote) = self.asked[&number];
+            assert_eq!(
+                (packet.destination(), echo.ident(), echo.sequence(), packet.source()),
+                (client, ident, sequence, remote),
+                "reply {number} is somebody else's"
+            );
+            assert_eq!(echo.payload(), payload(number), "reply {number} was altered");
+            let left = self.replies_left.get_mut(&asked).expect("a reply to what no remote has seen");
+            *left = left.checked_sub(1).expect("a reply was delivered more often than it was sent for");
+            self.delivered += 1;
+        }
+    }
+}
+
+/// Plays `rounds` rounds and returns the counters at the end, everything settled.
+fn play(seed: u64, faults: Faults, rounds: u32) -> (Snapshot, World) {
+    let mut world = World::new(seed, faults);
+    let mut settings = Settings::new(vec!["10.66.0.0/24".parse().unwrap()], vec![GATEWAY]);
+    settings.echo_words_log2 = 14;
+    settings.seed = Some(seed);
+    if world.repeat {
+        // Mappings end, idents rest and replies are late within the seconds that a game lasts.
+        settings.mapping_idle = Duration::from_millis(300);
+        settings.echo_timeout = Duration::from_millis(50);
+    }
+    let size = PoolSize { buffers: 600, buffer_bytes: 2048 };
+    let io = MemoryIo::new(world.wire.clone(), size, size).unwrap();
+    let counters = Counters::new(1);
+    let handle = Proxy::new(&settings).unwrap().handle(0).unwrap();
+    let mut worker = Worker::new(io, handle, counters.worker(0), FallThrough::Reinject);
+
+    let clock = Arc::clone(&world.clock);
+    for round in 0..rounds {
+        if round % 100 < 80 {
+            world.clients_send();
+        }
+        let until = clock.now() + ROUND;
+        while clock.now() < until {
+            worker.turn(&*clock, Some(until.since(clock.now()))).unwrap();
+            world.remotes_answer();
+            world.clients_receive();
+        }
+        if round % 50 == 0 {
+            worker.audit().unwrap();
+        }
+    }
+    while world.wire.arriving(Side::Inside) + world.wire.arriving(Side::Outside) > 0 {
+        worker.turn(&*clock, Some(Duration::from_millis(20))).unwrap();
+        world.remotes_answer();
+        world.clients_receive();
+    }
+    worker.turn(&*clock, Some(Duration::ZERO)).unwrap();
+    worker.drain(&*clock).unwrap();
+    world.remotes_answer();
+    world.clients_receive();
+    worker.audit().unwrap();
+    (counters.snapshot(), world)
+}
+
+fn seeds() -> Vec<u64> {
+    match std::env::var("ECHOGATE_SEED") {
+        Ok(seed) => vec![seed.parse().expect("ECHOGATE_SEED is a number")],
+        Err(_) => (1..=12).collect(),
+    }
+}
+
+fn faulty(seed: u64) -> Faults {
+    let mut rng = StdRng::seed_from_u64(!seed);
+    Faults {
+        loss: rng.random_range(0.0..0.1),
+        duplication: rng.random_range(0.0..0.1),
+        reordering: rng.random_range(0.0..0.2),
+        corruption: rng.random_range(0.0..0.05),
+        delay: Duration::from_millis(rng.random_range(0..30)),
+        jitter: Duration::from_millis(rng.random_range(0..40)),
+        send_error: rng.random_range(0.0..0.05),
+        send_errnos: vec![1, 5, 11, 90, 101, 105, 113],
+    }
+}
+
+#[test]
+fn on_a_perfect_wire_every_reply_is_delivered() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        let (totals, world) = play(seed, Faults::default(), 300);
+        assert_eq!((world.delivered, totals.outstanding), (world.answered, 0), "{totals:?}");
+        assert!(world.delivered > 1000, "{totals:?}");
+        conserved(&totals, &world);
+    }
+}
+
+#[test]
+fn on_a_faulty_wire_no_reply_goes_astray_and_every_packet_is_accounted_for() {
+    for seed in seeds() {
+        println!("seed {seed}");
+        let (totals, world) = play(seed, faulty(seed), 400);
+        assert!(world.delivered > 1000 && world.passed_by > 0, "{totals:?}");
+        assert!(totals.unanswered > 0 && totals.mappings < totals.mappings_peak, "{totals:?}");
+        conserved(&totals, &world);
+    }
+}
+
+fn conserved(totals: &Snapshot, world: &World) {
+    assert_eq!(totals.packets_in(), totals.packets_accounted(), "{totals:?}");
+    assert_eq!(totals.inside_in.packets, world.wire.arrived(Side::Inside));
+    assert_eq!(totals.outside_in.packets, world.wire.arrived(Side::Outside));
+}
+
+#[test]
+fn equal_seeds_play_equal_games() {
+    let (first, _) = play(7, faulty(7), 100);
+    let (second, _) = play(7, faulty(7), 100);
+    assert_eq!(first, second);
+}
