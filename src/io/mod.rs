@@ -14,12 +14,17 @@
 
 pub mod buffers;
 pub mod memory;
+pub mod raw;
+mod retry;
+pub mod tun;
+mod wake;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::error::SetupError;
 pub use buffers::{Frame, Pool, PoolSize};
+pub use wake::Waker;
 
 /// Where a packet comes from or goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

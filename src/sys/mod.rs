@@ -1,4 +1,7 @@
 //! One safe function a system call; with `io` the only unsafe code.
 
+pub mod event;
 pub mod mem;
 pub mod namespace;
+pub mod net;
+pub mod tun;

@@ -1,0 +1,212 @@
+//! The raw sockets: the outside. One to receive for each worker, one to send for each gateway address.
+//!
+//! Receiving. Every raw ICMP socket of a host gets a copy of every ICMP packet, so what a worker does not want must be
+//! refused early: ICMP_FILTER (before the copy is made) refuses all types below 32 but echo replies; a classic BPF
+//! filter refuses the rest and, with several workers, the replies of other workers' shards. A raw socket receives from
+//! the moment it exists, so it first gets a filter that refuses everything, is emptied, and then gets the real one:
+//! nothing unfiltered is ever read.
+//!
+//! Sending. IPPROTO_RAW (the header comes with the packet), bound to the gateway address, or policy routing would not
+//! see the source. It never receives: no packet has its protocol number but by forgery, and it is connected to an
+//! address that no packet comes from. IP_RECVERR, or the kernel reports a packet that a full queue dropped as sent.
+//!
+//! Path MTU. Both kinds of socket use IP_PMTUDISC_INTERFACE. On the receiving one, because the kernel would otherwise
+//! take any forged "fragmentation needed" for a ping never sent and set the path MTU of that destination for the whole
+//! host. On the sending one, because what the kernel has learned about a path, by whomever, must not decide about a
+//! client's packet: a packet up to the interface's MTU leaves as it is, DF included, and a router further on that
+//! cannot forward it says so to the client's own stack. A larger one is refused (EMSGSIZE), with DF or without: the
+//! kernel does not fragment a packet that brings its header. The price: an MTU configured on a route (not on the
+//! interface) is not looked at.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
+
+use super::BATCH_MAX;
+use crate::error::SetupError;
+use crate::sys::net;
+
+/// The default size of each socket's buffer, in bytes.
+pub const SOCKET_BUFFER_BYTES: u32 = 4 << 20;
+
+/// The most gateway addresses, and so the most send sockets of a worker.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// Where send sockets are connected to: an address that is the host's own (127/8) and that nobody uses.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
+
+const ICMP_ECHO_REPLY: u32 = 0;
+
+/// Shards, by the lowest six bits of the gateway ident: bit n stands for shard n.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shards(pub u64);
+
+impl Shards {
+    /// Every shard.
+    pub const ALL: Shards = Shards(u64::MAX);
+
+    /// The shards of worker number `worker` of `workers`: every `workers`th.
+    pub fn of_worker(worker: usize, workers: usize) -> Shards {
+        Shards((0..64).filter(|shard| shard % workers.max(1) == worker).fold(0, |mask, shard| mask | 1 << shard))
+    }
+}
+
+/// A worker's receive socket: echo replies of its shards, as whole IP datagrams.
+#[derive(Debug)]
+pub struct ReceiveSocket(Socket);
+
+impl ReceiveSocket {
+    /// Opens it in the calling thread's network namespace.
+    pub fn open(shards: Shards, buffer_bytes: u32) -> Result<ReceiveSocket, SetupError> {
+        let socket = open_raw(Protocol::ICMPV4)?;
+        let prepared = socket
+            .attach_filter(&[statement(RET_K, 0)])
+            .and_then(|()| net::set_icmp_filter(socket.as_fd(), !(1 << ICMP_ECHO_REPLY)))
+            .and_then(|()| net::ignore_path_mtu(socket.as_fd()))
+            .and_then(|()| net::set_receive_buffer(socket.as_fd(), buffer_bytes))
+            .and_then(|()| empty(&socket))
+            .and_then(|()| socket.attach_filter(&program(shards)));
+        prepared.map_err(|error| SetupError::caused("cannot prepare the raw socket for echo replies", error))?;
+        Ok(ReceiveSocket(socket))
+    }
+}
+
+impl AsFd for ReceiveSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A send socket: whole IP datagrams from one gateway address.
+#[derive(Debug)]
+pub struct SendSocket(Socket);
+
+impl SendSocket {
+    /// Opens it in the calling thread's network namespace. `address` must be the host's own.
+    pub fn open(address: Ipv4Addr, buffer_bytes: u32) -> Result<SendSocket, SetupError> {
+        let socket = open_raw(Protocol::from(libc::IPPROTO_RAW))?;
+        let at = |address| SockAddr::from(SocketAddrV4::new(address, 0));
+        socket.bind(&at(address)).map_err(|error| {
+            let absent = error.raw_os_error() == Some(libc::EADDRNOTAVAIL);
+            let plain = SetupError::caused(format!("cannot send from the gateway address {address}"), error);
+            if !absent {
+                return plain;
+            }
+            plain.remedy(format!(
+                "the address must be this host's own: give --outside one that `ip address` shows, or add it \
+                 (ip address add {address}/32 dev lo)"
+            ))
+        })?;
+        socket.connect(&at(NOBODY)).map_err(|error| {
+            SetupError::caused(format!("cannot connect a raw socket to the unused {NOBODY}"), error)
+                .remedy("the loopback device must be up: ip link set lo up")
+        })?;
+        net::ignore_path_mtu(socket.as_fd())
+            .and_then(|()| net::tell_errors(socket.as_fd()))
+            .and_then(|()| net::set_send_buffer(socket.as_fd(), buffer_bytes))
+            .map_err(|error| SetupError::caused(format!("cannot prepare the raw socket of {address}"), error))?;
+        Ok(SendSocket(socket))
+    }
+
+    /// Throws away what IP_RECVERR has queued: each failed send has told its error already.
+    pub(super) fn discard_queued_errors(&self) {
+        for _ in 0..BATCH_MAX {
+            if self.0.recv_with_flags(&mut [], libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+impl AsFd for SendSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn open_raw(protocol: Protocol) -> Result<Socket, SetupError> {
+    Socket::new(Domain::IPV4, Type::RAW.nonblocking().cloexec(), Some(protocol)).map_err(|error| {
+        let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+        let plain = SetupError::caused("cannot open a raw socket", error);
+        if refused {
+            plain.remedy("run as root, or give the binary CAP_NET_RAW (setcap cap_net_admin,cap_net_raw=ep)")
+        } else {
+            plain
+        }
+    })
+}
+
+/// Reads until nothing is left. Ends because the filter lets nothing in meanwhile.
+fn empty(socket: &Socket) -> io::Result<()> {
+    loop {
+        match socket.recv(&mut [MaybeUninit::uninit(); 1]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+const LDX_MSH: u32 = libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH;
+const LD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_IND;
+const LD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
+const LD_IMM: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_IMM;
+const AND_K: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const SUB_K: u32 = libc::BPF_ALU | libc::BPF_SUB | libc::BPF_K;
+const RSH_X: u32 = libc::BPF_ALU | libc::BPF_RSH | libc::BPF_X;
+const JEQ_K: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const JGE_K: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+const JA: u32 = libc::BPF_JMP | libc::BPF_JA;
+const TAX: u32 = libc::BPF_MISC | libc::BPF_TAX;
+const RET_K: u32 = libc::BPF_RET | libc::BPF_K;
+
+const WHOLE_PACKET: u32 = u32::MAX;
+
+/// The filter: offset 0 is the IP header. A load past the packet's end refuses it.
+fn program(shards: Shards) -> Vec<SockFilter> {
+    let is_echo_reply = [
+        statement(LDX_MSH, 0), // X = length of the IP header, options included
+        statement(LD_BYTE, 0), // A = ICMP type
+        jump(JEQ_K, ICMP_ECHO_REPLY, 1, 0),
+        statement(RET_K, 0),
+    ];
+    let is_of_these_shards = [
+        statement(LD_HALF, 4), // A = ident
+        statement(AND_K, 63),
+        jump(JGE_K, 32, 3, 0),
+        statement(TAX, 0), // shards 0 to 31: X = bit
+        statement(LD_IMM, low_half(shards.0)),
+        statement(JA, 3),
+        statement(SUB_K, 32), // shards 32 to 63: X = bit
+        statement(TAX, 0),
+        statement(LD_IMM, low_half(shards.0 >> 32)),
+        statement(RSH_X, 0),
+        statement(AND_K, 1),
+        jump(JEQ_K, 1, 1, 0),
+        statement(RET_K, 0),
+    ];
+    let mut program = Vec::from(is_echo_reply);
+    if shards != Shards::ALL {
+        program.extend(is_of_these_shards);
+    }
+    program.push(statement(RET_K, WHOLE_PACKET));
+    program
+}
+
+fn low_half(bits: u64) -> u32 {
+    let [.., a, b, c, d] = bits.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+fn statement(code: u32, k: u32) -> SockFilter {
+    jump(code, k, 0, 0)
+}
+
+/// `yes` and `no` are the numbers of instructions to skip.
+fn jump(code: u32, k: u32, yes: u8, no: u8) -> SockFilter {
+    // Every code above is of eight bits.
+    SockFilter::new(u16::try_from(code).unwrap_or(0), yes, no, k)
+}
