@@ -16,6 +16,9 @@ pub struct Prefix {
 pub struct PrefixError(String);
 
 impl Prefix {
+    /// Every address, `0.0.0.0/0`.
+    pub const ALL: Prefix = Prefix { address: Ipv4Addr::UNSPECIFIED, length: 0 };
+
     /// The prefix of `length` bits that `address` starts, or why there is none (length over 32, host bits set).
     pub fn new(address: Ipv4Addr, length: u8) -> Result<Prefix, PrefixError> {
         if length > 32 {

@@ -4,4 +4,5 @@ pub mod event;
 pub mod mem;
 pub mod namespace;
 pub mod net;
+pub mod poll;
 pub mod tun;

@@ -18,10 +18,14 @@ use super::uninterrupted;
 pub enum Group {
     /// Devices that come, go, or change.
     Link,
+    /// IPv4 addresses.
+    Ipv4Address,
     /// IPv4 routes.
     Ipv4Route,
     /// IPv4 policy rules.
     Ipv4Rule,
+    /// IPv4 sysctls of devices (rp_filter, forwarding).
+    Ipv4Settings,
     /// nftables rule sets.
     Nftables,
 }
@@ -30,16 +34,17 @@ impl Group {
     fn number(self) -> u32 {
         match self {
             Group::Link => 1,
-            Group::Ipv4Route => 7,
+            Group::Ipv4Address => 5,
+            Group::Ipv4Route | Group::Nftables => 7,
             Group::Ipv4Rule => 8,
-            Group::Nftables => 7,
+            Group::Ipv4Settings => 24,
         }
     }
 
     fn protocol(self) -> isize {
         match self {
-            Group::Link | Group::Ipv4Route | Group::Ipv4Rule => NETLINK_ROUTE,
             Group::Nftables => NETLINK_NETFILTER,
+            _ => NETLINK_ROUTE,
         }
     }
 }

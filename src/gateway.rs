@@ -1,0 +1,353 @@
+//! The gateway: opens what it needs, sizes the tables, spawns the workers, and takes all of it down again.
+//!
+//! Everything happens in the network namespace of the thread that calls [`Gateway::start`]. The order of set-up is such
+//! that a step that fails has little to undo, and that nothing is led to the gateway before it can serve it:
+//!
+//! ```text
+//! preflight -> tables -> TUN queues, device -> sockets -> workers, each with its own ring -> diversion
+//! ```
+//!
+//! and down in the other order: the diversion first, so that new requests take the kernel's path while the replies to
+//! those sent may still come; then the workers; the TUN goes with its last descriptor.
+//!
+//! A worker that ends, by a fault or by a panic, is an event in [`Gateway::faults`]: nothing is half alive in silence.
+
+use std::net::Ipv4Addr;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use core_affinity::CoreId;
+use crossbeam::channel::{self, Receiver, Sender};
+
+use crate::clock::Monotonic;
+use crate::config::Config;
+use crate::error::SetupError;
+use crate::host::device::Device;
+use crate::host::divert::{Divert, DivertSettings};
+use crate::host::netlink::Netlink;
+use crate::host::preflight::{self, Finding, Status};
+use crate::host::cpus;
+use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards};
+use crate::io::syscalls::SyscallsIo;
+use crate::io::tun::Tun;
+use crate::io::uring::UringIo;
+use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
+use crate::metrics::{Counters, Snapshot};
+use crate::proxy::{Handle, Proxy, Settings, Sizes};
+use crate::worker::Worker;
+
+/// How long a gateway that stops waits for the replies to what it has sent.
+const LAST_REPLIES: Duration = Duration::from_millis(250);
+const LAST_REPLIES_POLL: Duration = Duration::from_millis(5);
+
+/// A gateway that is serving.
+#[derive(Debug)]
+pub struct Gateway {
+    description: String,
+    counters: Arc<Counters>,
+    faults: Receiver<SetupError>,
+    stop: Arc<AtomicBool>,
+    workers: Vec<Running>,
+    divert: Option<Divert>,
+}
+
+/// A worker's thread.
+#[derive(Debug)]
+struct Running {
+    thread: JoinHandle<Result<(), SetupError>>,
+    waker: Waker,
+}
+
+/// What one worker's thread takes with it.
+struct Crew {
+    number: usize,
+    cpu: CoreId,
+    engine: Engine,
+    ports: Ports,
+    handle: Handle,
+    counters: Arc<Counters>,
+    fall_through: FallThrough,
+    clock: Monotonic,
+    stop: Arc<AtomicBool>,
+}
+
+/// Every precondition of a gateway with this configuration, on the host of the calling thread.
+pub fn preflight(config: &Config) -> Result<Vec<Finding>, SetupError> {
+    Ok(preflight::examine(&preflight_settings(&resolved(config)?)))
+}
+
+/// What the tables of a gateway with this configuration hold and cost.
+pub fn sizes(config: &Config) -> Result<Sizes, SetupError> {
+    let mut config = config.clone();
+    if config.outside.addresses.is_empty() {
+        config.outside.addresses.push(Ipv4Addr::UNSPECIFIED); // one address, whichever it will be
+    }
+    Ok(Proxy::new(&settings(&config))?.sizes())
+}
+
+/// The configuration with what only the host can tell, and checked.
+fn resolved(config: &Config) -> Result<Config, SetupError> {
+    let mut config = config.clone();
+    if config.outside.addresses.is_empty() {
+        config.outside.addresses.push(crate::host::default_source()?);
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        mapping_idle: config.mapping.idle,
+        echo_timeout: config.echo.timeout,
+        hold_down: config.mapping.hold_down,
+        echo_words_log2: config.echo.table_words.ilog2(),
+        inside_mtu: config.inside.mtu as usize,
+        workers: config.run.workers as usize,
+        ..Settings::new(config.inside.clients.clone(), config.outside.addresses.clone())
+    }
+}
+
+impl Gateway {
+    /// Sets the gateway up and lets it serve. On an error nothing is left behind.
+    pub fn start(config: &Config) -> Result<Gateway, SetupError> {
+        let config = resolved(config)?;
+        examine(&config)?;
+        let engine = io::choose(config.run.io)?;
+        let cpus = cpus::allowed()?;
+        let proxy = Proxy::new(&settings(&config))?;
+
+        let device = device(&config);
+        let tuns = Tun::open(&device.name, config.run.workers as usize)?;
+        let mut netlink =
+            Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
+        device.configure(&mut netlink)?;
+
+        let (fault, faults) = channel::unbounded();
+        let mut gateway = Gateway {
+            description: description(&config, engine),
+            counters: Arc::new(Counters::new(tuns.len())),
+            faults,
+            stop: Arc::new(AtomicBool::new(false)),
+            workers: Vec::with_capacity(tuns.len()),
+            divert: None,
+        };
+        let clock = Monotonic::new();
+        if tuns.len() > cpus.len() {
+            tracing::warn!(workers = tuns.len(), cpus = cpus.len(), "more workers than CPUs: some share one");
+        }
+        for (number, tun) in tuns.into_iter().enumerate() {
+            let ports = ports(&config, number, tun)?;
+            let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
+            gateway.spawn(
+                Crew {
+                    number,
+                    cpu: cpus[number % cpus.len()],
+                    engine,
+                    ports,
+                    handle,
+                    counters: Arc::clone(&gateway.counters),
+                    fall_through: config.run.fall_through,
+                    clock,
+                    stop: Arc::clone(&gateway.stop),
+                },
+                fault.clone(),
+            )?;
+        }
+        if !config.inside.divert.is_empty() {
+            gateway.divert = Some(Divert::install(&divert_settings(&config, device))?);
+        }
+        Ok(gateway)
+    }
+
+    /// Starts a worker's thread and waits until it serves.
+    fn spawn(&mut self, crew: Crew, fault: Sender<SetupError>) -> Result<(), SetupError> {
+        let (ready, readiness) = channel::bounded(1);
+        let waker = crew.ports.waker.clone();
+        let name = format!("worker-{}", crew.number);
+        let thread = thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || crew.work(&ready, &fault))
+            .map_err(|error| SetupError::caused(format!("cannot start thread {name}"), error))?;
+        let running = Running { thread, waker };
+        if readiness.recv().is_ok() {
+            self.workers.push(running);
+            return Ok(());
+        }
+        // It ended before it served: its result says why.
+        Err(running.join().err().unwrap_or_else(|| SetupError::new(format!("{name} ended before it served"))))
+    }
+
+    /// The one line that says what it serves.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// The counters' sum now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.counters.snapshot()
+    }
+
+    /// Each worker's counters now.
+    pub fn worker_snapshots(&self) -> Vec<Snapshot> {
+        (0..self.workers.len()).map(|worker| self.counters.worker_snapshot(worker)).collect()
+    }
+
+    /// Why a worker ended by itself. The gateway is then to be stopped.
+    pub fn faults(&self) -> &Receiver<SetupError> {
+        &self.faults
+    }
+
+    /// Stops diverting, waits a moment for the last replies, ends the workers, and tells the totals.
+    pub fn stop(mut self) -> Result<Snapshot, SetupError> {
+        let undone = self.divert.take().map_or(Ok(()), Divert::remove);
+        let until = Instant::now() + LAST_REPLIES;
+        while self.snapshot().outstanding > 0 && Instant::now() < until && self.faults.is_empty() {
+            thread::sleep(LAST_REPLIES_POLL);
+        }
+        self.end_workers();
+        undone.map(|()| self.snapshot())
+    }
+
+    fn end_workers(&mut self) {
+        // Release: pairs with the workers' Acquire.
+        self.stop.store(true, Ordering::Release);
+        for running in &self.workers {
+            running.waker.wake();
+        }
+        for running in self.workers.drain(..) {
+            if let Err(error) = running.join() {
+                // Whoever was to hear of it has heard of it from `faults`.
+                tracing::debug!(%error, "a worker had ended with a fault");
+            }
+        }
+    }
+}
+
+/// A gateway dropped without `stop` (a set-up step failed, a test panicked) still leaves nothing behind.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        drop(self.divert.take());
+        self.end_workers();
+    }
+}
+
+impl Running {
+    fn join(self) -> Result<(), SetupError> {
+        // The thread catches its own panics: a join error cannot come from the worker.
+        self.thread.join().unwrap_or_else(|_| Err(SetupError::new("a worker's thread panicked")))
+    }
+}
+
+impl Crew {
+    /// The whole life of a worker's thread.
+    fn work(self, ready: &Sender<()>, fault: &Sender<SetupError>) -> Result<(), SetupError> {
+        let (number, serving) = (self.number, ready.clone());
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| self.serve(&serving))).unwrap_or_else(|panic| {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(SetupError::new(format!("worker {number} panicked: {message}")))
+        });
+        if let Err(error) = &ended {
+            // The receiver is gone only when the gateway is.
+            let _ = fault.send(SetupError::new(format!("worker {number} ended: {error}")));
+        }
+        ended
+    }
+
+    fn serve(self, ready: &Sender<()>) -> Result<(), SetupError> {
+        if !cpus::pin(self.cpu) {
+            tracing::warn!(worker = self.number, cpu = self.cpu.id, "cannot be pinned; runs unpinned");
+        }
+        match self.engine {
+            Engine::Uring => self.serve_over(UringIo::new, ready),
+            Engine::Syscalls => self.serve_over(SyscallsIo::new, ready),
+        }
+    }
+
+    fn serve_over<I: PacketIo>(
+        self,
+        open: impl FnOnce(Ports) -> Result<I, SetupError>,
+        ready: &Sender<()>,
+    ) -> Result<(), SetupError> {
+        let io = open(self.ports)?;
+        let mut worker = Worker::new(io, self.handle, self.counters.worker(self.number), self.fall_through);
+        // Whoever waits for it is gone only when the gateway is.
+        let _ = ready.send(());
+        worker.run(&self.clock, &self.stop)
+    }
+}
+
+/// Looks at the preconditions: what is missing ends the set-up, what is doubtful is said.
+fn examine(config: &Config) -> Result<(), SetupError> {
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    for finding in preflight::examine(&preflight_settings(config)) {
+        let remedy = finding.remedy.clone().unwrap_or_default();
+        match finding.status {
+            Status::Ok => {}
+            Status::Warning => tracing::warn!(%remedy, "{}: {}", finding.name, finding.what),
+            Status::Missing if finding.fatal => {
+                return Err(SetupError::new(format!("{}: {}", finding.name, finding.what)).remedy(remedy));
+            }
+            Status::Missing => tracing::warn!(%remedy, "{}: {}", finding.name, finding.what),
+        }
+    }
+    Ok(())
+}
+
+fn device(config: &Config) -> Device {
+    Device {
+        name: config.inside.device.clone(),
+        address: config.inside.address,
+        mtu: config.inside.mtu,
+        queue_length: config.inside.queue_length,
+    }
+}
+
+fn divert_settings(config: &Config, device: Device) -> DivertSettings {
+    DivertSettings {
+        device,
+        interfaces: config.inside.divert.clone(),
+        clients: config.inside.clients.clone(),
+        mark: config.inside.mark,
+        mask: config.inside.mark_mask,
+        table: config.inside.table,
+        priority: config.inside.rule_priority,
+    }
+}
+
+/// The descriptors of worker number `number`.
+fn ports(config: &Config, number: usize, tun: Tun) -> Result<Ports, SetupError> {
+    let shards = Shards::of_worker(number, config.run.workers as usize);
+    let send = |address: &Ipv4Addr| SendSocket::open(*address, raw::SOCKET_BUFFER_BYTES);
+    Ok(Ports {
+        tun,
+        receive: ReceiveSocket::open(shards, raw::SOCKET_BUFFER_BYTES)?,
+        send: config.outside.addresses.iter().map(send).collect::<Result<_, _>>()?,
+        waker: Waker::new()?,
+        sizes: io::Sizes::for_mtu(config.inside.mtu),
+    })
+}
+
+fn description(config: &Config, engine: Engine) -> String {
+    let list = |items: Vec<String>| items.join(", ");
+    let clients = list(config.inside.clients.iter().map(ToString::to_string).collect());
+    let addresses = list(config.outside.addresses.iter().map(ToString::to_string).collect());
+    let engine = match engine {
+        Engine::Uring => "io_uring",
+        Engine::Syscalls => "system calls",
+    };
+    let (workers, plural) = (config.run.workers, if config.run.workers == 1 { "" } else { "s" });
+    let divert = match config.inside.divert.as_slice() {
+        [] => "what is routed into it".to_owned(),
+        interfaces => format!("echo requests diverted from {}", interfaces.join(", ")),
+    };
+    format!(
+        "serving pings of {clients} from {addresses}: {divert} by {}, {workers} worker{plural} on {engine}",
+        config.inside.device
+    )
+}

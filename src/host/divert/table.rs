@@ -1,0 +1,248 @@
+//! The nftables table, and who keeps it.
+//!
+//! A table with `flags owner` belongs to the netlink socket that made it: the kernel removes it when that socket closes,
+//! refuses changes by anybody else, and leaves it out of other programs' `flush ruleset`. The socket is that of a child,
+//! `nft -i`, which reads commands from a pipe and ends when the pipe closes. The pipe's only writing end is ours, so the
+//! chain holds however this process ends: pipe closed, child gone, table gone. No supervisor, nothing to clean up.
+//!
+//! An nft without an interactive mode or a kernel before 5.12 refuses; then a plain table does, removed at the end and
+//! replaced by the next start, and one warning says what is lost.
+//!
+//! All of it is one line, hence one transaction: it is in force as a whole or not at all. nft does not acknowledge what
+//! it is told interactively, so the table carries a chain whose name is new each time; when it can be listed, this very
+//! line has been executed.
+//!
+//! Rejected: speaking nftables' netlink protocol ourselves (our socket would be the owner, without a child): some 300
+//! lines of encodings that the kernel does not document, against a program that every host with this feature has.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{self, Child, ChildStderr, ChildStdin, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::DivertSettings;
+use crate::error::SetupError;
+use crate::host::nft::{self, Failure};
+use crate::sys::poll;
+
+/// How long nft may take to execute the line, and to end when told.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long after nft's first complaint the rest of it is waited for.
+const COMPLAINT_TIME: Duration = Duration::from_millis(200);
+
+/// The table in force, until dropped (an owned one) or removed.
+#[derive(Debug)]
+pub(super) struct Table {
+    name: String,
+    /// The chain that tells this table from a predecessor's.
+    stamp: String,
+    owner: Option<Owner>,
+}
+
+/// A child whose life is the table's.
+#[derive(Debug)]
+struct Owner {
+    child: Child,
+    /// None once the child has been told to end.
+    commands: Option<ChildStdin>,
+    complaints: ChildStderr,
+}
+
+impl Table {
+    /// Makes the table; replaces one of the same name that nobody owns.
+    pub(super) fn install(settings: &DivertSettings) -> Result<Table, SetupError> {
+        let (name, stamp) = (settings.table_name(), new_stamp());
+        match Owner::install(settings, &stamp) {
+            Ok(owner) => Ok(Table { name, stamp, owner: Some(owner) }),
+            Err(Failure::NotRun(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Failure::NotRun(error).into_setup_error("diverting echo requests"))
+            }
+            Err(why) => {
+                let table = Table::install_plain(settings)?;
+                tracing::warn!(
+                    %why,
+                    "no nftables table that vanishes with its owner: if the gateway is killed, clients' pings are lost until \
+                     it starts again, or until `nft delete table ip {name}`"
+                );
+                Ok(table)
+            }
+        }
+    }
+
+    /// Makes one that nobody owns.
+    pub(super) fn install_plain(settings: &DivertSettings) -> Result<Table, SetupError> {
+        let (name, stamp) = (settings.table_name(), new_stamp());
+        nft::run(&["-f", "-"], &ruleset(settings, &stamp, ""))
+            .map_err(|failure| failure.into_setup_error("diverting echo requests"))?;
+        Ok(Table { name, stamp, owner: None })
+    }
+
+    /// Whether the table is still the one that was made.
+    pub(super) fn in_force(&mut self) -> bool {
+        match &mut self.owner {
+            Some(owner) => owner.lives(),
+            None => is_listed(&self.name, &self.stamp),
+        }
+    }
+
+    /// What becomes readable when an owned table is lost. A plain one is watched by nftables' news.
+    pub(super) fn signal(&self) -> Option<BorrowedFd<'_>> {
+        self.owner.as_ref().map(|owner| owner.complaints.as_fd())
+    }
+
+    #[cfg(test)]
+    pub(super) fn child_id(&self) -> Option<u32> {
+        self.owner.as_ref().map(|owner| owner.child.id())
+    }
+
+    /// Removes the table and waits until it is gone.
+    pub(super) fn remove(mut self) -> Result<(), SetupError> {
+        match self.owner.take() {
+            Some(owner) => drop(owner),
+            // Somebody else's of this name is none of our business.
+            None if is_listed(&self.name, &self.stamp) => {
+                nft::run(&["delete", "table", "ip", &self.name], "")
+                    .map_err(|failure| failure.into_setup_error("removing the nftables table"))?;
+            }
+            None => {}
+        }
+        match is_listed(&self.name, &self.stamp) {
+            true => Err(SetupError::new(format!("nftables table ip {} is still there", self.name))),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Owner {
+    fn install(settings: &DivertSettings, stamp: &str) -> Result<Owner, Failure> {
+        let mut child = nft::command()?
+            .arg("-i")
+            // Ctrl-C in the gateway's terminal is for the gateway: the table goes last, and only when told.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(Failure::NotRun)?;
+        let (Some(commands), Some(complaints)) = (child.stdin.take(), child.stderr.take()) else {
+            return Err(Failure::NotRun(std::io::ErrorKind::BrokenPipe.into()));
+        };
+        let mut owner = Owner { child, commands: Some(commands), complaints };
+        let line = ruleset(settings, stamp, "{ flags owner; }");
+        owner.command(&line)?;
+        owner.await_table(&settings.table_name(), stamp)?;
+        Ok(owner)
+    }
+
+    fn command(&mut self, line: &str) -> Result<(), Failure> {
+        let Some(pipe) = &mut self.commands else { return Ok(()) };
+        pipe.write_all(line.as_bytes()).map_err(Failure::NotRun)
+    }
+
+    /// Waits until the kernel has the table, or nft has said why not.
+    fn await_table(&mut self, name: &str, stamp: &str) -> Result<(), Failure> {
+        let mut deadline = Instant::now() + TIME_LIMIT;
+        let mut words = Vec::new();
+        loop {
+            if is_listed(name, stamp) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(match words.is_empty() {
+                    true => Failure::NotRun(std::io::ErrorKind::TimedOut.into()),
+                    false => Failure::Refused(nft::first_error(&String::from_utf8_lossy(&words))),
+                });
+            }
+            let [complains] = poll::readable([self.complaints.as_fd()], Some(PAUSE)).map_err(Failure::NotRun)?;
+            if complains {
+                if words.is_empty() {
+                    deadline = deadline.min(Instant::now() + COMPLAINT_TIME);
+                }
+                // The end of the pipe: no more words will come.
+                if self.hear(&mut words) == 0 {
+                    deadline = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Reads what is there; 0 at the end of the pipe. Only to be called when there is something to read.
+    fn hear(&mut self, words: &mut Vec<u8>) -> usize {
+        let mut piece = [0; 1024];
+        let length = self.complaints.read(&mut piece).unwrap_or(0);
+        words.extend_from_slice(piece.get(..length).unwrap_or(&[]));
+        length
+    }
+
+    fn lives(&mut self) -> bool {
+        // What it complains about while idle is of no interest, but must not wake the watcher for ever.
+        while let Ok([true]) = poll::readable([self.complaints.as_fd()], Some(Duration::ZERO)) {
+            if self.hear(&mut Vec::new()) == 0 {
+                return false;
+            }
+        }
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Owner {
+    /// Ends the child and waits for it: the kernel removes the table as the child's socket closes.
+    fn drop(&mut self) {
+        self.commands = None;
+        let deadline = Instant::now() + TIME_LIMIT;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() >= deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// A chain name that no other table of this host has.
+fn new_stamp() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    // Relaxed: the numbers need to differ and nothing else.
+    format!("gateway_{}_{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn is_listed(table: &str, stamp: &str) -> bool {
+    nft::run(&["list", "chain", "ip", table, stamp], "").is_ok()
+}
+
+/// The whole table as one line.
+fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
+    let table = format!("ip {}", settings.table_name());
+    let interfaces: Vec<String> = settings.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    let clients: Vec<String> = settings.disjoint_clients().iter().map(ToString::to_string).collect();
+    let (interfaces, clients) = (interfaces.join(", "), clients.join(", "));
+    let (kept, mark) = (!settings.mask, settings.mark);
+    let (device, mtu) = (&settings.device.name, settings.device.mtu);
+    let commands = [
+        // Adding before deleting: deleting what is not there is an error.
+        format!("add table {table}"),
+        format!("delete table {table}"),
+        format!("add table {table} {flags}"),
+        format!("add chain {table} {stamp}"),
+        format!("add chain {table} divert {{ type filter hook prerouting priority raw; policy accept; }}"),
+        // Where connections are tracked, fragments have been put together before this hook: a datagram over the TUN's MTU
+        // would reach it in pieces again. The look-up of the destination is last: only packets that match all else
+        // pay for it.
+        format!(
+            "add rule {table} divert iifname {{ {interfaces} }} ip saddr {{ {clients} }} ip daddr != {{ {clients} }} \
+             ip length <= {mtu} ip frag-off & 0x3fff == 0 icmp type echo-request icmp code 0 fib daddr type != local \
+             meta mark set meta mark & {kept:#010x} | {mark:#010x} notrack"
+        ),
+        format!("add rule {table} divert iifname \"{device}\" icmp type echo-reply notrack"),
+    ];
+    format!("{}\n", commands.join("; "))
+}

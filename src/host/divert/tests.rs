@@ -1,0 +1,379 @@
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::host::nft;
+use crate::host::scene::{
+    CLIENT, ECHO_REPLY, ECHO_REQUEST, INSIDE, OUTSIDE, REMOTE, Scene, Tun, hear, message, packet, settings,
+    within_a_second, write,
+};
+use crate::policy::Prefix;
+
+/// Everything that a diversion may leave behind, as text.
+fn state() -> String {
+    let mut netlink = Netlink::open().expect("netlink");
+    let rules = netlink.rules().expect("lists");
+    let routes = netlink.routes(DEFAULT_TABLE).expect("lists");
+    format!("{rules:?}\n{routes:?}\n{}", nft::run(&["list", "ruleset"], "").expect("nft"))
+}
+
+fn addresses(packet: &[u8]) -> (Ipv4Addr, Ipv4Addr) {
+    let at = |start: usize| {
+        let octets: [u8; 4] = packet[start..start + 4].try_into().expect("four bytes");
+        Ipv4Addr::from(octets)
+    };
+    (at(12), at(16))
+}
+
+/// One ping of the client arrives in the TUN.
+fn assert_diverted(scene: &Scene, tun: &Tun) {
+    let ping = message(ECHO_REQUEST, 7, 1, 56);
+    scene.client_sends(&ping, REMOTE);
+    let heard = tun.hear();
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert_eq!(addresses(&heard[0]), (CLIENT, REMOTE));
+    assert_eq!(heard[0][20..], ping);
+    assert_eq!(heard[0][8], 63, "the kernel forwards into the TUN, so it has counted one hop");
+}
+
+/// A reply written to the TUN arrives at the client.
+fn assert_replies_arrive(scene: &Scene, tun: &Tun) {
+    let ear = scene.client_ear();
+    let reply = packet(REMOTE, CLIENT, &message(ECHO_REPLY, 7, 1, 56));
+    tun.send(&reply);
+    let heard = hear(|buffer| (&ear).read(buffer));
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert_eq!(addresses(&heard[0]), (REMOTE, CLIENT));
+    assert_eq!(heard[0][20..], reply[20..]);
+}
+
+#[test]
+fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let divert = Divert::install(&settings).expect("installs");
+        assert_diverted(&scene, &tun);
+        assert_replies_arrive(&scene, &tun);
+
+        let ping = message(ECHO_REQUEST, 7, 1, 56);
+        let ear = scene.client_ear();
+        // The host's own addresses, inside and outside, are answered by the host.
+        for own in [INSIDE, OUTSIDE] {
+            scene.client_sends(&ping, own);
+            let answers = hear(|buffer| (&ear).read(buffer));
+            assert_eq!(answers.len(), 1, "no answer from {own}");
+        }
+        scene.client_sends(&ping, Ipv4Addr::new(10, 66, 0, 77));
+        scene.client_sends(&message(ECHO_REPLY, 7, 1, 56), REMOTE);
+        scene.client_sends(&message(13, 7, 1, 12), REMOTE);
+        // Longer than the MTU: leaves the client as fragments.
+        scene.client_sends(&message(ECHO_REQUEST, 7, 1, 4000), REMOTE);
+        crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
+            socket.send_to(b"x", (REMOTE, 53)).expect("sends");
+        })
+        .expect("entered before");
+        assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
+        divert.remove().expect("removes");
+    });
+}
+
+#[test]
+fn neither_masquerading_nor_reverse_path_filtering_is_in_the_way() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let nat = "table ip nat { chain post { type nat hook postrouting priority srcnat; ip saddr 10.66.0.0/24 masquerade; }; }";
+        nft::run(&["-f", "-"], nat).expect("a masquerade rule without an outgoing interface");
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let divert = Divert::install(&settings).expect("installs");
+        for (filter, by_mark) in [("0", "0"), ("1", "0"), ("2", "0"), ("1", "1"), ("2", "1")] {
+            write("/proc/sys/net/ipv4/conf/all/rp_filter", filter);
+            write("/proc/sys/net/ipv4/conf/all/src_valid_mark", by_mark);
+            assert_diverted(&scene, &tun);
+            assert_replies_arrive(&scene, &tun);
+        }
+        divert.remove().expect("removes");
+    });
+}
+
+#[test]
+fn other_bits_of_a_mark_are_kept() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let others = "table ip others { \
+            chain before { type filter hook prerouting priority -301; meta mark set 0xa5500001; }; \
+            chain after { type filter hook prerouting priority -299; meta mark 0xaec00001 counter; }; }";
+        nft::run(&["-f", "-"], others).expect("another program's marks");
+        let _divert = Divert::install(&settings).expect("installs");
+        assert_diverted(&scene, &tun);
+        let listed = nft::run(&["list", "table", "ip", "others"], "").expect("lists");
+        assert!(listed.contains("counter packets 1 "), "{listed}");
+    });
+}
+
+#[test]
+fn the_end_leaves_everything_as_it_was() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let _tun = Tun::open(&settings.device);
+        let before = state();
+        let divert = Divert::install(&settings).expect("installs");
+        assert_ne!(state(), before);
+        divert.remove().expect("removes");
+        assert_eq!(state(), before);
+        drop(Divert::install(&settings).expect("installs again"));
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn what_others_take_away_is_back_within_a_second() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let divert = Divert::install(&settings).expect("installs");
+        let mut netlink = Netlink::open().expect("netlink");
+        let index = netlink.link_index(DEFAULT_DEVICE).expect("asks").expect("is there");
+        let in_force = |netlink: &mut Netlink| {
+            let routes = netlink.routes(settings.table).expect("lists");
+            netlink.rules().expect("lists").contains(&settings.rule())
+                && routes.iter().any(|route| route.destination == Prefix::ALL && route.device == Some(index))
+                && settings.throw_routes().iter().all(|route| routes.contains(route))
+        };
+
+        netlink.set_up(index, false).expect("down");
+        within_a_second("the kernel drops the route", || !in_force(&mut netlink));
+        netlink.set_up(index, true).expect("up");
+        within_a_second("routes after link down and up", || in_force(&mut netlink));
+        assert_diverted(&scene, &tun);
+
+        for route in netlink.routes(settings.table).expect("lists") {
+            netlink.delete_route(&route).expect("removed");
+        }
+        netlink.delete_rule(&settings.rule()).expect("removed");
+        within_a_second("routes and rule after a flush", || in_force(&mut netlink));
+
+        write("/proc/sys/net/ipv4/conf/echogate0/rp_filter", "1");
+        within_a_second("rp_filter", || {
+            let text = std::fs::read_to_string("/proc/sys/net/ipv4/conf/echogate0/rp_filter").expect("reads");
+            text.trim() == "2"
+        });
+
+        let flushed = Command::new("ip").args(["address", "flush", "dev", DEFAULT_DEVICE]).status();
+        assert!(flushed.expect("iproute2 is installed: apt-get install iproute2").success());
+        within_a_second("the address", || {
+            netlink.addresses().expect("lists").iter().any(|(device, ..)| *device == index)
+        });
+        assert_diverted(&scene, &tun);
+        assert_replies_arrive(&scene, &tun);
+        divert.remove().expect("removes");
+    });
+}
+
+/// The process ids of this process's children that run nft.
+fn nft_children() -> Vec<u32> {
+    let own = std::process::id();
+    let entries = std::fs::read_dir("/proc").expect("/proc");
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    ids.filter(|id: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // "pid (name) state parent ..."
+        let mut rest = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        stat.contains("(nft)") && rest.nth(1) == Some(&own.to_string())
+    })
+    .collect()
+}
+
+#[test]
+fn a_killed_nft_takes_the_table_with_it_and_is_replaced() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let mut installed = Installed::open(&settings).expect("opens");
+        installed.mend().expect("installs");
+        let first = installed.table.as_ref().map(|table| table.child_id()).expect("a table");
+        let id = first.expect("owned by a child");
+        assert!(nft_children().contains(&id));
+        let subscribed = Watcher::subscribe().expect("subscribes");
+        let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
+        let killed = Command::new("kill").args(["-9", &id.to_string()]).status().expect("kill is installed");
+        assert!(killed.success());
+        within_a_second("a table of another child", || {
+            let listed = nft::run(&["list", "table", "ip", "echogate"], "").unwrap_or_default();
+            listed.contains("notrack") && !nft_children().contains(&id)
+        });
+        assert_diverted(&scene, &tun);
+        divert.remove().expect("removes");
+    });
+}
+
+#[test]
+fn a_plain_table_does_the_same_and_is_watched_too() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let before = state();
+        let mut installed = Installed::open(&settings).expect("opens");
+        installed.table = Some(Table::install_plain(&settings).expect("installs"));
+        assert!(!installed.mend().expect("mends").contains(&"nftables table"));
+        assert_diverted(&scene, &tun);
+        installed.undo().expect("removes");
+        assert_eq!(state(), before);
+
+        installed.table = Some(Table::install_plain(&settings).expect("installs"));
+        let subscribed = Watcher::subscribe().expect("subscribes");
+        let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
+        nft::run(&["flush", "ruleset"], "").expect("another program's flush");
+        within_a_second("the table after a flush", || {
+            nft::run(&["list", "table", "ip", "echogate"], "").is_ok_and(|listed| listed.contains("notrack"))
+        });
+        divert.remove().expect("removes");
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn what_a_predecessor_left_is_taken_over() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let before = state();
+        // A predecessor with other clients, another priority and a plain table, killed.
+        let mut other = settings.clone();
+        other.clients.push("10.99.0.0/16".parse().expect("a prefix"));
+        other.priority = 3000;
+        let mut killed = Installed::open(&other).expect("opens");
+        killed.table = Some(Table::install_plain(&other).expect("installs"));
+        killed.mend().expect("installs");
+        std::mem::forget(killed);
+        let divert = Divert::install(&settings).expect("installs over it");
+        let mut netlink = Netlink::open().expect("netlink");
+        assert_eq!(netlink.routes(settings.table).expect("lists").len(), 2);
+        assert_diverted(&scene, &tun);
+        divert.remove().expect("removes");
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn two_gateways_need_numbers_of_their_own() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let first = settings();
+        let _tun = Tun::open(&first.device);
+        let _divert = Divert::install(&first).expect("installs");
+        let mut second = settings();
+        second.device.name = "eg1".to_owned();
+        second.interfaces = vec!["g1".to_owned()];
+        let _other = Tun::open(&second.device);
+        let error = Divert::install(&second).expect_err("the routing table is taken");
+        assert!(error.to_string().contains("routing table 3776 is in use"), "{error}");
+        (second.mark, second.table, second.priority) = (0x0ed0_0000, 3777, 3777);
+        let both = Divert::install(&second).expect("installs beside it");
+        let listed = nft::run(&["list", "tables"], "").expect("lists");
+        assert!(listed.contains("echogate-eg1") && listed.contains("echogate\n"), "{listed}");
+        both.remove().expect("removes");
+        assert!(nft::run(&["list", "table", "ip", "echogate"], "").is_ok(), "the first is untouched");
+    });
+}
+
+#[test]
+fn a_table_that_another_gateway_owns_is_refused_and_nothing_is_left() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let _tun = Tun::open(&settings.device);
+        let before = state();
+        let owned = Table::install(&settings).expect("installs");
+        let error = Divert::install(&settings).expect_err("the table is owned");
+        assert!(error.to_string().contains("another gateway owns this table"), "{error}");
+        owned.remove().expect("removes");
+        assert_eq!(state(), before);
+    });
+}
+
+const ROLE: &str = "ECHOGATE_TEST_DIVERTS_UNTIL_KILLED";
+
+#[test]
+fn after_sigkill_nothing_marks() {
+    if env::var_os(ROLE).is_some() {
+        let settings = settings();
+        let _tun = Tun::open(&settings.device);
+        let _divert = Divert::install(&settings).expect("installs");
+        println!("in force");
+        thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let name = "host::divert::tests::after_sigkill_nothing_marks";
+        let mut process = Command::new(env::current_exe().expect("known"))
+            .args(["--exact", name, "--nocapture"])
+            .env(ROLE, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the test binary starts again");
+        let output = BufReader::new(process.stdout.take().expect("piped"));
+        let in_force = output.lines().map_while(Result::ok).any(|line| line.contains("in force"));
+        let listed = nft::run(&["list", "ruleset"], "").expect("nft");
+        process.kill().expect("SIGKILL");
+        process.wait().expect("waits");
+        assert!(in_force && listed.contains("echogate"), "{listed}");
+        within_a_second("the table vanishes", || {
+            nft::run(&["list", "ruleset"], "").is_ok_and(|listed| !listed.contains("echogate"))
+        });
+        // The kernel's own path is whole again: the remote knows no way back, so NAT has to work.
+        let nat =
+            "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname \"w0\" masquerade; }; }";
+        nft::run(&["-f", "-"], nat).expect("a masquerade rule");
+        let ear = scene.client_ear();
+        scene.client_sends(&message(ECHO_REQUEST, 7, 1, 56), REMOTE);
+        let heard = hear(|buffer| (&ear).read(buffer));
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert_eq!(addresses(&heard[0]), (REMOTE, CLIENT));
+    });
+}
+
+#[test]
+fn prefixes_inside_others_are_left_out() {
+    let mut settings = settings();
+    let prefixes = ["10.66.0.0/24", "10.0.0.0/8", "10.66.0.7", "192.168.1.0/24", "10.0.0.0/8"];
+    settings.clients = prefixes.iter().map(|text| text.parse().expect("a prefix")).collect();
+    let kept: Vec<String> = settings.disjoint_clients().iter().map(ToString::to_string).collect();
+    assert_eq!(kept, ["10.0.0.0/8", "192.168.1.0/24"]);
+}
+
+#[test]
+fn absurd_settings_are_refused_before_anything_is_changed() {
+    type Spoil = fn(&mut DivertSettings);
+    let cases: [(&str, Spoil); 8] = [
+        ("every address", |settings| settings.clients = vec![Prefix::ALL]),
+        ("no interface", |settings| settings.interfaces.clear()),
+        ("own device", |settings| settings.interfaces.push(DEFAULT_DEVICE.to_owned())),
+        ("not the name", |settings| settings.interfaces.push("wg*".to_owned())),
+        ("not the name", |settings| settings.interfaces.push("a\" accept".to_owned())),
+        ("table's name", |settings| settings.device.name = "eg;flush".to_owned()),
+        ("outside its mask", |settings| settings.mark = 1),
+        ("kernel's own", |settings| settings.table = 254),
+    ];
+    for (words, spoil) in cases {
+        let mut settings = settings();
+        spoil(&mut settings);
+        let error = Divert::install(&settings).expect_err(words);
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
