@@ -72,8 +72,6 @@ pub mod clock;
 pub mod config;
 pub mod error;
 #[cfg(feature = "gateway")]
-pub mod gateway;
-#[cfg(feature = "gateway")]
 pub mod host;
 #[cfg(feature = "gateway")]
 pub mod io;

@@ -243,3 +243,144 @@ pub fn generator(seed: Option<u64>) -> StdRng {
 pub fn split(rng: &mut StdRng) -> StdRng {
     StdRng::from_rng(rng)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIFETIMES: Lifetimes = Lifetimes { idle: Duration::from_secs(8), hold_down: Duration::from_secs(3) };
+
+    fn client(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 66, 0, number)
+    }
+
+    /// One shard on one address: 1024 idents, few enough to run out of.
+    fn owner() -> (Mappings, Idents) {
+        (Mappings::new(1), Idents::new(1, &[5], LIFETIMES, generator(Some(1))))
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Use(u8, u16),
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => (0..4_u8, 0..4_u16).prop_map(|(client, ident)| Step::Use(client, ident)),
+            2 => (1..6000_u64).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain map of who used what when.
+        #[test]
+        fn mappings_live_while_used_and_idents_rest(steps in prop::collection::vec(step(), 1..120)) {
+            let (mappings, mut idents) = owner();
+            let mut now = Instant::START;
+            let mut used: HashMap<(u8, u16), (SlotIndex, Instant)> = HashMap::new();
+            let mut last_seen: HashMap<SlotIndex, ((u8, u16), Instant)> = HashMap::new();
+            for step in steps {
+                match step {
+                    Step::Use(host, ident) => {
+                        let guard = mappings.forward.guard();
+                        let found = mappings.find(client(host), ident, &guard);
+                        if let Some((index, last)) = used.get(&(host, ident)) {
+                            // Surely alive before the idle time; surely ended one walk and one slice after it.
+                            if now.since(*last) < LIFETIMES.idle {
+                                prop_assert_eq!(found, Some(*index));
+                            }
+                            if now.since(*last) > LIFETIMES.idle * 2 {
+                                prop_assert_eq!(found, None);
+                            }
+                        }
+                        let index = match found {
+                            Some(index) => {
+                                mappings.slots.touch(index, now);
+                                index
+                            }
+                            None => idents.make(&mappings, 0, client(host), ident, now, &guard).unwrap(),
+                        };
+                        if let Some((whose, last)) = last_seen.get(&index) {
+                            let rested = now.since(*last) >= LIFETIMES.idle + LIFETIMES.hold_down;
+                            prop_assert!(*whose == (host, ident) || rested, "{:?} changed hands too soon", index);
+                        }
+                        prop_assert_eq!(index.shard(), 5);
+                        used.insert((host, ident), (index, now));
+                        last_seen.insert(index, ((host, ident), now));
+                    }
+                    Step::Wait(millis) => {
+                        let until = now + Duration::from_millis(millis);
+                        while now < until {
+                            now = now + SLICE.min(until.since(now));
+                            let guard = mappings.forward.guard();
+                            idents.expire(&mappings, now, 32, &guard);
+                        }
+                    }
+                }
+                prop_assert_eq!(idents.audit(&mappings), Ok(()));
+                prop_assert_eq!(mappings.forward.len(), idents.live());
+            }
+        }
+    }
+
+    #[test]
+    fn when_the_ready_pool_is_empty_the_new_is_refused_and_an_expired_ident_returns() {
+        let (mappings, mut idents) = owner();
+        let mut now = Instant::START;
+        let guard = mappings.forward.guard();
+        for ident in 0..1024 {
+            idents.make(&mappings, 0, client(1), ident, now, &guard).unwrap();
+        }
+        assert_eq!(idents.make(&mappings, 0, client(2), 0, now, &guard), Err(Refused::NoIdent));
+        now = now + LIFETIMES.idle;
+        assert_eq!(idents.expire(&mappings, now, 32, &guard), 32, "no more than its share of a batch");
+        assert_eq!(idents.make(&mappings, 0, client(2), 0, now, &guard), Err(Refused::NoIdent), "they rest");
+        now = now + LIFETIMES.hold_down;
+        idents.expire(&mappings, now, 32, &guard);
+        idents.make(&mappings, 0, client(2), 0, now, &guard).unwrap();
+        idents.audit(&mappings).unwrap();
+    }
+
+    #[test]
+    fn an_owner_without_mappings_may_sleep_as_long_as_it_likes() {
+        let (mappings, mut idents) = owner();
+        assert_eq!(idents.sleep_max(Instant::START), None);
+        idents.make(&mappings, 0, client(1), 1, Instant::START, &mappings.forward.guard()).unwrap();
+        assert_eq!(idents.sleep_max(Instant::START), Some(SLICE));
+        let mut now = Instant::START;
+        while idents.sleep_max(now).is_some() {
+            now = now + SLICE;
+            idents.expire(&mappings, now, 32, &mappings.forward.guard());
+            assert!(now.since(Instant::START) < Duration::from_secs(30), "never sleeps again");
+        }
+        assert_eq!((idents.live(), idents.held()), (0, 0));
+    }
+
+    /// Two owners make mappings for the same clients and idents at once: one mapping each, and no ident is lost.
+    #[test]
+    fn of_two_that_make_the_same_mapping_one_wins_and_both_use_it() {
+        for _ in 0..200 {
+            let mappings = Mappings::new(1);
+            let make = |shard: usize| {
+                let mut idents = Idents::new(1, &[shard], LIFETIMES, generator(Some(shard as u64)));
+                let guard = mappings.forward.guard();
+                let made: Vec<SlotIndex> = (0..64)
+                    .map(|ident| idents.make(&mappings, 0, client(1), ident, Instant::START, &guard).unwrap())
+                    .collect();
+                (made, idents)
+            };
+            let make = &make;
+            let [(first, a), (second, b)] = std::thread::scope(|scope| {
+                [1, 2].map(|shard| scope.spawn(move || make(shard))).map(|thread| thread.join().unwrap())
+            });
+            assert_eq!(first, second);
+            assert_eq!((mappings.forward.len(), a.live() + b.live()), (64, 64));
+            assert_eq!((a.audit(&mappings), b.audit(&mappings)), (Ok(()), Ok(())));
+        }
+    }
+}
