@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 
+use crate::policy::Class;
 use crate::proxy::Reason;
 
 /// A number that one thread writes and any reads.
@@ -95,6 +96,12 @@ pub struct WorkerCounters {
     pub reinjected: TrafficCounter,
     /// Drops by reason, in the order of [`Reason::ALL`].
     pub drops: [Counter; Reason::ALL.len()],
+    /// Requests refused because a share or a table was used up (among the drops), by the client's class.
+    pub refused: Box<[Counter]>,
+    /// Errors to clients that the gateway itself made and sent.
+    pub originated: TrafficCounter,
+    /// Errors to clients that could not be sent.
+    pub not_originated: Counter,
     /// Packets that fell through and were to be dropped.
     pub not_reinjected: Counter,
     /// New mappings that waited for their batch, too many to keep.
@@ -123,6 +130,14 @@ impl WorkerCounters {
         self.drops[reason as usize].add(1);
     }
 
+    /// Counts a refusal, which is a drop.
+    pub fn refuse(&self, reason: Reason, class: Class) {
+        self.drop(reason);
+        if let Some(refused) = self.refused.get(class) {
+            refused.add(1);
+        }
+    }
+
     /// Counts an echo that was evicted at this age.
     pub fn evict(&self, age: Duration) {
         let class = match age.as_secs() {
@@ -139,9 +154,10 @@ impl WorkerCounters {
 pub struct Counters(Box<[CachePadded<WorkerCounters>]>);
 
 impl Counters {
-    /// Zeroes for this many workers.
-    pub fn new(workers: usize) -> Counters {
-        Counters((0..workers).map(|_| CachePadded::default()).collect())
+    /// Zeroes for this many workers and classes of clients.
+    pub fn new(workers: usize, classes: usize) -> Counters {
+        let refused = || (0..classes).map(|_| Counter::default()).collect();
+        Counters((0..workers).map(|_| WorkerCounters { refused: refused(), ..Default::default() }.into()).collect())
     }
 
     /// Those of one worker.
@@ -194,8 +210,13 @@ pub struct Snapshot {
     pub reinjected: Traffic,
     /// Drops by name, zero ones left out: in = out + the sum of these, exactly, once nothing is in flight.
     pub drops: Vec<(String, u64)>,
-    /// Requests refused because a table was full (part of `drops`).
-    pub refused: u64,
+    /// Requests refused because a share or a table was used up (part of `drops`), by class of clients: everybody, then
+    /// the overrides in their order.
+    pub refused: Vec<u64>,
+    /// Errors to clients that the gateway itself made and sent: neither in nor part of `outside_out`.
+    pub originated: Traffic,
+    /// Errors to clients that could not be sent.
+    pub not_originated: u64,
     /// Mappings live now.
     pub mappings: u64,
     /// The most mappings that were live at once; with several workers at most this.
@@ -241,12 +262,11 @@ fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
         delivered,
         reinjected,
         drops: drops(workers),
-        refused: workers
-            .iter()
-            .flat_map(|worker| worker.drops.iter().zip(Reason::ALL))
-            .filter(|(_, reason)| reason.is_refusal())
-            .map(|(count, _)| count.get())
-            .sum(),
+        refused: (0..workers.first().map_or(0, |worker| worker.refused.len()))
+            .map(|class| workers.iter().map(|worker| worker.refused[class].get()).sum())
+            .collect(),
+        originated: traffic(|w| &w.originated),
+        not_originated: total(|w| &w.not_originated),
         mappings: total(|w| &w.mappings),
         mappings_peak: total(|w| &w.mappings_peak),
         outstanding: total(|w| &w.outstanding),
@@ -315,13 +335,13 @@ mod tests {
 
     #[test]
     fn a_snapshot_sums_the_workers_and_names_what_was_dropped() {
-        let counters = Counters::new(2);
+        let counters = Counters::new(2, 2);
         for worker in 0..2 {
             let counters = counters.worker(worker);
             counters.inside_in.count(84);
             counters.inside_in.count(84);
             counters.outside_out.count(84);
-            counters.drop(Reason::NoIdent);
+            counters.refuse(Reason::NoIdent, 1);
         }
         counters.worker(0).outside_in.count(84);
         counters.worker(0).send_inside.count(5);
@@ -330,14 +350,14 @@ mod tests {
         let sum = counters.snapshot();
         assert_eq!(sum.inside_in, Traffic { packets: 4, bytes: 336 });
         assert_eq!(sum.drops, [("no_ident".to_string(), 2), ("send_inside_eio".to_string(), 1)]);
-        assert_eq!((sum.refused, sum.outstanding), (2, 1));
+        assert_eq!((&sum.refused[..], sum.outstanding), (&[0, 2][..], 1));
         assert_eq!(sum.packets_in(), sum.packets_accounted());
         assert_eq!(counters.worker_snapshot(1).inside_in.packets, 2);
     }
 
     #[test]
     fn an_errno_from_beyond_the_table_is_counted_too() {
-        let counters = Counters::new(1);
+        let counters = Counters::new(1, 1);
         counters.worker(0).send_outside.count(512);
         counters.worker(0).send_outside.count(-1);
         counters.worker(0).send_outside.count(133);

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use crate::table::clients::{Allowance, Rate};
+
 /// An IPv4 prefix, `10.66.0.0/24`: an address whose host bits are zero, and a length of 0 to 32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Prefix {
@@ -44,6 +46,11 @@ impl Prefix {
     /// Its length in bits, 0 to 32.
     pub const fn length(self) -> u8 {
         self.length
+    }
+
+    /// How many addresses it has.
+    pub const fn addresses(self) -> u64 {
+        1 << (32 - self.length)
     }
 
     /// Whether `address` is in it.
@@ -110,17 +117,98 @@ const NEVER_REMOTES: [Prefix; 5] = [
     Prefix { address: Ipv4Addr::new(240, 0, 0, 0), length: 4 },
 ];
 
-/// Who may ping whom.
+/// What clients of a prefix may do, unlike the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Override {
+    /// Which clients.
+    pub prefix: Prefix,
+    /// What they may do.
+    pub allowance: Allowance,
+}
+
+/// What a client may do unless the configuration says otherwise: a shell full of pings, an mtr, a monitoring host's fping
+/// over a thousand remotes stay below it; a flood does not.
+pub const ORDINARY: Limits = Limits {
+    packets_per_second: 1000,
+    packets_burst: 2000,
+    bytes_per_second: 1_000_000,
+    bytes_burst: 4_000_000,
+    mappings_per_second: 20,
+    mappings_burst: 200,
+    mappings: 256,
+};
+
+/// An [`Allowance`] in the units in which it is configured; 0 is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Echo requests a second.
+    pub packets_per_second: u64,
+    /// Echo requests at once.
+    pub packets_burst: u64,
+    /// Bytes of echo requests a second.
+    pub bytes_per_second: u64,
+    /// Bytes at once.
+    pub bytes_burst: u64,
+    /// New mappings a second.
+    pub mappings_per_second: u64,
+    /// New mappings at once.
+    pub mappings_burst: u64,
+    /// Mappings living at once.
+    pub mappings: u32,
+}
+
+impl From<Limits> for Allowance {
+    fn from(limits: Limits) -> Allowance {
+        Allowance {
+            packets: Rate::new(limits.packets_per_second, limits.packets_burst),
+            bytes: Rate::new(limits.bytes_per_second, limits.bytes_burst),
+            new_mappings: Rate::new(limits.mappings_per_second, limits.mappings_burst),
+            mappings_max: limits.mappings,
+        }
+    }
+}
+
+/// A class of clients: 0 is everybody, 1 and up the overrides in their order.
+pub type Class = usize;
+
+/// Who may ping whom, and how much.
 #[derive(Clone, Debug)]
 pub struct Policy {
     clients: Vec<Prefix>,
     own: Vec<Ipv4Addr>,
+    everybody: Allowance,
+    overrides: Vec<Override>,
 }
 
 impl Policy {
     /// The policy for these clients behind these gateway addresses.
-    pub fn new(clients: &[Prefix], own: &[Ipv4Addr]) -> Policy {
-        Policy { clients: clients.to_vec(), own: own.to_vec() }
+    pub fn new(clients: &[Prefix], own: &[Ipv4Addr], everybody: Allowance, overrides: &[Override]) -> Policy {
+        Policy { clients: clients.to_vec(), own: own.to_vec(), everybody, overrides: overrides.to_vec() }
+    }
+
+    /// What the client may do, and in which class it is: the longest prefix decides.
+    pub fn allowance(&self, client: Ipv4Addr) -> (Class, &Allowance) {
+        let of_client = self.overrides.iter().enumerate().filter(|(_, special)| special.prefix.contains(client));
+        of_client
+            .max_by_key(|(_, special)| special.prefix.length())
+            .map_or((0, &self.everybody), |(number, special)| (number + 1, &special.allowance))
+    }
+
+    /// How many addresses clients can have.
+    pub fn client_addresses(&self) -> u64 {
+        self.clients.iter().map(|prefix| prefix.addresses()).sum()
+    }
+
+    /// The place of a client among all clients' addresses; 0 for an address that is no client's.
+    pub fn place(&self, client: Ipv4Addr) -> u64 {
+        let mut before = 0;
+        for prefix in &self.clients {
+            if prefix.contains(client) {
+                return before + u64::from(u32::from(client) - u32::from(prefix.address()));
+            }
+            before += prefix.addresses();
+        }
+        0
     }
 
     /// Whether the address is among the clients' own.
@@ -189,7 +277,8 @@ mod tests {
     #[test]
     fn who_may_ping_whom() {
         let own = Ipv4Addr::new(198, 18, 0, 1);
-        let policy = Policy::new(&[prefix("10.66.0.0/24"), prefix("192.168.7.0/24")], &[own]);
+        let policy =
+            Policy::new(&[prefix("10.66.0.0/24"), prefix("192.168.7.0/24")], &[own], Allowance::UNLIMITED, &[]);
         let remote = Ipv4Addr::new(198, 18, 0, 2);
         let client = Ipv4Addr::new(10, 66, 0, 2);
         assert_eq!(policy.check(client, remote), Ok(()));
@@ -208,6 +297,28 @@ mod tests {
             "255.255.255.255",
         ] {
             assert_eq!(policy.check(client, never.parse().unwrap()), Err(Refusal::Remote), "{never}");
+        }
+    }
+
+    #[test]
+    fn each_client_has_a_place_of_its_own() {
+        let policy = Policy::new(&[prefix("10.66.0.0/24"), prefix("192.168.7.0/30")], &[], Allowance::UNLIMITED, &[]);
+        assert_eq!(policy.client_addresses(), 260);
+        assert_eq!(policy.place(Ipv4Addr::new(10, 66, 0, 255)), 255);
+        assert_eq!(policy.place(Ipv4Addr::new(192, 168, 7, 0)), 256);
+        assert_eq!(policy.place(Ipv4Addr::new(192, 168, 7, 3)), 259);
+        assert_eq!(prefix("0.0.0.0/0").addresses(), 1 << 32);
+    }
+
+    #[test]
+    fn the_longest_override_decides_what_a_client_may_do() {
+        let special =
+            |text, mappings| Override { prefix: prefix(text), allowance: Limits { mappings, ..ORDINARY }.into() };
+        let overrides = [special("10.66.0.0/25", 1), special("10.66.0.8/32", 2), special("10.66.0.0/30", 3)];
+        let policy = Policy::new(&[prefix("10.66.0.0/24")], &[], ORDINARY.into(), &overrides);
+        for (host, class, mappings_max) in [(200, 0, 256), (100, 1, 1), (8, 2, 2), (3, 3, 3)] {
+            let (found, allowance) = policy.allowance(Ipv4Addr::new(10, 66, 0, host));
+            assert_eq!((found, allowance.mappings_max), (class, mappings_max));
         }
     }
 }

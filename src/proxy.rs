@@ -28,9 +28,10 @@ use papaya::LocalGuard;
 
 use crate::clock::Instant;
 use crate::error::SetupError;
-use crate::policy::{Policy, Prefix};
+use crate::policy::{ORDINARY, Override, Policy, Prefix};
+use crate::table::clients::{Allowance, ClientIndex};
 use crate::table::echoes::{Consumed, EchoKey, Echoes, Recorded};
-use crate::table::idents::{self, Idents, Lifetimes, Mappings, Refused};
+use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
 use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
 use crate::wire::icmpv4::{self, Echo, EchoKind};
@@ -64,6 +65,10 @@ pub struct Settings {
     pub echo_words_log2: u32,
     /// The largest packet, in bytes, that reaches a client unfragmented.
     pub inside_mtu: usize,
+    /// What each client may do.
+    pub allowance: Allowance,
+    /// What clients of some prefixes may do instead; of overlapping ones the longest decides.
+    pub overrides: Vec<Override>,
     /// Threads that will take a handle.
     pub workers: usize,
     /// Seed of the random choices, for tests and simulations; `None`: the operating system's.
@@ -81,6 +86,8 @@ impl Settings {
             hold_down: None,
             echo_words_log2: 20,
             inside_mtu: 1500,
+            allowance: ORDINARY.into(),
+            overrides: Vec::new(),
             workers: 1,
             seed: None,
         }
@@ -98,6 +105,8 @@ pub struct Sizes {
     pub echoes_max: usize,
     /// Bytes of the table of outstanding echoes.
     pub echoes_bytes: usize,
+    /// Bytes of the clients' lines.
+    pub clients_bytes: usize,
     /// New mappings a second that every address sustains for ever: 65,536 / (idle + hold-down).
     pub mappings_per_second_and_address: f64,
     /// The hold-down in force.
@@ -157,11 +166,12 @@ impl Proxy {
                 Some(Owner { idents, shards, sweep_next: 0, swept: Instant::START })
             })
             .collect();
+        let policy = Policy::new(&settings.clients, &settings.addresses, settings.allowance, &settings.overrides);
         Ok(Arc::new(Proxy {
-            policy: Policy::new(&settings.clients, &settings.addresses),
+            mappings: Mappings::new(settings.addresses.len(), policy.client_addresses()),
+            policy,
             addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
-            mappings: Mappings::new(settings.addresses.len()),
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
@@ -184,6 +194,7 @@ impl Proxy {
             slots_bytes: slots * SLOT_BYTES,
             echoes_max: self.echoes.bytes() / size_of::<u64>(),
             echoes_bytes: self.echoes.bytes(),
+            clients_bytes: self.mappings.clients.bytes(),
             mappings_per_second_and_address: f64::from(1 << 16)
                 / (self.lifetimes.idle + self.lifetimes.hold_down).as_secs_f64(),
             hold_down: self.lifetimes.hold_down,
@@ -278,16 +289,25 @@ impl Batch<'_> {
         let length = packet.total_len();
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Outbound::Drop(Reason::IcmpTruncated) };
 
-        let index = match self.mapping(client, echo.ident()) {
-            Ok(Some(index)) => index,
-            Ok(None) => return Outbound::Later,
-            Err(reason) => return Outbound::Drop(reason),
-        };
-        let key = EchoKey { index, sequence: echo.sequence(), remote };
-        let recorded = self.proxy.echoes.record(key, self.now);
-        if recorded == Recorded::Contended {
-            return Outbound::Drop(Reason::EchoContended);
+        let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
+        let asker = Asker { client, line, client_ident: echo.ident() };
+        let live = self.proxy.mappings.find(client, asker.client_ident, &self.guard);
+        if live.is_none() && self.creations_left == 0 {
+            return Outbound::Later;
         }
+        let (class, allowance) = self.proxy.policy.allowance(client);
+        let admitted = self.admit(live, asker, allowance, length).and_then(|index| {
+            let key = EchoKey { index, sequence: echo.sequence(), remote };
+            let recorded = self.proxy.echoes.record(key, self.now);
+            if recorded == Recorded::Contended { Err(Reason::EchoContended) } else { Ok((index, recorded)) }
+        });
+        let (index, recorded) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                let tell = self.proxy.mappings.clients.may_be_told(line, self.now);
+                return Outbound::Refuse { reason, class, tell_from: tell.then(|| self.proxy.address_of(client)) };
+            }
+        };
         echo.set_ident(index.ident());
         packet.set_source(self.proxy.addresses[usize::from(index.address())]);
         Outbound::Forward { address: index.address(), remote, length, recorded }
@@ -328,22 +348,24 @@ impl Batch<'_> {
         Ok(None)
     }
 
-    /// The client's live mapping, or a new one; `None` if this batch has made its share of new ones.
-    fn mapping(&mut self, client: Ipv4Addr, client_ident: u16) -> Result<Option<SlotIndex>, Reason> {
+    /// Charges the client for the packet; then its live mapping, or a new one.
+    fn admit(
+        &mut self,
+        live: Option<SlotIndex>,
+        asker: Asker,
+        allowance: &Allowance,
+        bytes: usize,
+    ) -> Result<SlotIndex, Reason> {
         let mappings = &self.proxy.mappings;
-        if let Some(index) = mappings.find(client, client_ident, &self.guard) {
+        mappings.clients.charge(asker.line, allowance, bytes, self.now)?;
+        if let Some(index) = live {
             mappings.slots.touch(index, self.now);
-            return Ok(Some(index));
+            return Ok(index);
         }
-        let Some(left) = self.creations_left.checked_sub(1) else { return Ok(None) };
-        self.creations_left = left;
-        let address = self.proxy.address_of(client);
-        self.owner.idents.make(mappings, address, client, client_ident, self.now, &self.guard).map(Some).map_err(
-            |refused| match refused {
-                Refused::NoIdent => Reason::NoIdent,
-                Refused::Contended => Reason::MappingContended,
-            },
-        )
+        mappings.clients.enter(asker.line, allowance, self.now)?;
+        self.creations_left -= 1;
+        let address = self.proxy.address_of(asker.client);
+        Ok(self.owner.idents.make(mappings, address, asker, self.now, &self.guard)?)
     }
 
     /// Judges a packet from outside and, if it answers an outstanding echo, uses that up and rewrites the packet in
@@ -369,7 +391,7 @@ impl Batch<'_> {
     }
 
     /// Whose outstanding echo the packet answers; that echo is used up.
-    fn answered(&self, packet: &Ipv4<&mut [u8]>) -> Result<Asker, Reason> {
+    fn answered(&self, packet: &Ipv4<&mut [u8]>) -> Result<Receiver, Reason> {
         if packet.protocol() != ipv4::ICMP {
             return Err(Reason::NotEchoReply);
         }
@@ -395,7 +417,7 @@ impl Batch<'_> {
         }
         let identity = self.proxy.mappings.slots.identity(index);
         match identity.state() {
-            State::Live | State::Held => Ok(Asker { address: identity.client(), ident: identity.client_ident() }),
+            State::Live | State::Held => Ok(Receiver { address: identity.client(), ident: identity.client_ident() }),
             State::Free => Err(Reason::NoMapping),
         }
     }
@@ -408,6 +430,11 @@ impl Batch<'_> {
         let index = SlotIndex::new(address, echo.ident());
         let key = EchoKey { index, sequence: echo.sequence(), remote: packet.destination() };
         self.proxy.echoes.consume(key, self.now) != Consumed::Unknown
+    }
+
+    /// The gateway address of this number.
+    pub fn address(&self, number: u8) -> Option<Ipv4Addr> {
+        self.proxy.addresses.get(usize::from(number)).copied()
     }
 
     /// Ends what is due: idle mappings, hold-downs, unanswered echoes; a bounded slice of it.
@@ -442,7 +469,7 @@ impl Owner {
 }
 
 /// Who gets a reply.
-struct Asker {
+struct Receiver {
     address: Ipv4Addr,
     ident: u16,
 }

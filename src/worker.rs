@@ -28,6 +28,7 @@ use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
 use crate::metrics::WorkerCounters;
 use crate::proxy::{Batch, Handle, Inbound, Outbound};
 use crate::table::echoes::Recorded;
+use crate::wire::{error, icmpv4};
 
 /// Packets that may wait for a new mapping.
 const WAITING_MAX: usize = 2 * BATCH_MAX;
@@ -37,6 +38,9 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Noted on a frame that goes back to the TUN unchanged.
 const REINJECTED: u8 = 1;
+
+/// Noted on a frame that has become an error of our own.
+const ORIGINATED: u8 = 2;
 
 /// One worker over one [`PacketIo`].
 #[derive(Debug)]
@@ -155,6 +159,8 @@ impl<I: PacketIo> Turn<'_, I> {
     fn settle(&mut self, Sent { to, frame, errno }: Sent) {
         let counters = self.counters;
         match (to, errno) {
+            (Side::Outside, 0) if frame.note() == ORIGINATED => counters.originated.count(frame.len()),
+            (Side::Outside, _) if frame.note() == ORIGINATED => counters.not_originated.add(1),
             (Side::Outside, 0) => counters.outside_out.count(frame.len()),
             (Side::Outside, errno) => {
                 if self.batch.withdraw(&frame) {
@@ -199,9 +205,31 @@ impl<I: PacketIo> Turn<'_, I> {
                 }
                 FallThrough::Drop => self.counters.not_reinjected.add(1),
             },
+            Outbound::Refuse { reason, class, tell_from } => {
+                self.counters.refuse(reason, class);
+                if let Some(address) = tell_from {
+                    self.tell_prohibited(frame, address);
+                }
+            }
             Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back(frame),
             Outbound::Later => self.counters.creations_backlog.add(1),
             Outbound::Drop(reason) => self.counters.drop(reason),
+        }
+    }
+
+    /// Turns a refused request, in its buffer, into the error that tells its client: unreachable, code 13. It leaves by a
+    /// raw socket, since the kernel would drop a packet with one of its own addresses that came from the TUN.
+    fn tell_prohibited(&mut self, mut frame: Frame, address: u8) {
+        let Some(gateway) = self.batch.address(address) else { return };
+        let (kind, code) = (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PROHIBITED);
+        frame.truncate(error::QUOTE_LEN_MAX);
+        if !frame.prepend(error::HEADERS_LEN) {
+            self.counters.not_originated.add(1);
+            return;
+        }
+        if let Some(client) = error::complete(&mut frame, gateway, kind, code) {
+            frame.set_note(ORIGINATED);
+            self.io.send_outside(frame, address, client);
         }
     }
 

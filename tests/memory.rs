@@ -197,7 +197,7 @@ fn play(seed: u64, faults: Faults, rounds: u32) -> (Snapshot, World) {
     }
     let size = PoolSize { buffers: 600, buffer_bytes: 2048 };
     let io = MemoryIo::new(world.wire.clone(), size, size).unwrap();
-    let counters = Counters::new(1);
+    let counters = Counters::new(1, 1);
     let handle = Proxy::new(&settings).unwrap().handle(0).unwrap();
     let mut worker = Worker::new(io, handle, counters.worker(0), FallThrough::Reinject);
 

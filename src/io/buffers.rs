@@ -242,6 +242,23 @@ impl Frame {
         self.len = u32::try_from(len).map_or(self.len, |len| len.min(self.len));
     }
 
+    /// Makes room for `count` zero bytes before the packet. Refused, without a change, if the buffer is too short.
+    #[must_use]
+    pub fn prepend(&mut self, count: usize) -> bool {
+        let (len, longer) = (self.len(), self.len().saturating_add(count));
+        match u32::try_from(longer).ok().filter(|longer| *longer <= self.pool.buffer_bytes) {
+            Some(longer) => self.len = longer,
+            None => return false,
+        }
+        #[cfg(debug_assertions)]
+        {
+            self.filled = self.filled.max(self.len);
+        }
+        self.copy_within(..len, count);
+        self[..count].fill(0);
+        true
+    }
+
     /// What its owner noted on it; 0 at first.
     pub fn note(&self) -> u8 {
         self.note
@@ -349,6 +366,16 @@ mod tests {
         frame.truncate(20);
         frame.truncate(50);
         assert_eq!(*frame, [7; 20]);
+    }
+
+    #[test]
+    fn prepend_moves_the_packet_and_shows_no_old_bytes() {
+        let pool = pool(1);
+        let mut frame = pool.frame_from(&[7; 50]).unwrap();
+        assert!(frame.prepend(50));
+        assert_eq!((&frame[..50], &frame[50..]), (&[0; 50][..], &[7; 50][..]));
+        assert!(!frame.prepend(1) && !frame.prepend(usize::MAX));
+        assert_eq!(frame.len(), 100);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::Limits;
 use crate::wire::build::{self, Datagram};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
@@ -385,8 +386,8 @@ fn when_the_idents_are_used_up_the_new_is_refused_and_the_live_go_on() {
         assert!(idents.insert(bench.send(client(number), REMOTE, 1, 1).1));
     }
     let mut refused = build::echo_request(client(0), REMOTE, 2, 1, 64, b"payload");
-    assert_eq!(bench.outbound(&mut refused), Outbound::Drop(Reason::NoIdent));
-    assert!(Reason::NoIdent.is_refusal());
+    let verdict = bench.outbound(&mut refused);
+    assert_eq!(verdict, Outbound::Refuse { reason: Reason::NoIdent, class: 0, tell_from: Some(0) });
     bench.send(client(65_535), REMOTE, 1, 2);
     bench.handle.audit().unwrap();
 }
@@ -450,6 +451,64 @@ fn two_threads_share_mappings_and_echoes() {
         }
     });
     assert_eq!(proxy.outstanding(), 0);
+}
+
+#[test]
+fn a_client_beyond_its_share_is_refused_and_told_now_and_then_and_another_is_not() {
+    let limits = Limits { packets_per_second: 10, packets_burst: 5, ..ORDINARY };
+    let special = Override { prefix: Prefix::host(OTHER_CLIENT), allowance: Allowance::UNLIMITED };
+    let mut bench = Bench::new(&Settings { allowance: limits.into(), overrides: vec![special], ..settings() });
+    let request = |client, sequence| build::echo_request(client, REMOTE, 1, sequence, 64, b"payload");
+    let mut told = 0;
+    for sequence in 0..100 {
+        let original = request(CLIENT, sequence);
+        let mut packet = original.clone();
+        match bench.outbound(&mut packet) {
+            Outbound::Forward { .. } => assert!(sequence < 5),
+            Outbound::Refuse { reason: Reason::OverPackets, class: 0, tell_from } => {
+                assert_eq!(packet, original);
+                told += usize::from(tell_from.is_some());
+            }
+            verdict => panic!("{verdict:?}"),
+        }
+        assert!(matches!(bench.outbound(&mut request(OTHER_CLIENT, sequence)), Outbound::Forward { .. }));
+    }
+    assert_eq!(told, 20, "a burst of errors, and then no more for a while");
+    assert_eq!(bench.proxy.outstanding(), 105, "what is refused is not recorded");
+    bench.now = bench.now + Duration::from_millis(100);
+    assert!(matches!(bench.outbound(&mut request(CLIENT, 1)), Outbound::Forward { .. }));
+}
+
+#[test]
+fn a_client_has_no_more_mappings_than_its_share_and_gets_them_back() {
+    let limits = Limits { mappings: 3, ..ORDINARY };
+    let mut bench = Bench::new(&Settings { allowance: limits.into(), ..settings() });
+    let mut request = |bench: &mut Bench, client, ident| {
+        bench.outbound(&mut build::echo_request(client, REMOTE, ident, 1, 64, b"payload"))
+    };
+    for ident in 0..3 {
+        assert!(matches!(request(&mut bench, CLIENT, ident), Outbound::Forward { .. }));
+    }
+    assert!(matches!(request(&mut bench, CLIENT, 3), Outbound::Refuse { reason: Reason::OverMappings, .. }));
+    assert!(matches!(request(&mut bench, CLIENT, 2), Outbound::Forward { .. }), "the live ones go on");
+    assert!(matches!(request(&mut bench, OTHER_CLIENT, 3), Outbound::Forward { .. }));
+    bench.pass(Duration::from_secs(70));
+    assert!(matches!(request(&mut bench, CLIENT, 3), Outbound::Forward { .. }));
+}
+
+#[test]
+fn what_waits_for_the_next_batch_is_not_charged_twice() {
+    let limits = Limits { packets_per_second: 1, packets_burst: 100, ..ORDINARY };
+    let mut bench = Bench::new(&Settings { allowance: limits.into(), ..settings() });
+    let mut waiting: Vec<u16> = (0..100).collect();
+    while !waiting.is_empty() {
+        let mut batch = bench.handle.batch(bench.now);
+        waiting.retain(|ident| {
+            let verdict = batch.outbound(&mut build::echo_request(CLIENT, REMOTE, *ident, 1, 64, b"payload"));
+            assert!(!matches!(verdict, Outbound::Refuse { .. }), "{verdict:?}");
+            verdict == Outbound::Later
+        });
+    }
 }
 
 proptest! {

@@ -2,8 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use crate::policy::Refusal;
+use crate::policy::{Class, Refusal};
+use crate::table::clients::Over;
 use crate::table::echoes::Recorded;
+use crate::table::idents::Refused;
 use crate::wire::ipv4;
 
 /// Why an outbound packet is none of the proxy's business.
@@ -37,6 +39,16 @@ pub enum Outbound {
     },
     /// This batch has made its share of new mappings: offer the packet, which is unchanged, to the next one.
     Later,
+    /// Drop it: a share or a table is used up. Nobody's live mapping was evicted.
+    Refuse {
+        /// What is used up.
+        reason: Reason,
+        /// The client's class.
+        class: Class,
+        /// The number of the gateway address from which to tell the client (unreachable, code 13, RFC 5508 REQ-8);
+        /// `None` if it has been told often enough.
+        tell_from: Option<u8>,
+    },
     /// Drop it.
     Drop(Reason),
 }
@@ -82,6 +94,14 @@ pub enum Reason {
     RemoteRefused,
     /// A request to one of the gateway's own addresses.
     RemoteOwn,
+    /// Refused: the client's packets are used up.
+    OverPackets,
+    /// Refused: the client's bytes are used up.
+    OverBytes,
+    /// Refused: the client's new mappings are used up.
+    OverNewMappings,
+    /// Refused: the client has as many mappings as it may.
+    OverMappings,
     /// Refused: no ident is left.
     NoIdent,
     /// Refused: the mapping was being ended by another worker.
@@ -102,7 +122,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 20] = [
+    pub const ALL: [Reason; 24] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
@@ -115,6 +135,10 @@ impl Reason {
         Reason::NotClient,
         Reason::RemoteRefused,
         Reason::RemoteOwn,
+        Reason::OverPackets,
+        Reason::OverBytes,
+        Reason::OverNewMappings,
+        Reason::OverMappings,
         Reason::NoIdent,
         Reason::MappingContended,
         Reason::EchoContended,
@@ -140,6 +164,10 @@ impl Reason {
             Reason::NotClient => "not_client",
             Reason::RemoteRefused => "remote_refused",
             Reason::RemoteOwn => "remote_own",
+            Reason::OverPackets => "over_packets",
+            Reason::OverBytes => "over_bytes",
+            Reason::OverNewMappings => "over_new_mappings",
+            Reason::OverMappings => "over_mappings",
             Reason::NoIdent => "no_ident",
             Reason::MappingContended => "mapping_contended",
             Reason::EchoContended => "echo_contended",
@@ -149,11 +177,6 @@ impl Reason {
             Reason::Late => "late",
             Reason::NoMapping => "no_mapping",
         }
-    }
-
-    /// Whether the packet was refused because a table was full, not because of what it is.
-    pub const fn is_refusal(self) -> bool {
-        matches!(self, Reason::NoIdent | Reason::MappingContended | Reason::EchoContended)
     }
 
     /// Whether the dropped packet was a reply that used its outstanding echo up.
@@ -180,6 +203,26 @@ impl From<Refusal> for Reason {
             Refusal::NotClient => Reason::NotClient,
             Refusal::Remote => Reason::RemoteRefused,
             Refusal::OwnRemote => Reason::RemoteOwn,
+        }
+    }
+}
+
+impl From<Over> for Reason {
+    fn from(over: Over) -> Reason {
+        match over {
+            Over::Packets => Reason::OverPackets,
+            Over::Bytes => Reason::OverBytes,
+            Over::NewMappings => Reason::OverNewMappings,
+            Over::Mappings => Reason::OverMappings,
+        }
+    }
+}
+
+impl From<Refused> for Reason {
+    fn from(refused: Refused) -> Reason {
+        match refused {
+            Refused::NoIdent => Reason::NoIdent,
+            Refused::Contended => Reason::MappingContended,
         }
     }
 }

@@ -16,6 +16,7 @@ use papaya::LocalGuard;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::clients::{ClientIndex, Clients};
 use super::forward::Forward;
 use super::slots::{Slots, State};
 use super::{SHARDS, SlotIndex};
@@ -37,6 +38,24 @@ pub struct Mappings {
     pub slots: Slots,
     /// The way to it.
     pub forward: Forward,
+    /// Whose shares they count against.
+    pub clients: Clients,
+}
+
+/// Who asks for a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// The client's address.
+    pub client: Ipv4Addr,
+    /// The client's line, in which this mapping has been counted.
+    pub line: ClientIndex,
+    /// The ident that the client chose.
+    pub client_ident: u16,
+}
+
+enum Made {
+    New(SlotIndex),
+    Found(SlotIndex),
 }
 
 /// How long idents stay in which state.
@@ -69,11 +88,11 @@ const WALKS_PER_IDLE: u32 = 8;
 const SLICE: Duration = Duration::from_millis(250);
 
 impl Mappings {
-    /// Empty tables for this many gateway addresses.
-    pub fn new(addresses: usize) -> Mappings {
+    /// Empty tables for this many gateway addresses and addresses of clients.
+    pub fn new(addresses: usize, clients: u64) -> Mappings {
         let slots = Slots::new(addresses);
         let forward = Forward::new(slots.len());
-        Mappings { slots, forward }
+        Mappings { slots, forward, clients: Clients::new(clients) }
     }
 
     /// The live mapping of a client's ident.
@@ -97,28 +116,44 @@ impl Idents {
         Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, rng }
     }
 
-    /// Makes a mapping on gateway address number `address`, or finds the one that another worker made meanwhile.
+    /// Makes a mapping on gateway address number `address`, or finds the one that another worker made meanwhile. Whoever
+    /// asks has entered it in the client's line; unless a new mapping is made, it leaves again.
     pub fn make(
         &mut self,
         mappings: &Mappings,
         address: u8,
-        client: Ipv4Addr,
-        client_ident: u16,
+        asker: Asker,
         now: Instant,
         guard: &LocalGuard<'_>,
     ) -> Result<SlotIndex, Refused> {
+        let made = self.try_make(mappings, address, asker, now, guard);
+        if !matches!(made, Ok(Made::New(_))) {
+            mappings.clients.leave(asker.line);
+        }
+        made.map(|(Made::New(index) | Made::Found(index))| index)
+    }
+
+    fn try_make(
+        &mut self,
+        mappings: &Mappings,
+        address: u8,
+        asker: Asker,
+        now: Instant,
+        guard: &LocalGuard<'_>,
+    ) -> Result<Made, Refused> {
+        let Asker { client, line, client_ident } = asker;
         let index = self.draw(address).ok_or(Refused::NoIdent)?;
-        mappings.slots.occupy(index, client, client_ident, now);
+        mappings.slots.occupy(index, client, line, client_ident, now);
         // At most two tries: the second after removing an entry whose mapping has ended but which is still in the map.
         for _ in 0..2 {
             match mappings.forward.try_insert(client, client_ident, index, guard) {
                 Ok(()) => {
                     self.live.push(index);
-                    return Ok(index);
+                    return Ok(Made::New(index));
                 }
                 Err(winner) if mappings.slots.identity(winner).is_live_for(client, client_ident) => {
                     self.give_back(mappings, index);
-                    return Ok(winner);
+                    return Ok(Made::Found(winner));
                 }
                 Err(ended) => mappings.forward.remove(client, client_ident, ended, guard),
             }
@@ -175,6 +210,7 @@ impl Idents {
         let index = self.live.swap_remove(self.cursor);
         let identity = mappings.slots.hold(index);
         mappings.forward.remove(identity.client(), identity.client_ident(), index, guard);
+        mappings.clients.leave(mappings.slots.client(index));
         self.held.push_back((index, now + self.lifetimes.hold_down));
     }
 
@@ -251,6 +287,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::table::clients::Allowance;
 
     const LIFETIMES: Lifetimes = Lifetimes { idle: Duration::from_secs(8), hold_down: Duration::from_secs(3) };
 
@@ -258,9 +295,15 @@ mod tests {
         Ipv4Addr::new(10, 66, 0, number)
     }
 
+    fn asker(mappings: &Mappings, host: u8, client_ident: u16) -> Asker {
+        let line = mappings.clients.index(host.into());
+        mappings.clients.enter(line, &Allowance::UNLIMITED, Instant::START).unwrap();
+        Asker { client: client(host), line, client_ident }
+    }
+
     /// One shard on one address: 1024 idents, few enough to run out of.
     fn owner() -> (Mappings, Idents) {
-        (Mappings::new(1), Idents::new(1, &[5], LIFETIMES, generator(Some(1))))
+        (Mappings::new(1, 256), Idents::new(1, &[5], LIFETIMES, generator(Some(1))))
     }
 
     #[derive(Clone, Debug)]
@@ -303,7 +346,7 @@ mod tests {
                                 mappings.slots.touch(index, now);
                                 index
                             }
-                            None => idents.make(&mappings, 0, client(host), ident, now, &guard).unwrap(),
+                            None => idents.make(&mappings, 0, asker(&mappings, host, ident), now, &guard).unwrap(),
                         };
                         if let Some((whose, last)) = last_seen.get(&index) {
                             let rested = now.since(*last) >= LIFETIMES.idle + LIFETIMES.hold_down;
@@ -324,6 +367,7 @@ mod tests {
                 }
                 prop_assert_eq!(idents.audit(&mappings), Ok(()));
                 prop_assert_eq!(mappings.forward.len(), idents.live());
+                prop_assert_eq!(mappings.clients.mappings_sum(), idents.live() as u64);
             }
         }
     }
@@ -334,15 +378,15 @@ mod tests {
         let mut now = Instant::START;
         let guard = mappings.forward.guard();
         for ident in 0..1024 {
-            idents.make(&mappings, 0, client(1), ident, now, &guard).unwrap();
+            idents.make(&mappings, 0, asker(&mappings, 1, ident), now, &guard).unwrap();
         }
-        assert_eq!(idents.make(&mappings, 0, client(2), 0, now, &guard), Err(Refused::NoIdent));
+        assert_eq!(idents.make(&mappings, 0, asker(&mappings, 2, 0), now, &guard), Err(Refused::NoIdent));
         now = now + LIFETIMES.idle;
         assert_eq!(idents.expire(&mappings, now, 32, &guard), 32, "no more than its share of a batch");
-        assert_eq!(idents.make(&mappings, 0, client(2), 0, now, &guard), Err(Refused::NoIdent), "they rest");
+        assert_eq!(idents.make(&mappings, 0, asker(&mappings, 2, 0), now, &guard), Err(Refused::NoIdent), "they rest");
         now = now + LIFETIMES.hold_down;
         idents.expire(&mappings, now, 32, &guard);
-        idents.make(&mappings, 0, client(2), 0, now, &guard).unwrap();
+        idents.make(&mappings, 0, asker(&mappings, 2, 0), now, &guard).unwrap();
         idents.audit(&mappings).unwrap();
     }
 
@@ -350,7 +394,7 @@ mod tests {
     fn an_owner_without_mappings_may_sleep_as_long_as_it_likes() {
         let (mappings, mut idents) = owner();
         assert_eq!(idents.sleep_max(Instant::START), None);
-        idents.make(&mappings, 0, client(1), 1, Instant::START, &mappings.forward.guard()).unwrap();
+        idents.make(&mappings, 0, asker(&mappings, 1, 1), Instant::START, &mappings.forward.guard()).unwrap();
         assert_eq!(idents.sleep_max(Instant::START), Some(SLICE));
         let mut now = Instant::START;
         while idents.sleep_max(now).is_some() {
@@ -365,12 +409,12 @@ mod tests {
     #[test]
     fn of_two_that_make_the_same_mapping_one_wins_and_both_use_it() {
         for _ in 0..200 {
-            let mappings = Mappings::new(1);
+            let mappings = Mappings::new(1, 256);
             let make = |shard: usize| {
                 let mut idents = Idents::new(1, &[shard], LIFETIMES, generator(Some(shard as u64)));
                 let guard = mappings.forward.guard();
                 let made: Vec<SlotIndex> = (0..64)
-                    .map(|ident| idents.make(&mappings, 0, client(1), ident, Instant::START, &guard).unwrap())
+                    .map(|ident| idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap())
                     .collect();
                 (made, idents)
             };
@@ -380,6 +424,7 @@ mod tests {
             });
             assert_eq!(first, second);
             assert_eq!((mappings.forward.len(), a.live() + b.live()), (64, 64));
+            assert_eq!(mappings.clients.mappings_sum(), 64);
             assert_eq!((a.audit(&mappings), b.audit(&mappings)), (Ok(()), Ok(())));
         }
     }

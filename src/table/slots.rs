@@ -20,6 +20,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::SlotIndex;
+use super::clients::ClientIndex;
 use crate::clock::Instant;
 
 /// Whether a slot is in use.
@@ -101,6 +102,8 @@ pub struct Slot {
     identity: AtomicU64,
     /// Milliseconds on the gateway's clock, wrapping after 49 days; a live slot is looked at far more often.
     last_use_ms: AtomicU32,
+    /// The client's line, so that its end finds whose mapping it was.
+    client: AtomicU32,
 }
 
 /// All slots of all gateway addresses.
@@ -123,15 +126,29 @@ impl Slots {
     }
 
     /// Starts a mapping in a free slot. The caller owns its shard.
-    pub(super) fn occupy(&self, index: SlotIndex, client: Ipv4Addr, client_ident: u16, now: Instant) {
+    pub(super) fn occupy(
+        &self,
+        index: SlotIndex,
+        client: Ipv4Addr,
+        line: ClientIndex,
+        client_ident: u16,
+        now: Instant,
+    ) {
         let slot = &self.0[index.position()];
         let before = Identity(slot.identity.load(Ordering::Relaxed)); // only the owner writes it: that is us
         debug_assert_eq!(before.state(), State::Free);
         // Relaxed: published by the Release below.
         slot.last_use_ms.store(wrapped_millis(now), Ordering::Relaxed);
+        slot.client.store(line.to_word(), Ordering::Relaxed);
         let identity = Identity::new(client, client_ident, before.epoch() + 1, State::Live);
         // Release: pairs with the Acquire of `identity`.
         slot.identity.store(identity.0, Ordering::Release);
+    }
+
+    /// The line of the client whose mapping it is or was.
+    pub(super) fn client(&self, index: SlotIndex) -> ClientIndex {
+        // Relaxed: only the owner asks, who wrote it.
+        ClientIndex::from_word(self.0[index.position()].client.load(Ordering::Relaxed))
     }
 
     /// Ends a mapping: nothing new leaves under it. The caller owns its shard.
@@ -194,6 +211,7 @@ mod tests {
 
     const INDEX: SlotIndex = SlotIndex::new(0, 0xbeef);
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+    const LINE: ClientIndex = ClientIndex::from_word(3);
 
     #[test]
     fn a_slot_is_one_cache_line() {
@@ -209,10 +227,11 @@ mod tests {
     #[test]
     fn a_slot_lives_is_held_and_is_freed() {
         let slots = Slots::new(1);
-        slots.occupy(INDEX, CLIENT, 0xffff, Instant::START);
+        slots.occupy(INDEX, CLIENT, LINE, 0xffff, Instant::START);
         assert!(slots.identity(INDEX).is_live_for(CLIENT, 0xffff));
         assert!(!slots.identity(INDEX).is_live_for(CLIENT, 0));
         assert!(!slots.identity(INDEX).is_live_for(Ipv4Addr::new(10, 66, 0, 3), 0xffff));
+        assert_eq!(slots.client(INDEX), LINE);
         slots.hold(INDEX);
         let held = slots.identity(INDEX);
         assert_eq!((held.state(), held.client(), held.client_ident()), (State::Held, CLIENT, 0xffff));
@@ -225,7 +244,7 @@ mod tests {
     fn each_mapping_of_a_slot_has_its_own_epoch_and_the_epoch_wraps_inside_its_bits() {
         let slots = Slots::new(1);
         for mapping in 1..=20_000_u64 {
-            slots.occupy(INDEX, CLIENT, 7, Instant::START);
+            slots.occupy(INDEX, CLIENT, LINE, 7, Instant::START);
             let identity = slots.identity(INDEX);
             assert_eq!(identity.epoch(), mapping % (1 << 14));
             assert!(identity.is_live_for(CLIENT, 7));
@@ -238,7 +257,7 @@ mod tests {
     fn idle_time_survives_the_wrap_of_its_32_bits() {
         let slots = Slots::new(1);
         let before_wrap = Instant::START + Duration::from_millis(u64::from(u32::MAX) - 5);
-        slots.occupy(INDEX, CLIENT, 7, before_wrap);
+        slots.occupy(INDEX, CLIENT, LINE, 7, before_wrap);
         assert_eq!(slots.idle_ms(INDEX, before_wrap + Duration::from_millis(20)), 20);
         slots.touch(INDEX, before_wrap + Duration::from_millis(20));
         assert_eq!(slots.idle_ms(INDEX, before_wrap + Duration::from_millis(20)), 0);

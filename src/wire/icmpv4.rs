@@ -18,6 +18,8 @@ use crate::checksum;
 pub const ECHO_REPLY: u8 = 0;
 /// Destination unreachable.
 pub const DESTINATION_UNREACHABLE: u8 = 3;
+/// Code of a destination unreachable: communication administratively prohibited (RFC 1812, section 5.2.7.1).
+pub const CODE_PROHIBITED: u8 = 13;
 /// Source quench (obsolete).
 pub const SOURCE_QUENCH: u8 = 4;
 /// Redirect.

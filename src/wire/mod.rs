@@ -9,6 +9,7 @@
 //! that nobody here cares about.
 
 pub mod build;
+pub mod error;
 pub mod icmpv4;
 pub mod ipv4;
 pub mod transport;

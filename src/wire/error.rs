@@ -1,0 +1,77 @@
+//! ICMP errors of the gateway's own (RFC 792), made in the buffer of the packet that they are about.
+//!
+//! Whoever makes one moves the offending packet back by [`HEADERS_LEN`], cut to [`QUOTE_LEN_MAX`]: it is then the quote.
+//! RFC 1812, section 4.3.2.3: as much of the original as fits into 576 bytes; section 4.3.2.5: precedence 6.
+
+use std::net::Ipv4Addr;
+
+use super::ipv4::{self, HEADER_LEN_MIN, Ipv4};
+use super::put_word;
+use crate::checksum;
+
+/// The headers before the quote: IPv4 without options, and ICMP.
+pub const HEADERS_LEN: usize = HEADER_LEN_MIN + ICMP_HEADER_LEN;
+
+/// The most bytes that an error quotes.
+pub const QUOTE_LEN_MAX: usize = 576 - HEADERS_LEN;
+
+const ICMP_HEADER_LEN: usize = 8;
+
+/// Internetwork control (RFC 791).
+const TOS: u8 = 0xc0;
+const TTL: u8 = 64;
+
+/// Writes the headers of an error from `gateway` before the quote, and tells to whom it goes: the quote's source. None if
+/// what is quoted is no IPv4 header.
+pub fn complete(bytes: &mut [u8], gateway: Ipv4Addr, kind: u8, code: u8) -> Option<Ipv4Addr> {
+    let total_len = u16::try_from(bytes.len()).ok()?;
+    let source = bytes.get(HEADERS_LEN..)?.get(12..16)?;
+    let client = Ipv4Addr::from(<[u8; 4]>::try_from(source).ok()?);
+    bytes[..HEADERS_LEN].fill(0);
+    bytes[0] = 0x45;
+    bytes[1] = TOS;
+    put_word(bytes, 2, total_len);
+    bytes[8] = TTL;
+    bytes[9] = ipv4::ICMP;
+    bytes[12..16].copy_from_slice(&gateway.octets());
+    bytes[16..20].copy_from_slice(&client.octets());
+    let check = checksum::checksum(&bytes[..HEADER_LEN_MIN]);
+    put_word(bytes, 10, check);
+    bytes[HEADER_LEN_MIN] = kind;
+    bytes[HEADER_LEN_MIN + 1] = code;
+    let check = checksum::checksum(&bytes[HEADER_LEN_MIN..]);
+    put_word(bytes, HEADER_LEN_MIN + 2, check);
+    debug_assert!(Ipv4::check(&*bytes).is_ok());
+    Some(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{build, icmpv4};
+    use super::*;
+
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+    #[test]
+    fn an_error_quotes_the_packet_and_goes_to_its_source() {
+        let request = build::echo_request(CLIENT, Ipv4Addr::new(198, 18, 0, 2), 1, 7, 63, b"payload");
+        let mut bytes = [vec![0xa5; HEADERS_LEN], request.clone()].concat();
+        let to = complete(&mut bytes, GATEWAY, icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PROHIBITED);
+        assert_eq!(to, Some(CLIENT));
+        let packet = Ipv4::check(&bytes[..]).unwrap();
+        assert!(packet.header_is_intact());
+        assert_eq!((packet.source(), packet.destination(), packet.tos()), (GATEWAY, CLIENT, 0xc0));
+        assert_eq!(checksum::sum(packet.payload()), 0xffff);
+        assert_eq!((packet.payload()[0], packet.payload()[1]), (3, 13));
+        assert_eq!(packet.payload()[4..8], [0; 4], "unused");
+        assert_eq!(packet.payload()[8..], request);
+    }
+
+    #[test]
+    fn what_cannot_be_quoted_makes_no_error() {
+        for len in 0..HEADERS_LEN + 16 {
+            assert_eq!(complete(&mut vec![1; len], GATEWAY, 3, 13), None, "{len}");
+        }
+    }
+}
