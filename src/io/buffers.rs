@@ -138,16 +138,16 @@ impl Pool {
     /// A frame with a copy of `bytes`; none if no buffer is free or `bytes` are too many for one.
     pub fn frame_from(self: &Rc<Pool>, bytes: &[u8]) -> Option<Frame> {
         let len = u32::try_from(bytes.len()).ok().filter(|len| *len <= self.buffer_bytes)?;
-        let mut frame = self.take()?.filled(len);
+        let mut frame = self.take()?.received(len);
         frame.copy_from_slice(bytes);
         Some(frame)
     }
 
-    /// A free buffer to read a packet into.
-    pub(super) fn take(self: &Rc<Pool>) -> Option<Vacant> {
+    /// A whole buffer to read a packet into, with whatever is in it: say how much was read by [`Frame::received`].
+    pub(super) fn take(self: &Rc<Pool>) -> Option<Frame> {
         let number = self.free.borrow_mut().pop()?;
         self.owners[usize::from(number)].set(Owner::Frame);
-        Some(Vacant(self.frame(number, 0)))
+        Some(self.frame(number, self.buffer_bytes))
     }
 
     /// A free buffer for the kernel to read a packet into: its number and address.
@@ -259,6 +259,16 @@ impl Frame {
         true
     }
 
+    /// The packet of `len` bytes that was read into a whole buffer.
+    pub(super) fn received(mut self, len: u32) -> Frame {
+        self.len = self.len.min(len);
+        #[cfg(debug_assertions)]
+        {
+            self.filled = self.len;
+        }
+        self
+    }
+
     /// What its owner noted on it; 0 at first.
     pub fn note(&self) -> u8 {
         self.note
@@ -303,27 +313,6 @@ impl Drop for Frame {
             self.fill(POISON);
         }
         self.pool.put_back(self.number);
-    }
-}
-
-/// An owned buffer without a packet.
-#[derive(Debug)]
-pub(super) struct Vacant(Frame);
-
-impl Vacant {
-    /// Where a packet may be read to: [`Pool::buffer_bytes`] bytes.
-    pub(super) fn address(&self) -> NonNull<u8> {
-        self.0.data
-    }
-
-    /// The frame of its first `len` bytes, or of the whole buffer if that is shorter.
-    pub(super) fn filled(mut self, len: u32) -> Frame {
-        self.0.len = len.min(self.0.pool.buffer_bytes);
-        #[cfg(debug_assertions)]
-        {
-            self.0.filled = self.0.len;
-        }
-        self.0
     }
 }
 
@@ -411,7 +400,7 @@ mod tests {
         let mut frame = pool.frame_from(&[7; 50]).unwrap();
         frame.truncate(10);
         drop(frame);
-        let frame = pool.take().unwrap().filled(51);
+        let frame = pool.take().unwrap().received(51);
         assert_eq!(frame[..50], [POISON; 50]);
         assert_eq!(frame[50], 0);
     }

@@ -16,14 +16,19 @@ pub mod buffers;
 pub mod memory;
 pub mod raw;
 mod retry;
+pub mod syscalls;
 pub mod tun;
+pub mod uring;
 mod wake;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::error::SetupError;
+use buffers::BUFFER_BYTES_MAX;
 pub use buffers::{Frame, Pool, PoolSize};
+use raw::{ReceiveSocket, SendSocket};
+use tun::Tun;
 pub use wake::Waker;
 
 /// Where a packet comes from or goes to.
@@ -113,3 +118,72 @@ pub trait PacketIo {
 
 /// The most arrivals a side that one `wait` reports.
 pub const BATCH_MAX: usize = 256;
+
+/// The descriptors that one worker moves packets through, and what it moves them in. Opened by whoever sets the gateway
+/// up; handed to the worker's thread, which makes its [`PacketIo`] of them.
+#[derive(Debug)]
+pub struct Ports {
+    /// The worker's queue of the TUN.
+    pub tun: Tun,
+    /// The worker's receive socket.
+    pub receive: ReceiveSocket,
+    /// A send socket for each gateway address, in the order of their numbers; at most [`raw::ADDRESSES_MAX`].
+    pub send: Vec<SendSocket>,
+    /// What ends the worker's wait.
+    pub waker: Waker,
+    /// The buffers to make.
+    pub sizes: Sizes,
+}
+
+/// The buffers of one worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// For packets read from the TUN.
+    pub inside: PoolSize,
+    /// For datagrams received by the raw socket.
+    pub outside: PoolSize,
+}
+
+impl Sizes {
+    /// The default for a TUN with this MTU. Inside, half a kilobyte more than the MTU, so that an MTU raised a little
+    /// while we run cuts no packet (one raised further does, and such packets are dropped as too short for their
+    /// length). Outside, the largest datagram, since the kernel hands over reassembled ones; the pages behind a buffer's
+    /// first are mostly never touched.
+    pub fn for_mtu(mtu: u32) -> Sizes {
+        let inside_bytes = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(512).clamp(2048, BUFFER_BYTES_MAX);
+        Sizes {
+            inside: PoolSize { buffers: 2048, buffer_bytes: inside_bytes },
+            outside: PoolSize { buffers: 1024, buffer_bytes: BUFFER_BYTES_MAX },
+        }
+    }
+
+    /// The memory that they map, in bytes.
+    pub const fn mapped_bytes(self) -> usize {
+        self.inside.mapped_bytes() + self.outside.mapped_bytes()
+    }
+}
+
+/// The implementation that [`choose`] settled on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// [`uring::UringIo`].
+    Uring,
+    /// [`syscalls::SyscallsIo`].
+    Syscalls,
+}
+
+/// Settles which implementation the workers use, by trying io_uring here and now. Warns once if `auto` has to do
+/// without it.
+pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
+    match backend {
+        Backend::Syscalls => Ok(Engine::Syscalls),
+        Backend::Uring => uring::probe().map(|()| Engine::Uring),
+        Backend::Auto => Ok(uring::probe().map_or_else(
+            |refusal| {
+                tracing::warn!(%refusal, "io_uring is not to be had; using system calls");
+                Engine::Syscalls
+            },
+            |()| Engine::Uring,
+        )),
+    }
+}

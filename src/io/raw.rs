@@ -21,7 +21,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
@@ -77,6 +77,12 @@ impl ReceiveSocket {
 impl AsFd for ReceiveSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl From<ReceiveSocket> for OwnedFd {
+    fn from(socket: ReceiveSocket) -> OwnedFd {
+        socket.0.into()
     }
 }
 

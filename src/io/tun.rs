@@ -69,6 +69,12 @@ impl AsFd for Tun {
     }
 }
 
+impl From<Tun> for OwnedFd {
+    fn from(tun: Tun) -> OwnedFd {
+        tun.fd
+    }
+}
+
 #[expect(unsafe_code, reason = "tun-tap gives its descriptor away as a number")]
 fn open_single(name: &str) -> io::Result<Tun> {
     let device = Iface::without_packet_info(name, Mode::Tun)?;
