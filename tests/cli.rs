@@ -40,7 +40,7 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
 fn help_names_every_command() {
     let output = echogate(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for command in ["run", "check"] {
+    for command in ["run", "check", "demo"] {
         let line = format!("\n  {command} ");
         assert!(stdout(&output).contains(&line), "{command} is missing from:\n{}", stdout(&output));
     }
@@ -81,6 +81,8 @@ fn unknown_names_get_the_nearest() {
     for (arguments, nearest) in [
         (["run", "--clinets", "10.66.0.0/24"], "'--clients'"),
         (["check", "--mapping-idel", "60s"], "'--mapping-idle'"),
+        (["demo", "--secondes", "1"], "'--seconds'"),
+        (["demo", "--io", "urnig"], "'uring'"),
         (["chekc", "--clients", "10.66.0.0/24"], "'check'"),
     ] {
         let output = echogate(&arguments);

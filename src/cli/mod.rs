@@ -3,10 +3,11 @@
 //! * Standard output carries what was asked for (findings, totals, tables, JSON); everything else, logs and errors, is
 //!   on standard error. A command that could not start writes nothing to standard output.
 //! * Exit codes: 0 it did what was asked; 1 it ran, and the answer is no (a precondition is missing, a gateway that
-//!   ended by itself); 2 it could not start: arguments, configuration, set-up.
+//!   ended by itself, a demo that lost packets); 2 it could not start: arguments, configuration, set-up.
 //! * A reader that goes away (`echogate check | head -1`) ends no command: what cannot be written is dropped.
 
 mod check;
+mod demo;
 mod flags;
 mod run;
 mod totals;
@@ -40,6 +41,7 @@ struct Arguments {
 enum Command {
     Run(run::Arguments),
     Check(check::Arguments),
+    Demo(demo::Arguments),
 }
 
 /// Runs the command that the process's arguments name.
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
     let done = start_log(arguments.log.as_deref()).and_then(|()| match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Demo(arguments) => demo::run(arguments),
     });
     done.unwrap_or_else(|error| {
         complain(&error);
