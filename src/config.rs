@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
-pub use keys::{KEYS, Key, KeyDefault};
+pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
 
 /// The most prefixes of clients: they are compared one after the other for each packet.
 pub const CLIENTS_MAX: usize = 64;

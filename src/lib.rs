@@ -67,6 +67,8 @@
 //! `lab`: clients, gateway and internet as network namespaces in this process. `cli`: the command `echogate`.
 
 pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod clock;
 #[cfg(feature = "gateway")]
 pub mod config;

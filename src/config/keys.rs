@@ -47,9 +47,9 @@ pub(super) enum Kind {
     Duration { min_s: u64, max_s: u64, field: fn(&mut Config) -> &mut Duration },
     /// A length of time that need not be given, in a range of seconds.
     OptionalDuration { min_s: u64, max_s: u64, field: fn(&mut Config) -> &mut Option<Duration> },
-    /// An interface's name.
+    /// The name of an interface that we make.
     Name(fn(&mut Config) -> &mut String),
-    /// Interfaces' names.
+    /// Names of interfaces that others made.
     Names(fn(&mut Config) -> &mut Vec<String>),
     /// An address.
     Address(fn(&mut Config) -> &mut Ipv4Addr),
@@ -64,7 +64,7 @@ pub(super) enum Kind {
 }
 
 /// The words for the back ends.
-pub(super) const BACKENDS: &[(&str, Backend)] =
+pub const BACKENDS: &[(&str, Backend)] =
     &[("auto", Backend::Auto), ("uring", Backend::Uring), ("syscalls", Backend::Syscalls)];
 
 /// The words for what happens to packets that are not proxied.
@@ -307,8 +307,8 @@ impl fmt::Display for Kind {
                     [min_s, max_s].map(|seconds| humantime::format_duration(Duration::from_secs(*seconds)));
                 write!(f, "{min} to {max}, with its unit, as in \"90s\" or \"5m\"")
             }
-            Kind::Name(_) => f.write_str("an interface name: 1 to 15 bytes without '/' and blanks"),
-            Kind::Names(_) => f.write_str("interface names: each 1 to 15 bytes without '/' and blanks"),
+            Kind::Name(_) => f.write_str("1 to 15 letters, digits, '_', '.' and '-'"),
+            Kind::Names(_) => f.write_str("interface names such as g0"),
             Kind::Address(_) => f.write_str("an IPv4 address such as 192.0.2.1"),
             Kind::Addresses(_) => f.write_str("IPv4 addresses such as 192.0.2.1"),
             Kind::Prefixes(_) => f.write_str("IPv4 prefixes such as 10.66.0.0/24"),

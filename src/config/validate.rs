@@ -88,7 +88,7 @@ impl Key {
             Kind::OptionalDuration { min_s, max_s, field } => {
                 field(config).map_or(Ok(()), |value| check_duration(value, *min_s, *max_s))
             }
-            Kind::Name(field) => check_interface_name(field(config)),
+            Kind::Name(field) => check_device_name(field(config)),
             Kind::Names(field) => field(config).iter().try_for_each(|name| check_interface_name(name)),
             Kind::Address(_) | Kind::Addresses(_) | Kind::Prefixes(_) | Kind::Backend(_) | Kind::FallThrough(_) => {
                 Ok(())
@@ -104,16 +104,24 @@ fn check_duration(value: Duration, min_s: u64, max_s: u64) -> Result<(), String>
     Err(format!("{} is out of range", humantime::format_duration(value)))
 }
 
-/// The kernel's own rules (dev_valid_name), so that no later step fails on a name.
+/// What the kernel takes as a name (dev_valid_name) and nftables as one name: '*' would match a family of them, a quote
+/// end the string.
 fn check_interface_name(name: &str) -> Result<(), String> {
+    let usable = |byte: u8| byte.is_ascii_graphic() && !b"/:*\"\\".contains(&byte);
     if name.is_empty() || name.len() > INTERFACE_NAME_BYTES_MAX {
         return Err(format!("{name:?} has {} bytes", name.len()));
     }
-    if name == "."
-        || name == ".."
-        || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
-    {
+    if name == "." || name == ".." || !name.bytes().all(usable) {
         return Err(format!("{name:?} is no interface name"));
+    }
+    Ok(())
+}
+
+/// The device's name, which becomes part of an nftables table's.
+fn check_device_name(name: &str) -> Result<(), String> {
+    check_interface_name(name)?;
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)) {
+        return Err(format!("{name:?} cannot be part of an nftables name"));
     }
     Ok(())
 }

@@ -1,0 +1,103 @@
+//! The command line: arguments, the call that does the work, the report, the exit code.
+//!
+//! * Standard output carries what was asked for (findings, totals, tables, JSON); everything else, logs and errors, is
+//!   on standard error. A command that could not start writes nothing to standard output.
+//! * Exit codes: 0 it did what was asked; 1 it ran, and the answer is no (a precondition is missing, a gateway that
+//!   ended by itself, a demo that lost packets); 2 it could not start: arguments, configuration, set-up.
+//! * A reader that goes away (`echogate check | head -1`) ends no command: what cannot be written is dropped.
+
+mod check;
+mod demo;
+mod flags;
+mod run;
+mod totals;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::error::SetupError;
+
+/// It could not start: as clap's own, for arguments that are none.
+const EXIT_USAGE: u8 = 2;
+
+/// Lets the clients of a VPN ping the internet from the gateway's own address, and brings nobody but the asker the
+/// answer.
+#[derive(Parser)]
+#[command(name = "echogate", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+
+    /// What is logged, on standard error: error, warn, info, debug or trace, or a list such as
+    /// info,echogate::host=debug. No level logs single packets [default: $RUST_LOG, or info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Check(check::Arguments),
+    Demo(demo::Arguments),
+}
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = start_log(arguments.log.as_deref()).and_then(|()| match &arguments.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
+        Command::Demo(arguments) => demo::run(arguments),
+    });
+    done.unwrap_or_else(|error| {
+        complain(&error);
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
+/// Human lines on standard error, filtered by `--log`, else by the environment, else from info up.
+fn start_log(level: Option<&str>) -> Result<(), SetupError> {
+    let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
+    let (source, directives) = match (level, &environment) {
+        (Some(level), _) => ("--log", level),
+        (None, Some(text)) => ("RUST_LOG", text.as_str()),
+        (None, None) => ("", "info"),
+    };
+    let filter = EnvFilter::builder().parse(directives).map_err(|error| {
+        SetupError::new(format!("{source}: {directives:?} is no level: {error}"))
+            .remedy("one of error, warn, info, debug and trace, or a list such as info,echogate::host=debug")
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+/// Tells the user what went wrong.
+fn complain(error: &SetupError) {
+    // Nobody is left to tell if standard error is gone.
+    let _ = writeln!(io::stderr(), "echogate: {error}");
+}
+
+/// Writes to standard output what the command was asked for.
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    // A pipe whose reader has had enough is no failure of the command.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        super::Arguments::command().debug_assert();
+    }
+}
