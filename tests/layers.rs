@@ -84,11 +84,6 @@ fn the_proxy_alone_depends_on_the_map_the_queues_and_the_random_numbers_only() {
 }
 
 #[test]
-fn a_user_of_the_pinger_builds_neither_gateway_nor_command_line() {
-    assert_without(&dependencies(&["--no-default-features", "--features", "pinger"]), &["tun-tap", "toml"]);
-}
-
-#[test]
 fn a_user_of_the_gateway_builds_no_command_line() {
     assert_without(&dependencies(&["--no-default-features", "--features", "gateway"]), &["hdrhistogram"]);
 }
