@@ -65,12 +65,8 @@ pub struct Allowance {
 
 impl Allowance {
     /// Whatever it likes.
-    pub const UNLIMITED: Allowance = Allowance {
-        packets: Rate::UNLIMITED,
-        bytes: Rate::UNLIMITED,
-        new_mappings: Rate::UNLIMITED,
-        mappings_max: 0,
-    };
+    pub const UNLIMITED: Allowance =
+        Allowance { packets: Rate::UNLIMITED, bytes: Rate::UNLIMITED, new_mappings: Rate::UNLIMITED, mappings_max: 0 };
 }
 
 /// Error answers to one client: rate-limited by themselves (RFC 1812, section 4.3.2.8), whatever its allowance.
