@@ -46,7 +46,7 @@
 //!
 //! # Floors
 //!
-//! A module imports only from floors below its own; a test holds it to that.
+//! A module imports only from floors below its own; `tests/layers.rs` reads this table and holds the source to it.
 //!
 //! | floor | modules |
 //! | --- | --- |

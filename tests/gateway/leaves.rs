@@ -1,0 +1,48 @@
+//! How the gateway leaves: nothing behind when it is told to go, nothing in the way when it is killed.
+
+use crate::on_both_back_ends;
+use crate::process::Echogate;
+use crate::scene::{Scene, nft, run, wait_until};
+
+on_both_back_ends!(
+    killed_it_fails_open_and_the_next_start_and_stop_leave_nothing,
+    a_second_gateway_on_the_same_device_is_refused_and_the_first_goes_on,
+);
+
+fn killed_it_fails_open_and_the_next_start_and_stop_leave_nothing(back_end: &str) {
+    let scene = Scene::new(1);
+    let before = scene.state();
+    let gateway = scene.serve(back_end);
+    scene.assert_pings("at first");
+    assert_eq!(gateway.killed().code, None);
+
+    wait_until("ruleset and device are gone", || {
+        let links = run(scene.gateway(), "ip link");
+        run(scene.gateway(), "nft list ruleset").is_empty() && !links.contains("echogate0")
+    });
+    nft(
+        scene.gateway(),
+        "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan masquerade; }; }",
+    );
+    scene.assert_pings("by the kernel's path");
+    run(scene.gateway(), "nft delete table ip nat");
+    scene.assert_no_ping("with neither");
+
+    let gateway = scene.serve(back_end);
+    scene.assert_pings("after a new start");
+    gateway.stop();
+    assert_eq!(scene.state(), before);
+}
+
+fn a_second_gateway_on_the_same_device_is_refused_and_the_first_goes_on(back_end: &str) {
+    let scene = Scene::new(1);
+    let before = scene.state();
+    let first = scene.serve(back_end);
+    let during = scene.state();
+    let second = Echogate::start(scene.gateway(), Echogate::command("run").args(scene.arguments(back_end))).ended();
+    second.assert_refused(&["echogate0", "remedy: "]);
+    assert_eq!(scene.state(), during);
+    scene.assert_pings("beside the one refused");
+    first.stop();
+    assert_eq!(scene.state(), before);
+}

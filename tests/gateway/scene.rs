@@ -1,0 +1,171 @@
+//! Where a test takes place: the lab, and the system's programs in it.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use echogate::lab::{Lab, LabOptions, Namespace};
+
+use crate::process::{Echogate, Ended};
+
+const ROOT: &str = "these tests make network namespaces: run them as root (scripts/test)";
+
+/// How long a test waits for what must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+pub(crate) struct Scene(Lab);
+
+impl Scene {
+    /// So many clients, and the first three addresses of the internet.
+    pub(crate) fn new(clients: usize) -> Scene {
+        Scene::with(&LabOptions { clients, remotes: 3, ..LabOptions::default() })
+    }
+
+    pub(crate) fn with(options: &LabOptions) -> Scene {
+        Scene(Lab::build(options).expect(ROOT))
+    }
+
+    pub(crate) fn lab(&self) -> &Lab {
+        &self.0
+    }
+
+    pub(crate) fn gateway(&self) -> &Namespace {
+        self.0.gateway()
+    }
+
+    pub(crate) fn internet(&self) -> &Namespace {
+        self.0.internet()
+    }
+
+    pub(crate) fn client(&self, number: usize) -> &Namespace {
+        &self.0.clients()[number].namespace
+    }
+
+    pub(crate) fn client_address(&self, number: usize) -> Ipv4Addr {
+        self.0.clients()[number].address
+    }
+
+    pub(crate) fn remote(&self, number: usize) -> Ipv4Addr {
+        self.0.remotes()[number]
+    }
+
+    /// The arguments of a gateway for all clients: of `run` and of `check`.
+    pub(crate) fn arguments(&self, back_end: &str) -> Vec<String> {
+        let mut line = format!("--clients 10.66.0.0/24 --outside 198.18.0.1 --workers 1 --io {back_end}");
+        for client in self.0.clients() {
+            line += &format!(" --divert {}", client.interface);
+        }
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    /// A gateway that serves all clients.
+    pub(crate) fn serve(&self, back_end: &str) -> Echogate {
+        Echogate::serve(self.gateway(), &self.arguments(back_end))
+    }
+
+    /// `echogate check` for the same gateway.
+    pub(crate) fn check(&self, back_end: &str) -> Ended {
+        Echogate::start(self.gateway(), Echogate::command("check").args(self.arguments(back_end))).ended()
+    }
+
+    /// All that a gateway may change on its host, as the system's programs print it.
+    pub(crate) fn state(&self) -> String {
+        let ask = |line: &str| format!("# {line}\n{}", run(self.gateway(), line));
+        // Without the rules' counters: what passed is no set-up.
+        ["ip rule", "ip route show table all", "nft --stateless list ruleset", "ip link", "ip address"]
+            .map(ask)
+            .concat()
+    }
+
+    /// One client pings, with `ping`'s own arguments.
+    pub(crate) fn ping(&self, client: usize, arguments: &str) -> Pings {
+        let output = run_for_output(self.client(client), &format!("ping {arguments}"), "");
+        Pings::read(&String::from_utf8_lossy(&output.stdout), &String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// Three pings by the first client, all of which must come back.
+    pub(crate) fn assert_pings(&self, when: &str) {
+        let pings = self.ping(0, &format!("-c 3 -i 0.05 -W 5 {}", self.remote(0)));
+        assert!(pings.all_came_back(3), "{when}: {}", pings.text);
+    }
+
+    /// Pings by the first client, none of which may come back.
+    pub(crate) fn assert_no_ping(&self, when: &str) {
+        let pings = self.ping(0, &format!("-c 2 -i 0.05 -W 1 {}", self.remote(0)));
+        assert_eq!((pings.sent, pings.received), (2, 0), "{when}: {}", pings.text);
+    }
+
+    /// Pings until one comes back.
+    pub(crate) fn await_ping(&self, when: &str) {
+        wait_until(when, || self.ping(0, &format!("-c 1 -W 1 {}", self.remote(0))).received == 1);
+    }
+}
+
+/// What `ping` says at its end.
+pub(crate) struct Pings {
+    sent: u32,
+    received: u32,
+    pub(crate) text: String,
+}
+
+impl Pings {
+    fn read(printed: &str, complaints: &str) -> Pings {
+        let text = format!("{printed}{complaints}");
+        let summary = printed.lines().find(|line| line.contains("packets transmitted"));
+        let summary = summary.unwrap_or_else(|| panic!("ping printed no summary: {text}"));
+        let number = |before: &str| {
+            let part = summary.split(", ").find_map(|part| part.strip_suffix(before));
+            part.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("no number before{before}: {text}"))
+        };
+        Pings { sent: number(" packets transmitted"), received: number(" received"), text }
+    }
+
+    /// Whether `count` were sent, and each came back once and as it left.
+    pub(crate) fn all_came_back(&self, count: u32) -> bool {
+        let flaws = ["DUP!", "wrong data", "errors", "duplicates", "BAD CHECKSUM"];
+        (self.sent, self.received) == (count, count) && !flaws.iter().any(|flaw| self.text.contains(flaw))
+    }
+}
+
+/// Runs a shell's line to its successful end; what it printed.
+pub(crate) fn run(namespace: &Namespace, line: &str) -> String {
+    let output = run_for_output(namespace, line, "");
+    successful(namespace, line, &output)
+}
+
+/// Loads an nftables script.
+pub(crate) fn nft(namespace: &Namespace, script: &str) {
+    let output = run_for_output(namespace, "nft -f -", script);
+    successful(namespace, script, &output);
+}
+
+fn successful(namespace: &Namespace, line: &str, output: &Output) -> String {
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line} ({}): {complaints}", namespace.name());
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn run_for_output(namespace: &Namespace, line: &str, input: &str) -> Output {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = namespace.run(|| command.spawn()).expect(ROOT).expect("sh runs");
+    let mut stdin = child.stdin.take().expect("piped");
+    // A program that takes no input may have closed its end.
+    drop(stdin.write_all(input.as_bytes()));
+    drop(stdin);
+    let output = child.wait_with_output().expect("its output");
+    assert_ne!(output.status.code(), Some(127), "{line}: no such program; remedy: scripts/test installs them");
+    output
+}
+
+/// Waits until `condition` holds, and fails where it never does.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}

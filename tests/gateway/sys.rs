@@ -1,0 +1,41 @@
+//! The system calls that no crate at hand wraps.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Asks a process to end.
+#[expect(unsafe_code, reason = "kill(2) has no safe wrapper")]
+pub(crate) fn terminate(process: u32) -> io::Result<()> {
+    let process = libc::pid_t::try_from(process).expect("a process number");
+    // SAFETY: no pointers; the number is of a child that has not been waited for, so it is nobody else's.
+    let result = unsafe { libc::kill(process, libc::SIGTERM) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets the command run as where io_uring is refused: its set-up fails with EPERM.
+///
+/// A filter on this process alone, because the sysctl kernel.io_uring_disabled is the whole machine's.
+#[expect(unsafe_code, reason = "a system call between fork and exec")]
+pub(crate) fn refuse_io_uring(command: &mut Command) {
+    // SAFETY: `refuse_io_uring_here` makes one system call and allocates nothing, which is allowed after fork.
+    unsafe { command.pre_exec(refuse_io_uring_here) };
+}
+
+#[expect(unsafe_code, reason = "prctl(2) has no safe wrapper")]
+fn refuse_io_uring_here() -> io::Result<()> {
+    // io_uring_setup has the same number on every architecture, and the first word of what the filter sees is it.
+    const NUMBER: u32 = 425;
+    const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
+    let instruction = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+    let mut filter = [
+        instruction(0x20, 0, 0),                       // load word 0
+        instruction(0x15, 1, NUMBER),                  // equal? skip one
+        instruction(0x06, 0, libc::SECCOMP_RET_ALLOW), // return
+        instruction(0x06, 0, REFUSE),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: `program` points to four instructions, which like it outlive the call; the kernel copies them.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
