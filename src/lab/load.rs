@@ -140,8 +140,9 @@ impl fmt::Debug for RoundTrips {
     }
 }
 
-impl LoadReport {
-    fn new() -> LoadReport {
+impl Default for LoadReport {
+    /// Nothing sent, nothing received.
+    fn default() -> LoadReport {
         LoadReport {
             sent: 0,
             send_refused: 0,
@@ -155,18 +156,18 @@ impl LoadReport {
             round_trip: RoundTrips::new(),
         }
     }
+}
 
+impl LoadReport {
     /// Echo replies that arrived at clients, right or wrong.
     pub fn replies(&self) -> u64 {
         self.received + self.wrong_client + self.altered + self.stray
     }
 
     /// Right replies a second.
-    pub fn echoes_per_second(&self) -> f64 {
-        let seconds = self.elapsed.as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "counts of a run are far below 2^52")]
-        let received = self.received as f64;
-        if seconds > 0.0 { received / seconds } else { 0.0 }
+    pub fn echoes_per_second(&self) -> u64 {
+        let rate = u128::from(self.received) * 1_000_000_000 / self.elapsed.as_nanos().max(1);
+        u64::try_from(rate).unwrap_or(u64::MAX)
     }
 
     fn add(&mut self, other: &LoadReport) {
@@ -225,7 +226,7 @@ pub fn run(
                 shared.stop.store(true, Ordering::Relaxed);
             }
         }
-        running.into_iter().try_fold(LoadReport::new(), |mut total, client| {
+        running.into_iter().try_fold(LoadReport::default(), |mut total, client| {
             let report = client.join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))?;
             total.add(&report);
             Ok(total)
@@ -331,7 +332,7 @@ impl<'a> Generator<'a> {
             // Room for a header with options and one byte more than was asked for: an overlong reply shows.
             datagram: vec![0; 60 + HEADER + options.payload_len + 1],
             expected: vec![0; options.payload_len],
-            report: LoadReport::new(),
+            report: LoadReport::default(),
         })
     }
 
