@@ -25,11 +25,11 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crate::clock::Monotonic;
 use crate::config::Config;
 use crate::error::SetupError;
+use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
 use crate::host::netlink::Netlink;
 use crate::host::preflight::{self, Finding, Status};
-use crate::host::cpus;
 use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards};
 use crate::io::syscalls::SyscallsIo;
 use crate::io::tun::Tun;
@@ -121,8 +121,7 @@ impl Gateway {
 
         let device = device(&config);
         let tuns = Tun::open(&device.name, config.run.workers as usize)?;
-        let mut netlink =
-            Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
+        let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
         device.configure(&mut netlink)?;
 
         let (fault, faults) = channel::unbounded();

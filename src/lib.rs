@@ -70,6 +70,8 @@ pub mod checksum;
 pub mod clock;
 #[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(feature = "lab")]
+pub mod demo;
 pub mod error;
 #[cfg(feature = "gateway")]
 pub mod host;

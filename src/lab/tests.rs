@@ -109,6 +109,13 @@ fn another_clients_replies_are_counted_as_such() {
 }
 
 #[test]
+fn sequences_wrap_around() {
+    let lab = lab(LabOptions { clients: 1, ..LabOptions::default() });
+    route_back(&lab);
+    assert_all_came_back(&load(&lab, &LoadOptions { window: 64, ..some_echoes(70_000) }), 70_000);
+}
+
+#[test]
 fn a_paced_load_keeps_its_rate() {
     let lab = lab(LabOptions::default());
     route_back(&lab);
