@@ -226,7 +226,7 @@ fn picture(clients: &[Ipv4Addr], gateway: Ipv4Addr, remotes: &[Ipv4Addr]) -> Str
     (0..rows).fold(String::new(), |mut text, row| {
         let (client, host) = (on_row(&left, row).unwrap_or_default(), on_row(&right, row).unwrap_or_default());
         let link = if row == middle { link.clone() } else { " ".repeat(link.len()) };
-        let _ = writeln!(text, "{}", format!("  {client:>28}{link}{host}").trim_end());
+        let _ = writeln!(text, "{}", format!("  {client:>27}{link}{host}").trim_end());
         text
     })
 }
