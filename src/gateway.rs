@@ -25,11 +25,11 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crate::clock::Monotonic;
 use crate::config::Config;
 use crate::error::SetupError;
+use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
 use crate::host::netlink::Netlink;
 use crate::host::preflight::{self, Finding, Status};
-use crate::host::cpus;
 use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards};
 use crate::io::syscalls::SyscallsIo;
 use crate::io::tun::Tun;
@@ -76,7 +76,8 @@ struct Crew {
 
 /// Every precondition of a gateway with this configuration, on the host of the calling thread.
 pub fn preflight(config: &Config) -> Result<Vec<Finding>, SetupError> {
-    Ok(preflight::examine(&preflight_settings(&resolved(config)?)))
+    config.validate()?;
+    Ok(preflight::examine(&plan(config)))
 }
 
 /// What the tables of a gateway with this configuration hold and cost.
@@ -113,22 +114,21 @@ fn settings(config: &Config) -> Settings {
 impl Gateway {
     /// Sets the gateway up and lets it serve. On an error nothing is left behind.
     pub fn start(config: &Config) -> Result<Gateway, SetupError> {
+        examine(config)?;
         let config = resolved(config)?;
-        examine(&config)?;
         let engine = io::choose(config.run.io)?;
         let cpus = cpus::allowed()?;
         let proxy = Proxy::new(&settings(&config))?;
 
         let device = device(&config);
         let tuns = Tun::open(&device.name, config.run.workers as usize)?;
-        let mut netlink =
-            Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
+        let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
         device.configure(&mut netlink)?;
 
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
             description: description(&config, engine),
-            counters: Arc::new(Counters::new(tuns.len())),
+            counters: Arc::new(Counters::new(tuns.len(), 1)),
             faults,
             stop: Arc::new(AtomicBool::new(false)),
             workers: Vec::with_capacity(tuns.len()),
@@ -285,7 +285,7 @@ fn examine(config: &Config) -> Result<(), SetupError> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    for finding in preflight::examine(&preflight_settings(config)) {
+    for finding in preflight::examine(&plan(config)) {
         let remedy = finding.remedy.clone().unwrap_or_default();
         match finding.status {
             Status::Ok => {}
@@ -297,6 +297,18 @@ fn examine(config: &Config) -> Result<(), SetupError> {
         }
     }
     Ok(())
+}
+
+fn plan(config: &Config) -> Plan {
+    let device = device(config);
+    let divert = !config.inside.divert.is_empty();
+    Plan {
+        divert: divert.then(|| divert_settings(config, device.clone())),
+        device,
+        clients: config.inside.clients.clone(),
+        outside: config.outside.addresses.clone(),
+        backend: config.run.io,
+    }
 }
 
 fn device(config: &Config) -> Device {

@@ -72,7 +72,11 @@ pub mod cli;
 pub mod clock;
 #[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(feature = "lab")]
+pub mod demo;
 pub mod error;
+#[cfg(feature = "gateway")]
+pub mod gateway;
 #[cfg(feature = "gateway")]
 pub mod host;
 #[cfg(feature = "gateway")]

@@ -13,11 +13,10 @@
 //! Rejected: ping sockets. Their kernel side drops whatever is not addressed to their own ident before we could count it
 //! as misdelivered.
 
-use std::collections::{HashMap, VecDeque};
+mod generator;
+
 use std::fmt;
-use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::num::Wrapping;
+use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -25,21 +24,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
 use hdrhistogram::Histogram;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use self::generator::Generator;
 use super::Client;
-use super::payload::{self, Echo, HEADER, Verdict};
 use crate::error::SetupError;
 
 /// The shortest payload, in bytes: long enough that no two echoes of a run have the same.
 pub const PAYLOAD_MIN: usize = 16;
 
-/// Sequences of a flow before they repeat.
-const SEQUENCES: usize = 1 << 16;
-/// How long a client listens, once no client has anything under way, for what should not come.
-const LISTEN_ON: Duration = Duration::from_millis(50);
-/// The longest a client waits for a packet before it looks at the clock; the kernel rounds it up to its tick.
-const WAIT: Duration = Duration::from_millis(1);
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What to send.
@@ -140,8 +132,9 @@ impl fmt::Debug for RoundTrips {
     }
 }
 
-impl LoadReport {
-    fn new() -> LoadReport {
+impl Default for LoadReport {
+    /// Nothing sent, nothing received.
+    fn default() -> LoadReport {
         LoadReport {
             sent: 0,
             send_refused: 0,
@@ -155,18 +148,18 @@ impl LoadReport {
             round_trip: RoundTrips::new(),
         }
     }
+}
 
+impl LoadReport {
     /// Echo replies that arrived at clients, right or wrong.
     pub fn replies(&self) -> u64 {
         self.received + self.wrong_client + self.altered + self.stray
     }
 
     /// Right replies a second.
-    pub fn echoes_per_second(&self) -> f64 {
-        let seconds = self.elapsed.as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "counts of a run are far below 2^52")]
-        let received = self.received as f64;
-        if seconds > 0.0 { received / seconds } else { 0.0 }
+    pub fn echoes_per_second(&self) -> u64 {
+        let rate = u128::from(self.received) * 1_000_000_000 / self.elapsed.as_nanos().max(1);
+        u64::try_from(rate).unwrap_or(u64::MAX)
     }
 
     fn add(&mut self, other: &LoadReport) {
@@ -225,7 +218,7 @@ pub fn run(
                 shared.stop.store(true, Ordering::Relaxed);
             }
         }
-        running.into_iter().try_fold(LoadReport::new(), |mut total, client| {
+        running.into_iter().try_fold(LoadReport::default(), |mut total, client| {
             let report = client.join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))?;
             total.add(&report);
             Ok(total)
@@ -258,231 +251,4 @@ impl Shared {
         let (sent, received) = (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed));
         Progress { elapsed, sent, received }
     }
-}
-
-/// One ident towards one remote.
-struct Flow {
-    remote: Ipv4Addr,
-    to: SockAddr,
-    ident: u16,
-}
-
-#[derive(Clone, Copy)]
-struct Pending {
-    sent_at: Instant,
-    settled: bool,
-}
-
-/// One client: its socket, its echoes under way, its counts.
-struct Generator<'a> {
-    options: &'a LoadOptions,
-    name: &'a str,
-    client: Ipv4Addr,
-    clients: &'a [Ipv4Addr],
-    socket: Socket,
-    flows: Vec<Flow>,
-    flow_numbers: HashMap<(Ipv4Addr, u16), usize>,
-    /// Echoes sent within the last `reply_timeout`, oldest first.
-    recent: VecDeque<Pending>,
-    /// The place of `recent`'s first in the cycle of `flows x SEQUENCES`.
-    first_place: usize,
-    next_flow: usize,
-    next_sequence: Wrapping<u16>,
-    in_flight: usize,
-    /// When the first echo is due, and the time from one to the next.
-    pace: Option<(Duration, Duration)>,
-    message: Vec<u8>,
-    datagram: Vec<u8>,
-    expected: Vec<u8>,
-    report: LoadReport,
-}
-
-impl<'a> Generator<'a> {
-    fn open(
-        client: &'a Client,
-        number: usize,
-        clients: &'a [Ipv4Addr],
-        remotes: &[Ipv4Addr],
-        options: &'a LoadOptions,
-    ) -> Result<Generator<'a>, SetupError> {
-        let name = client.namespace.name();
-        let socket = client.namespace.run(|| open_socket(client.address))?.map_err(|cause| {
-            SetupError::caused(format!("lab: cannot open the raw socket of {name}"), cause).remedy("CAP_NET_RAW")
-        })?;
-        let flows: Vec<Flow> = (1..=options.idents)
-            .flat_map(|ident| remotes.iter().map(move |remote| (ident, *remote)))
-            .map(|(ident, remote)| Flow { remote, to: SockAddr::from(SocketAddrV4::new(remote, 0)), ident })
-            .collect();
-        Ok(Generator {
-            options,
-            name,
-            client: client.address,
-            clients,
-            socket,
-            flow_numbers: flows.iter().enumerate().map(|(place, flow)| ((flow.remote, flow.ident), place)).collect(),
-            flows,
-            recent: VecDeque::with_capacity(options.window),
-            first_place: 0,
-            next_flow: 0,
-            next_sequence: Wrapping(0),
-            in_flight: 0,
-            pace: options.rate.map(|rate| pace(rate, number, clients.len())),
-            message: vec![0; HEADER + options.payload_len],
-            // Room for a header with options and one byte more than was asked for: an overlong reply shows.
-            datagram: vec![0; 60 + HEADER + options.payload_len + 1],
-            expected: vec![0; options.payload_len],
-            report: LoadReport::new(),
-        })
-    }
-
-    fn run(mut self, start: Instant, shared: &Shared) -> Result<LoadReport, SetupError> {
-        let mut busy = Some(Busy(&shared.busy));
-        let mut all_quiet_since = None;
-        loop {
-            let now = Instant::now();
-            self.give_up(now);
-            let sending = self.may_send(now - start) && !shared.stop.load(Ordering::Relaxed);
-            let before = (self.report.sent, self.report.received);
-            while sending && self.in_flight < self.options.window && self.is_due(start.elapsed()) {
-                if !self.send_next()? {
-                    break;
-                }
-            }
-            if !sending && self.in_flight == 0 {
-                busy = None;
-            }
-            // Until the last client is done, its replies can still be brought to us.
-            if busy.is_none()
-                && shared.busy.load(Ordering::Relaxed) == 0
-                && now - *all_quiet_since.get_or_insert(now) > LISTEN_ON
-            {
-                return Ok(self.report);
-            }
-            self.receive(start)?;
-            shared.sent.fetch_add(self.report.sent - before.0, Ordering::Relaxed);
-            shared.received.fetch_add(self.report.received - before.1, Ordering::Relaxed);
-        }
-    }
-
-    fn may_send(&self, elapsed: Duration) -> bool {
-        elapsed < self.options.duration && self.options.echoes_per_client.is_none_or(|most| self.report.sent < most)
-    }
-
-    fn is_due(&self, elapsed: Duration) -> bool {
-        let enough = self.options.echoes_per_client.is_some_and(|most| self.report.sent >= most);
-        let due = self.pace.is_none_or(|(offset, interval)| {
-            let nanos = interval.as_nanos() * u128::from(self.report.sent) + offset.as_nanos();
-            elapsed.as_nanos() >= nanos
-        });
-        due && !enough
-    }
-
-    /// False: the kernel had no room; the same echo is next again.
-    fn send_next(&mut self) -> Result<bool, SetupError> {
-        let flow = &self.flows[self.next_flow];
-        let (remote, ident, sequence) = (flow.remote, flow.ident, self.next_sequence.0);
-        let echo = Echo { client: self.client, remote, ident, sequence };
-        payload::write_request(self.options.seed, echo, &mut self.message);
-        let sent_at = Instant::now();
-        match self.socket.send_to(&self.message, &flow.to) {
-            Ok(_) => {}
-            Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => {
-                self.report.send_refused += 1;
-                return Ok(false);
-            }
-            Err(cause) => {
-                return Err(SetupError::caused(format!("lab: {} cannot send to {remote}", self.name), cause));
-            }
-        }
-        self.recent.push_back(Pending { sent_at, settled: false });
-        self.in_flight += 1;
-        self.report.sent += 1;
-        self.next_flow += 1;
-        if self.next_flow == self.flows.len() {
-            self.next_flow = 0;
-            self.next_sequence += 1;
-        }
-        Ok(true)
-    }
-
-    /// Waits a moment for one packet.
-    fn receive(&mut self, start: Instant) -> Result<(), SetupError> {
-        let length = match self.socket.read(&mut self.datagram) {
-            Ok(length) => length,
-            Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return Ok(());
-            }
-            Err(cause) => return Err(SetupError::caused(format!("lab: {} cannot receive", self.name), cause)),
-        };
-        let now = Instant::now();
-        let datagram = &self.datagram[..length];
-        match payload::judge(self.options.seed, self.client, self.clients, datagram, &mut self.expected) {
-            Verdict::Own { remote, ident, sequence } => match self.settle(remote, ident, sequence) {
-                Some(sent_at) => {
-                    self.report.received += 1;
-                    self.report.elapsed = now - start;
-                    self.report.round_trip.record(now - sent_at);
-                }
-                None => self.report.stray += 1,
-            },
-            Verdict::WrongClient => self.report.wrong_client += 1,
-            Verdict::Altered { claims } => {
-                self.report.altered += 1;
-                if let Some((remote, ident, sequence)) = claims
-                    && self.settle(remote, ident, sequence).is_some()
-                {
-                    self.report.lost += 1;
-                }
-            }
-            Verdict::NoReply => self.report.no_reply += 1,
-        }
-        Ok(())
-    }
-
-    /// Ends the wait for an echo; when it was sent, unless it was not under way.
-    fn settle(&mut self, remote: Ipv4Addr, ident: u16, sequence: u16) -> Option<Instant> {
-        let flow = self.flow_numbers.get(&(remote, ident))?;
-        let place = usize::from(sequence) * self.flows.len() + flow;
-        let cycle = SEQUENCES * self.flows.len();
-        let pending = self.recent.get_mut((place + cycle - self.first_place) % cycle)?;
-        if pending.settled {
-            return None;
-        }
-        pending.settled = true;
-        self.in_flight -= 1;
-        Some(pending.sent_at)
-    }
-
-    /// Forgets what is older than the reply timeout, and what would be taken for an echo one cycle later.
-    fn give_up(&mut self, now: Instant) {
-        let cycle = SEQUENCES * self.flows.len();
-        while let Some(oldest) = self.recent.front()
-            && (now - oldest.sent_at > self.options.reply_timeout || self.recent.len() + self.options.window > cycle)
-        {
-            if !oldest.settled {
-                self.in_flight -= 1;
-                self.report.lost += 1;
-            }
-            self.recent.pop_front();
-            self.first_place = (self.first_place + 1) % cycle;
-        }
-    }
-}
-
-/// When this client's first echo is due and how long it is to the next: clients take turns.
-fn pace(rate: u64, number: usize, clients: usize) -> (Duration, Duration) {
-    let rate = rate.max(1);
-    let nanos_for = |echoes: usize| {
-        Duration::from_nanos(u64::try_from(echoes).unwrap_or(u64::MAX).saturating_mul(1_000_000_000) / rate)
-    };
-    (nanos_for(number), nanos_for(clients))
-}
-
-fn open_socket(address: Ipv4Addr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
-    socket.bind(&SockAddr::from(SocketAddrV4::new(address, 0)))?;
-    socket.set_read_timeout(Some(WAIT))?;
-    // What arrives while the thread does not run waits here; the kernel cuts it down to net.core.rmem_max.
-    socket.set_recv_buffer_size(4 << 20)?;
-    Ok(socket)
 }

@@ -114,7 +114,7 @@ impl Lab {
             remotes: Vec::new(),
         };
         let subnet = if options.router { ROUTER_FAR } else { GATEWAY_OUTSIDE };
-        lab.remotes = (0..options.remotes).map(|number| offset(subnet, number + 1)).collect();
+        lab.remotes = (1..=options.remotes).map(|number| offset(subnet, number)).collect();
         lab.prepare_gateway(options.rp_filter)?;
         for client in &lab.clients {
             lab.connect_client(client)?;
@@ -247,10 +247,20 @@ impl Client {
     fn new(number: usize) -> Result<Client, SetupError> {
         Ok(Client {
             namespace: Namespace::new(format!("client {}", number + 1))?,
-            address: offset(GATEWAY_INSIDE, number + 1),
+            address: client_address(number),
             interface: format!("g{number}"),
         })
     }
+}
+
+/// The address of client `number`, from 0.
+pub fn client_address(number: usize) -> Ipv4Addr {
+    offset(GATEWAY_INSIDE, number + 1)
+}
+
+/// The address of remote `number`, from 0, of a lab without a router.
+pub fn remote_address(number: usize) -> Ipv4Addr {
+    offset(GATEWAY_OUTSIDE, number + 1)
 }
 
 fn within(what: &str, count: usize, most: usize) -> Result<(), SetupError> {
