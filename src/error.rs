@@ -31,6 +31,15 @@ impl SetupError {
         self
     }
 
+    /// What was wrong, in one line, and apart from it what mends it.
+    pub fn into_parts(self) -> (String, Option<String>) {
+        let what = match self.cause {
+            Some(cause) => format!("{}: {cause}", self.operation),
+            None => self.operation,
+        };
+        (what, self.remedy)
+    }
+
     /// The system's error number, if the system refused.
     pub fn errno(&self) -> Option<i32> {
         self.cause.as_ref().and_then(io::Error::raw_os_error)

@@ -29,7 +29,7 @@ use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
 use crate::host::netlink::Netlink;
-use crate::host::preflight::{self, Finding, Status};
+use crate::host::preflight::{self, Finding, Plan, Status};
 use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards};
 use crate::io::syscalls::SyscallsIo;
 use crate::io::tun::Tun;

@@ -29,7 +29,7 @@ use papaya::LocalGuard;
 use crate::clock::Instant;
 use crate::error::SetupError;
 use crate::policy::{ORDINARY, Override, Policy, Prefix};
-use crate::table::clients::{Allowance, ClientIndex};
+use crate::table::clients::Allowance;
 use crate::table::echoes::{Consumed, EchoKey, Echoes, Recorded};
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};

@@ -53,12 +53,13 @@ fn text(findings: &[Finding], sizes: &Sizes) -> String {
     }
     let _ = writeln!(
         text,
-        "\ntables: {} mappings at once ({} bytes), {} echoes outstanding ({} bytes)\n        an ident rests {:.1} s after its \
+        "\ntables: {} mappings at once ({} bytes), {} echoes outstanding ({} bytes),\n        {} bytes for clients\n        an ident rests {:.1} s after its \
          mapping; each address can make {:.0} new mappings a second for ever",
         count(sizes.mappings_max),
         count(sizes.slots_bytes),
         count(sizes.echoes_max),
         count(sizes.echoes_bytes),
+        count(sizes.clients_bytes),
         sizes.hold_down.as_secs_f64(),
         sizes.mappings_per_second_and_address,
     );
@@ -82,6 +83,7 @@ fn json(findings: &[Finding], sizes: &Sizes) -> String {
         "slots_bytes": sizes.slots_bytes,
         "echoes_max": sizes.echoes_max,
         "echoes_bytes": sizes.echoes_bytes,
+        "clients_bytes": sizes.clients_bytes,
         "hold_down_seconds": sizes.hold_down.as_secs_f64(),
         "mappings_per_second_and_address": sizes.mappings_per_second_and_address,
     });
@@ -140,6 +142,7 @@ tables: 65,536 mappings at once (4,194,304 bytes), 1,048,576 echoes outstanding 
         slots_bytes: 4 << 20,
         echoes_max: 1 << 20,
         echoes_bytes: 8 << 20,
+        clients_bytes: 256 * 64,
         mappings_per_second_and_address: 543.9,
         hold_down: Duration::from_millis(60_500),
     };

@@ -30,7 +30,8 @@ pub(super) fn table(totals: &Snapshot) -> String {
         row(&mut text, &format!("  {name}"), &grouped(*count), "");
     }
     let states = [
-        ("requests refused", totals.refused),
+        ("requests refused", totals.refused.iter().sum()),
+        ("errors sent to clients", totals.originated.packets),
         ("mappings now", totals.mappings),
         ("mappings at most", totals.mappings_peak),
         ("echoes outstanding", totals.outstanding),
@@ -86,7 +87,9 @@ mod tests {
             delivered: traffic(1005),
             reinjected: traffic(1006),
             drops: vec![("not_an_echo_reply".to_owned(), 7), ("late".to_owned(), 8)],
-            refused: 9,
+            refused: vec![4, 5],
+            originated: traffic(8),
+            not_originated: 0,
             mappings: 10,
             mappings_peak: 11,
             outstanding: 12,
@@ -105,6 +108,7 @@ dropped                                   15
   not_an_echo_reply                        7
   late                                     8
 requests refused                           9
+errors sent to clients                     8
 mappings now                              10
 mappings at most                          11
 echoes outstanding                        12

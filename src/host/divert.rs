@@ -124,7 +124,8 @@ impl DivertSettings {
         }
     }
 
-    fn validate(&self) -> Result<(), SetupError> {
+    /// Whether the settings make sense by themselves.
+    pub(super) fn validate(&self) -> Result<(), SetupError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         if !self.device.name.bytes().all(plain) {
             let error = SetupError::new(format!("{:?} cannot be part of an nftables table's name", self.device.name));

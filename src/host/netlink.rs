@@ -72,6 +72,19 @@ impl Netlink {
         Ok(self.link_header(name)?.map(|header| header.index))
     }
 
+    /// The name of the device with an index; None if there is none.
+    pub fn link_name(&mut self, index: u32) -> io::Result<Option<String>> {
+        let mut found = None;
+        let result = self.request(RouteNetlinkMessage::GetLink(link(index)), NLM_F_ACK, |payload| {
+            let attributes = LinkMessage::parse(payload).map(|message| message.attributes).unwrap_or_default();
+            found = attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            });
+        });
+        allowing(result, libc::ENODEV).map(|()| found)
+    }
+
     /// Whether the device called `name` is up; None if there is none.
     pub fn link_is_up(&mut self, name: &str) -> io::Result<Option<bool>> {
         Ok(self.link_header(name)?.map(|header| header.flags.contains(LinkFlags::Up)))
@@ -87,10 +100,7 @@ impl Netlink {
         let result = self.request(RouteNetlinkMessage::GetLink(message), NLM_F_ACK, |payload| {
             found = LinkHeader::parse(payload).ok();
         });
-        match allowing(result, libc::ENODEV) {
-            Ok(()) => Ok(found),
-            Err(error) => Err(error),
-        }
+        allowing(result, libc::ENODEV).map(|()| found)
     }
 
     /// Makes a veth pair: `name` here, `peer` in the namespace behind the descriptor.

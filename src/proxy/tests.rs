@@ -483,7 +483,7 @@ fn a_client_beyond_its_share_is_refused_and_told_now_and_then_and_another_is_not
 fn a_client_has_no_more_mappings_than_its_share_and_gets_them_back() {
     let limits = Limits { mappings: 3, ..ORDINARY };
     let mut bench = Bench::new(&Settings { allowance: limits.into(), ..settings() });
-    let mut request = |bench: &mut Bench, client, ident| {
+    let request = |bench: &mut Bench, client, ident| {
         bench.outbound(&mut build::echo_request(client, REMOTE, ident, 1, 64, b"payload"))
     };
     for ident in 0..3 {
