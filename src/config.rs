@@ -14,6 +14,7 @@
 //! allowed, and ranges, help texts and documentation would each be a list of their own.
 
 mod keys;
+mod limits;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
+pub use limits::{ClientLimits, Exception};
 
 /// The most prefixes of clients: they are compared one after the other for each packet.
 pub const CLIENTS_MAX: usize = 64;
@@ -49,6 +51,8 @@ pub struct Config {
     pub mapping: Mapping,
     /// The requests that wait for their reply.
     pub echo: Echo,
+    /// What each client may do.
+    pub limits: ClientLimits,
 }
 
 /// Table `inside`: the TUN device and what is led into it.

@@ -100,7 +100,10 @@ fn resolved(config: &Config) -> Result<Config, SetupError> {
 }
 
 fn settings(config: &Config) -> Settings {
+    let (allowance, overrides) = config.limits.allowances();
     Settings {
+        allowance,
+        overrides,
         mapping_idle: config.mapping.idle,
         echo_timeout: config.echo.timeout,
         hold_down: config.mapping.hold_down,
@@ -128,7 +131,7 @@ impl Gateway {
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
             description: description(&config, engine),
-            counters: Arc::new(Counters::new(tuns.len(), 1)),
+            counters: Arc::new(Counters::new(tuns.len(), 1 + config.limits.overrides.len())),
             faults,
             stop: Arc::new(AtomicBool::new(false)),
             workers: Vec::with_capacity(tuns.len()),

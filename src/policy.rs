@@ -142,17 +142,17 @@ pub const ORDINARY: Limits = Limits {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Echo requests a second.
-    pub packets_per_second: u64,
+    pub packets_per_second: u32,
     /// Echo requests at once.
-    pub packets_burst: u64,
+    pub packets_burst: u32,
     /// Bytes of echo requests a second.
-    pub bytes_per_second: u64,
+    pub bytes_per_second: u32,
     /// Bytes at once.
-    pub bytes_burst: u64,
+    pub bytes_burst: u32,
     /// New mappings a second.
-    pub mappings_per_second: u64,
+    pub mappings_per_second: u32,
     /// New mappings at once.
-    pub mappings_burst: u64,
+    pub mappings_burst: u32,
     /// Mappings living at once.
     pub mappings: u32,
 }
@@ -160,9 +160,9 @@ pub struct Limits {
 impl From<Limits> for Allowance {
     fn from(limits: Limits) -> Allowance {
         Allowance {
-            packets: Rate::new(limits.packets_per_second, limits.packets_burst),
-            bytes: Rate::new(limits.bytes_per_second, limits.bytes_burst),
-            new_mappings: Rate::new(limits.mappings_per_second, limits.mappings_burst),
+            packets: Rate::new(limits.packets_per_second.into(), limits.packets_burst.into()),
+            bytes: Rate::new(limits.bytes_per_second.into(), limits.bytes_burst.into()),
+            new_mappings: Rate::new(limits.mappings_per_second.into(), limits.mappings_burst.into()),
             mappings_max: limits.mappings,
         }
     }

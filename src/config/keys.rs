@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::Config;
+use super::{Config, Exception};
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 use crate::table::SHARDS;
@@ -57,6 +57,10 @@ pub(super) enum Kind {
     Addresses(fn(&mut Config) -> &mut Vec<Ipv4Addr>),
     /// Prefixes.
     Prefixes(fn(&mut Config) -> &mut Vec<Prefix>),
+    /// Prefixes with limits of their own.
+    Exceptions(fn(&mut Config) -> &mut Vec<Exception>),
+    /// One of [`SWITCH`].
+    Switch(fn(&mut Config) -> &mut bool),
     /// One of [`BACKENDS`].
     Backend(fn(&mut Config) -> &mut Backend),
     /// One of [`FALL_THROUGHS`].
@@ -70,6 +74,9 @@ pub const BACKENDS: &[(&str, Backend)] =
 /// The words for what happens to packets that are not proxied.
 pub(super) const FALL_THROUGHS: &[(&str, FallThrough)] =
     &[("reinject", FallThrough::Reinject), ("drop", FallThrough::Drop)];
+
+/// The words for what can be on or off.
+pub(super) const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
 
 /// The most workers: one with no shard would receive nothing.
 const WORKERS_MAX: u32 = 64;
@@ -246,6 +253,115 @@ pub static KEYS: &[Key] = &[
             field: |config| &mut config.echo.table_words,
         },
     },
+    Key {
+        table: "limits",
+        name: "enforce",
+        flag: Some("limits"),
+        meaning: "Whether each client is held to its share (the other keys of this table). What is over it is dropped, \
+                  and the client is told now and then (unreachable, code 13)",
+        default: KeyDefault::Value("on"),
+        kind: Kind::Switch(|config| &mut config.limits.enforce),
+    },
+    Key {
+        table: "limits",
+        name: "packets_per_second",
+        flag: None,
+        meaning: "Echo requests that a client may send in the long run; 0 is no limit",
+        default: KeyDefault::Value("1000"),
+        kind: Kind::Integer {
+            min: 0,
+            max: u32::MAX,
+            unit: "a second",
+            field: |config| &mut config.limits.everybody.packets_per_second,
+        },
+    },
+    Key {
+        table: "limits",
+        name: "packets_burst",
+        flag: None,
+        meaning: "Echo requests that a client may send at once",
+        default: KeyDefault::Value("2000"),
+        kind: Kind::Integer {
+            min: 0,
+            max: u32::MAX,
+            unit: "packets",
+            field: |config| &mut config.limits.everybody.packets_burst,
+        },
+    },
+    Key {
+        table: "limits",
+        name: "bytes_per_second",
+        flag: None,
+        meaning: "Bytes of echo requests, IP header included, that a client may send in the long run; 0 is no limit",
+        default: KeyDefault::Value("1000000"),
+        kind: Kind::Integer {
+            min: 0,
+            max: u32::MAX,
+            unit: "bytes a second",
+            field: |config| &mut config.limits.everybody.bytes_per_second,
+        },
+    },
+    Key {
+        table: "limits",
+        name: "bytes_burst",
+        flag: None,
+        meaning: "Bytes of echo requests that a client may send at once",
+        default: KeyDefault::Value("4000000"),
+        kind: Kind::Integer {
+            min: 0,
+            max: u32::MAX,
+            unit: "bytes",
+            field: |config| &mut config.limits.everybody.bytes_burst,
+        },
+    },
+    Key {
+        table: "limits",
+        name: "mappings_per_second",
+        flag: None,
+        meaning: "New mappings (each ping that is started is one) that a client may make in the long run; 0 is no limit",
+        default: KeyDefault::Value("20"),
+        kind: Kind::Integer {
+            min: 0,
+            max: u32::MAX,
+            unit: "a second",
+            field: |config| &mut config.limits.everybody.mappings_per_second,
+        },
+    },
+    Key {
+        table: "limits",
+        name: "mappings_burst",
+        flag: None,
+        meaning: "New mappings that a client may make at once",
+        default: KeyDefault::Value("200"),
+        kind: Kind::Integer {
+            min: 0,
+            max: u32::MAX,
+            unit: "mappings",
+            field: |config| &mut config.limits.everybody.mappings_burst,
+        },
+    },
+    Key {
+        table: "limits",
+        name: "mappings",
+        flag: None,
+        meaning: "Mappings that a client may have at once; 0 is no limit",
+        default: KeyDefault::Value("256"),
+        kind: Kind::Integer {
+            min: 0,
+            max: u32::MAX,
+            unit: "mappings",
+            field: |config| &mut config.limits.everybody.mappings,
+        },
+    },
+    Key {
+        table: "limits",
+        name: "overrides",
+        flag: None,
+        meaning: "Prefixes whose clients have other limits; what is not named is as for everybody, and of overlapping \
+                  prefixes the longest decides",
+        default: KeyDefault::Computed("none"),
+        kind: Kind::Exceptions(|config| &mut config.limits.overrides),
+    },
 ];
 
 impl Key {
@@ -266,7 +382,7 @@ impl Key {
 
     /// Whether it takes any number of values: an array in the file, a flag that may be repeated.
     pub fn is_list(&self) -> bool {
-        matches!(self.kind, Kind::Names(_) | Kind::Addresses(_) | Kind::Prefixes(_))
+        matches!(self.kind, Kind::Names(_) | Kind::Addresses(_) | Kind::Prefixes(_) | Kind::Exceptions(_))
     }
 
     /// How help calls the flag's value: `PREFIX`.
@@ -277,7 +393,8 @@ impl Key {
             Kind::Name(_) | Kind::Names(_) => "INTERFACE",
             Kind::Address(_) | Kind::Addresses(_) => "ADDRESS",
             Kind::Prefixes(_) => "PREFIX",
-            Kind::Backend(_) | Kind::FallThrough(_) => "WHICH",
+            Kind::Exceptions(_) => "LIMITS",
+            Kind::Switch(_) | Kind::Backend(_) | Kind::FallThrough(_) => "WHICH",
         }
     }
 }
@@ -312,6 +429,8 @@ impl fmt::Display for Kind {
             Kind::Address(_) => f.write_str("an IPv4 address such as 192.0.2.1"),
             Kind::Addresses(_) => f.write_str("IPv4 addresses such as 192.0.2.1"),
             Kind::Prefixes(_) => f.write_str("IPv4 prefixes such as 10.66.0.0/24"),
+            Kind::Exceptions(_) => f.write_str("prefixes with their limits, such as \"10.66.0.9/32 mappings=4096\""),
+            Kind::Switch(_) => write_words(f, SWITCH.iter().map(|(word, _)| *word)),
             Kind::Backend(_) => write_words(f, BACKENDS.iter().map(|(word, _)| *word)),
             Kind::FallThrough(_) => write_words(f, FALL_THROUGHS.iter().map(|(word, _)| *word)),
         }

@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
-use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind};
+use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind, SWITCH};
 use crate::error::SetupError;
 use crate::policy::PrefixError;
 
@@ -213,6 +213,7 @@ impl Kind {
             Kind::Names(field) => field(config).clear(),
             Kind::Addresses(field) => field(config).clear(),
             Kind::Prefixes(field) => field(config).clear(),
+            Kind::Exceptions(field) => field(config).clear(),
             _ => {}
         }
     }
@@ -230,6 +231,8 @@ impl Kind {
             Kind::Prefixes(field) => {
                 field(config).push(value.text()?.parse().map_err(|error: PrefixError| error.to_string())?);
             }
+            Kind::Exceptions(field) => field(config).push(value.text()?.parse()?),
+            Kind::Switch(field) => *field(config) = value.choose(SWITCH)?,
             Kind::Backend(field) => *field(config) = value.choose(BACKENDS)?,
             Kind::FallThrough(field) => *field(config) = value.choose(FALL_THROUGHS)?,
         }

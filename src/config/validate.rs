@@ -40,7 +40,7 @@ impl Config {
         let refuse = |key: &str, refusal: (String, String)| {
             Err(SetupError::new(format!("{}: {}", origins.name(key), refusal.0)).remedy(refusal.1))
         };
-        let checks: [(&str, Check); 8] = [
+        let checks: [(&str, Check); 9] = [
             ("inside.clients", check_clients),
             ("inside.divert", check_divert),
             ("inside.address", check_inside_address),
@@ -49,6 +49,7 @@ impl Config {
             ("outside.addresses", check_outside),
             ("mapping.hold_down", check_hold_down),
             ("echo.table_words", check_table_words),
+            ("limits.overrides", check_overrides),
         ];
         for key in KEYS {
             if let Err(what) = key.check_limits(self) {
@@ -90,9 +91,13 @@ impl Key {
             }
             Kind::Name(field) => check_device_name(field(config)),
             Kind::Names(field) => field(config).iter().try_for_each(|name| check_interface_name(name)),
-            Kind::Address(_) | Kind::Addresses(_) | Kind::Prefixes(_) | Kind::Backend(_) | Kind::FallThrough(_) => {
-                Ok(())
-            }
+            Kind::Address(_)
+            | Kind::Addresses(_)
+            | Kind::Prefixes(_)
+            | Kind::Exceptions(_)
+            | Kind::Switch(_)
+            | Kind::Backend(_)
+            | Kind::FallThrough(_) => Ok(()),
         }
     }
 }
@@ -122,6 +127,26 @@ fn check_device_name(name: &str) -> Result<(), String> {
     check_interface_name(name)?;
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)) {
         return Err(format!("{name:?} cannot be part of an nftables name"));
+    }
+    Ok(())
+}
+
+fn check_overrides(config: &Config) -> Verdict {
+    let overrides = &config.limits.overrides;
+    if overrides.len() > CLIENTS_MAX {
+        return refused(
+            format!("{} prefixes", overrides.len()),
+            format!("at most {CLIENTS_MAX}: they are compared one by one"),
+        );
+    }
+    for (position, exception) in overrides.iter().enumerate() {
+        let prefix = exception.prefix;
+        if overrides[..position].iter().any(|earlier| earlier.prefix == prefix) {
+            return refused(format!("{prefix} stands there twice"), "name its limits in one entry");
+        }
+        if !config.inside.clients.iter().any(|clients| clients.overlaps(prefix)) {
+            return refused(format!("{prefix} holds no client"), "a prefix among inside.clients");
+        }
     }
     Ok(())
 }
