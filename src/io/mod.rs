@@ -153,7 +153,7 @@ impl Sizes {
         let inside_bytes = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(512).clamp(2048, BUFFER_BYTES_MAX);
         Sizes {
             inside: PoolSize { buffers: 2048, buffer_bytes: inside_bytes },
-            outside: PoolSize { buffers: 1024, buffer_bytes: BUFFER_BYTES_MAX },
+            outside: PoolSize { buffers: 512, buffer_bytes: BUFFER_BYTES_MAX },
         }
     }
 

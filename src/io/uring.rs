@@ -48,6 +48,9 @@ const SUBMISSIONS_MAX: u32 = 1024;
 /// Completions that belong to no buffer: ends of multishots, wake-ups.
 const COMPLETIONS_EXTRA: usize = 64;
 
+/// How long until another attempt when the submission queue is full and the kernel takes nothing from it.
+const PUSH_PAUSE: Duration = Duration::from_millis(1);
+
 /// How long an end waits for what is in flight.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -143,31 +146,30 @@ impl UringIo {
         }
     }
 
-    /// Returns buffers to the kernel and arms what is not armed. How long until a pause ends, if there is one.
+    /// Returns buffers to the kernel and arms what is not armed. How long until there is more to arm, if there is.
     #[expect(unsafe_code, reason = "the entries are ours")]
-    fn arm(&mut self) -> Result<Option<Duration>, SetupError> {
+    fn arm(&mut self) -> Option<Duration> {
         if !self.wake_armed {
             let readable = libc::POLLIN.cast_unsigned().into();
             let poll = opcode::PollAdd::new(Fixed(WAKER_FILE), readable).multi(true).build().user_data(WAKER_TOKEN);
             // SAFETY: the entry has no pointer.
-            unsafe { push(&mut self.ring, &poll) }?;
-            self.wake_armed = true;
+            self.wake_armed = unsafe { push(&mut self.ring, &poll) };
         }
-        let mut pauses = None;
+        let mut later = (!self.wake_armed).then_some(PUSH_PAUSE);
         for receiver in [&mut self.inside, &mut self.outside] {
             let has_buffers = receiver.buffers.refill();
             if receiver.armed || !has_buffers {
                 continue;
             }
-            if let Some(pause) = receiver.retry.pause() {
-                pauses = pauses.into_iter().chain([pause]).min();
-                continue;
+            let mut pause = receiver.retry.pause();
+            if pause.is_none() {
+                // SAFETY: the entry has no pointer; the kernel writes to buffers that the pool has lent it.
+                receiver.armed = unsafe { push(&mut self.ring, &receiver.request()) };
+                pause = (!receiver.armed).then_some(PUSH_PAUSE);
             }
-            // SAFETY: the entry has no pointer; the kernel writes to buffers that the pool has lent it.
-            unsafe { push(&mut self.ring, &receiver.request()) }?;
-            receiver.armed = true;
+            later = later.into_iter().chain(pause).min();
         }
-        Ok(pauses)
+        later
     }
 
     /// Submits what is queued and waits for one completion, unless some are there already.
@@ -249,9 +251,7 @@ impl UringIo {
         // SAFETY: the bytes are those of a frame that stays in its place, untouched, until its completion is reaped; so
         // does the destination. Neither moves when `self` does: the one is in the pool, the other on the heap.
         let queued = unsafe { push(&mut self.ring, &entry) };
-        if queued.is_err()
-            && let Some(Flying { frame, .. }) = self.in_flight.remove(place.into())
-        {
+        if !queued && let Some(Flying { frame, .. }) = self.in_flight.remove(place.into()) {
             self.refused.push(Sent { to, frame, errno: libc::ENOBUFS });
         }
     }
@@ -264,7 +264,7 @@ impl UringIo {
 
 impl PacketIo for UringIo {
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError> {
-        let pause = self.arm()?;
+        let pause = self.arm();
         let refused = (!self.refused.is_empty()).then_some(Duration::ZERO);
         events.sent.append(&mut self.refused);
         self.enter(timeout.into_iter().chain(pause).chain(refused).min())?;
@@ -392,20 +392,21 @@ fn woken(waker: &Waker, result: i32, events: &mut Events) -> Result<(), SetupErr
     Ok(())
 }
 
-/// Queues an entry, submitting others if the queue is full.
+/// Queues an entry, submitting others if the queue is full. Whether there was room.
 ///
 /// # Safety
 ///
 /// What the entry points to must be valid until its completion is reaped.
 #[expect(unsafe_code, reason = "the kernel acts on what the entry says")]
-unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), SetupError> {
+unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> bool {
     // SAFETY: the caller's promise.
     if unsafe { ring.submission().push(entry) }.is_ok() {
-        return Ok(());
+        return true;
     }
-    ring.submit().map_err(|error| SetupError::caused("io_uring takes no more submissions", error))?;
+    // An error leaves the queue full, and the next `wait` tells it.
+    let _ = ring.submit();
     // SAFETY: the caller's promise; the first attempt queued nothing.
-    unsafe { ring.submission().push(entry) }.map_err(|_| SetupError::new("io_uring took no submissions"))
+    unsafe { ring.submission().push(entry) }.is_ok()
 }
 
 fn build(completions: usize) -> io::Result<IoUring> {
