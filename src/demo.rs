@@ -139,6 +139,8 @@ fn configuration(lab: &Lab, options: &DemoOptions, divert: bool) -> Config {
         config.inside.divert = lab.clients().iter().map(|client| client.interface.clone()).collect();
     }
     config.outside.addresses = vec![GATEWAY_OUTSIDE];
+    // The load is far above what one client may send by default: shown is the gateway, not its limits.
+    config.limits.enforce = false;
     config.run.io = options.io;
     if let Some(workers) = options.workers {
         config.run.workers = workers;
