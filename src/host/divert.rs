@@ -1,7 +1,7 @@
 //! Leading clients' echo requests into the TUN: a mark, a rule, a route.
 //!
 //! ```text
-//! prerouting, priority raw    an echo request from a client behind a divert interface to outside: mark, notrack
+//! prerouting, priority -450   an echo request from a client behind a divert interface to outside: mark, notrack
 //!                             (an echo reply that enters from the TUN: notrack)
 //! ip rule                     fwmark 0x0ec00000/0x0ff00000 lookup 3776
 //! ip route, table 3776        default dev echogate0; throw CLIENTS
@@ -10,7 +10,8 @@
 //! Everything else keeps its path because nothing here matches it. Diverting all ICMP, which looks simpler, breaks the
 //! kernel's NAT: a packet that comes back from the TUN has had its one chance to be translated, and the errors that
 //! belong to translated flows never reach them. Notrack keeps a masquerade rule without an outgoing interface from
-//! rewriting the client's source on its way into the TUN. Fragments are left alone: all but the first have no ICMP type.
+//! rewriting the client's source on its way into the TUN. Fragments are left alone, all but
+//! the first have no ICMP type; the chain stands before the kernel puts them together.
 //! Pings to the host's own addresses stay as they are, tracked: a stateful input policy knows only tracked ones as new.
 //!
 //! The `throw` routes send a marked packet *to* a client on to the host's other tables. None is marked by us, but where

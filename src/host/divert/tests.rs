@@ -74,7 +74,7 @@ fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
         scene.client_sends(&ping, Ipv4Addr::new(10, 66, 0, 77));
         scene.client_sends(&message(ECHO_REPLY, 7, 1, 56), REMOTE);
         scene.client_sends(&message(13, 7, 1, 12), REMOTE);
-        // Longer than the MTU: leaves the client as fragments.
+        // Longer than the MTU: leaves the client as fragments, which the gateway's host, tracking, puts together.
         scene.client_sends(&message(ECHO_REQUEST, 7, 1, 4000), REMOTE);
         crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
@@ -112,8 +112,8 @@ fn other_bits_of_a_mark_are_kept() {
         let settings = settings();
         let tun = Tun::open(&settings.device);
         let others = "table ip others { \
-            chain before { type filter hook prerouting priority -301; meta mark set 0xa5500001; }; \
-            chain after { type filter hook prerouting priority -299; meta mark 0xaec00001 counter; }; }";
+            chain before { type filter hook prerouting priority -451; meta mark set 0xa5500001; }; \
+            chain after { type filter hook prerouting priority -449; meta mark 0xaec00001 counter; }; }";
         nft::run(&["-f", "-"], others).expect("another program's marks");
         let _divert = Divert::install(&settings).expect("installs");
         assert_diverted(&scene, &tun);
