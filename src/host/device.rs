@@ -83,7 +83,7 @@ impl Device {
         let found = netlink
             .link_index(&self.name)
             .map_err(|error| SetupError::caused(format!("looking for device {}", self.name), error))?;
-        found.ok_or_else(|| SetupError::new(format!("device {} is gone", self.name)))
+        found.ok_or_else(|| SetupError::new(format!("there is no device {}", self.name)))
     }
 
     /// Whether it had to be changed. Where sysctls are read-only (containers), any state that works will do.
@@ -139,4 +139,45 @@ fn refused(operation: String, error: io::Error) -> SetupError {
     let permission = error.kind() == io::ErrorKind::PermissionDenied;
     let error = SetupError::caused(operation, error);
     if permission { error.remedy("run as root, or with CAP_NET_ADMIN in this network namespace") } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::host::scene::{Scene, Tun, settings};
+
+    #[test]
+    fn the_device_is_as_it_was_asked_to_be() {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let device = Device { mtu: 1380, queue_length: 3210, ..settings().device };
+            let _tun = Tun::open(&device);
+            let shown = |arguments: &[&str]| {
+                let output = Command::new("ip").args(arguments).output();
+                let output = output.expect("iproute2 is installed: apt-get install iproute2");
+                String::from_utf8(output.stdout).expect("ASCII")
+            };
+            let link = shown(&["-o", "link", "show", "dev", "echogate0"]);
+            assert!(link.contains("mtu 1380") && link.contains("qlen 3210") && link.contains(",UP"), "{link}");
+            let addresses = shown(&["-o", "address", "show", "dev", "echogate0"]);
+            assert!(addresses.contains("inet 192.0.0.8/32 scope link echogate0"), "{addresses}");
+            assert!(!addresses.contains("inet6"), "{addresses}");
+            assert_eq!(read_sysctl(&ipv4_sysctl("echogate0", "rp_filter")), Some(LOOSE));
+            assert_eq!(read_sysctl(&ipv4_sysctl("echogate0", "forwarding")), Some(1));
+            let mut netlink = Netlink::open().expect("netlink");
+            assert_eq!(device.mend(&mut netlink).expect("looks"), Vec::<&str>::new());
+            device.configure(&mut netlink).expect("again is no error");
+        });
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_named() {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let error = settings().device.configure(&mut Netlink::open().expect("netlink")).expect_err("no TUN");
+            assert_eq!(error.to_string(), "there is no device echogate0");
+        });
+    }
 }

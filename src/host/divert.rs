@@ -1,7 +1,7 @@
 //! Leading clients' echo requests into the TUN: a mark, a rule, a route.
 //!
 //! ```text
-//! prerouting, priority raw    an echo request from a client behind a divert interface to outside: mark, notrack
+//! prerouting, priority -450   an echo request from a client behind a divert interface to outside: mark, notrack
 //!                             (an echo reply that enters from the TUN: notrack)
 //! ip rule                     fwmark 0x0ec00000/0x0ff00000 lookup 3776
 //! ip route, table 3776        default dev echogate0; throw CLIENTS
@@ -10,8 +10,9 @@
 //! Everything else keeps its path because nothing here matches it. Diverting all ICMP, which looks simpler, breaks the
 //! kernel's NAT: a packet that comes back from the TUN has had its one chance to be translated, and the errors that
 //! belong to translated flows never reach them. Notrack keeps a masquerade rule without an outgoing interface from
-//! rewriting the client's source on its way into the TUN. Fragments are left alone: all but the first have no ICMP type.
-//! Pings to the host's own addresses stay as they are, tracked: a stateful input policy knows only tracked ones as new.
+//! rewriting the client's source on its way into the TUN, and keeps replies from being dropped as invalid. Fragments
+//! are left alone, as all but the first have no ICMP type; the chain stands before the kernel puts them together. Pings
+//! to the host's own addresses stay as they are, tracked: a stateful input policy knows only tracked ones as new.
 //!
 //! The `throw` routes send a marked packet *to* a client on to the host's other tables. None is marked by us, but where
 //! `src_valid_mark` is set (wg-quick does) the kernel's reverse-path check of a request asks for the way back to the
@@ -45,9 +46,9 @@ use watch::Watcher;
 /// The TUN's name unless another is configured.
 pub const DEFAULT_DEVICE: &str = "echogate0";
 
-/// The mark of diverted packets. Eight of the 32 bits, of the upper half: tools that mark (wg-quick 0xca6c, kube-proxy
-/// 0x4000 and 0x8000, Tailscale 0xff0000, Calico 0xffff0000 by default) mostly use the lower ones, and where they do not,
-/// ours can be moved. "ec" for echo.
+/// The mark of diverted packets ("ec" for echo): eight of the 32 bits, away from the values of well-known users (wg-quick
+/// 0xca6c, kube-proxy 0x4000 and 0x8000, Tailscale 0x40000 and 0x80000, Cilium 0x0f00). The preflight finds rules that would
+/// take our packets for theirs.
 pub const DEFAULT_MARK: u32 = 0x0ec0_0000;
 
 /// The bits of the mark that are ours; the others are left as they are.

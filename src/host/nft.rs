@@ -3,7 +3,6 @@
 //! The program and not its netlink protocol: rule sets are written and read as the text that administrators know, and
 //! that text has stayed the same while the kernel's encoding of it has grown.
 
-use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -67,7 +66,7 @@ impl fmt::Display for Failure {
 
 /// The nft program, if it is installed.
 pub fn program() -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(PLACES.into_iter().map(PathBuf::from))
         .map(|directory| directory.join("nft"))

@@ -28,6 +28,11 @@ use crate::error::SetupError;
 use crate::host::nft::{self, Failure};
 use crate::sys::poll;
 
+/// The chain's priority, the kernel's NF_IP_PRI_RAW_BEFORE_DEFRAG. At `raw` (-300) a host that tracks connections has
+/// put fragments together already: a fragmented request would look whole, be diverted, and be cut up again on its way into
+/// the TUN.
+const BEFORE_DEFRAG: i32 = -450;
+
 /// How long nft may take to execute the line, and to end when told.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -233,10 +238,9 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!("delete table {table}"),
         format!("add table {table} {flags}"),
         format!("add chain {table} {stamp}"),
-        format!("add chain {table} divert {{ type filter hook prerouting priority raw; policy accept; }}"),
-        // Where connections are tracked, fragments have been put together before this hook: a datagram over the TUN's MTU
-        // would reach it in pieces again. The look-up of the destination is last: only packets that match all else
-        // pay for it.
+        format!("add chain {table} divert {{ type filter hook prerouting priority {BEFORE_DEFRAG}; policy accept; }}"),
+        // A whole packet over the TUN's MTU would reach it in pieces too: the kernel's path takes it. The look-up of the
+        // destination is last: only packets that match all else pay for it.
         format!(
             "add rule {table} divert iifname {{ {interfaces} }} ip saddr {{ {clients} }} ip daddr != {{ {clients} }} \
              ip length <= {mtu} ip frag-off & 0x3fff == 0 icmp type echo-request icmp code 0 fib daddr type != local \

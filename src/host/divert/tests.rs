@@ -74,7 +74,7 @@ fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
         scene.client_sends(&ping, Ipv4Addr::new(10, 66, 0, 77));
         scene.client_sends(&message(ECHO_REPLY, 7, 1, 56), REMOTE);
         scene.client_sends(&message(13, 7, 1, 12), REMOTE);
-        // Longer than the MTU: leaves the client as fragments.
+        // Longer than the MTU: leaves the client as fragments, which the gateway's host, tracking, puts together.
         scene.client_sends(&message(ECHO_REQUEST, 7, 1, 4000), REMOTE);
         crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
@@ -87,11 +87,13 @@ fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
 }
 
 #[test]
-fn neither_masquerading_nor_reverse_path_filtering_is_in_the_way() {
+fn neither_masquerading_nor_state_nor_reverse_path_filtering_is_in_the_way() {
     let scene = Scene::new();
     scene.at_gateway(|| {
-        let nat = "table ip nat { chain post { type nat hook postrouting priority srcnat; ip saddr 10.66.0.0/24 masquerade; }; }";
-        nft::run(&["-f", "-"], nat).expect("a masquerade rule without an outgoing interface");
+        // A masquerade rule without an outgoing interface, and what most stateful firewalls begin with.
+        let rules = "table ip nat { chain post { type nat hook postrouting priority srcnat; ip saddr 10.66.0.0/24 masquerade; }; }; \
+            table ip fw { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }";
+        nft::run(&["-f", "-"], rules).expect("rules");
         let settings = settings();
         let tun = Tun::open(&settings.device);
         let divert = Divert::install(&settings).expect("installs");
@@ -112,8 +114,8 @@ fn other_bits_of_a_mark_are_kept() {
         let settings = settings();
         let tun = Tun::open(&settings.device);
         let others = "table ip others { \
-            chain before { type filter hook prerouting priority -301; meta mark set 0xa5500001; }; \
-            chain after { type filter hook prerouting priority -299; meta mark 0xaec00001 counter; }; }";
+            chain before { type filter hook prerouting priority -451; meta mark set 0xa5500001; }; \
+            chain after { type filter hook prerouting priority -449; meta mark 0xaec00001 counter; }; }";
         nft::run(&["-f", "-"], others).expect("another program's marks");
         let _divert = Divert::install(&settings).expect("installs");
         assert_diverted(&scene, &tun);
@@ -208,6 +210,9 @@ fn a_killed_nft_takes_the_table_with_it_and_is_replaced() {
         let first = installed.table.as_ref().map(|table| table.child_id()).expect("a table");
         let id = first.expect("owned by a child");
         assert!(nft_children().contains(&id));
+        // "pid (nft) state parent group ...": a terminal's Ctrl-C is for its foreground group.
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("runs");
+        assert_eq!(stat.split_whitespace().nth(4), Some(id.to_string().as_str()), "{stat}");
         let subscribed = Watcher::subscribe().expect("subscribes");
         let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
         let killed = Command::new("kill").args(["-9", &id.to_string()]).status().expect("kill is installed");
