@@ -168,10 +168,11 @@ impl fmt::Display for DemoReport {
             }
             writeln!(f)?;
         }
-        writeln!(f)?;
+        writeln!(f, "\nLoad, gateway and hosts share this machine's cores: echo/s is what all reach together.")?;
         if let Err(why) = &self.masquerade {
             writeln!(f, "The kernel's masquerade is not beside it: {why}.")?;
         }
+        writeln!(f)?;
         self.write_verdict(f)
     }
 }

@@ -92,7 +92,11 @@ pub fn enter_unprivileged() -> Result<(), SetupError> {
         })
         .map_err(|cause| {
             let remedy = remedy_for(&cause);
-            SetupError::caused("lab: not root, and a user namespace is refused too", cause).remedy(remedy)
+            SetupError::caused(
+                "lab: no right to make network namespaces, nor to enter a user namespace that has it",
+                cause,
+            )
+            .remedy(remedy)
         })
 }
 
