@@ -7,6 +7,7 @@ use crate::scene::{Scene, nft, run, wait_until};
 on_both_back_ends!(
     killed_it_fails_open_and_the_next_start_and_stop_leave_nothing,
     a_second_gateway_on_the_same_device_is_refused_and_the_first_goes_on,
+    when_its_device_is_deleted_it_ends_with_the_reason_and_leaves_nothing,
 );
 
 fn killed_it_fails_open_and_the_next_start_and_stop_leave_nothing(back_end: &str) {
@@ -44,5 +45,17 @@ fn a_second_gateway_on_the_same_device_is_refused_and_the_first_goes_on(back_end
     assert_eq!(scene.state(), during);
     scene.assert_pings("beside the one refused");
     first.stop();
+    assert_eq!(scene.state(), before);
+}
+
+fn when_its_device_is_deleted_it_ends_with_the_reason_and_leaves_nothing(back_end: &str) {
+    let scene = Scene::new(1);
+    let before = scene.state();
+    let gateway = scene.serve(back_end);
+    scene.assert_pings("at first");
+    run(scene.gateway(), "ip link delete echogate0");
+    let ended = gateway.ended();
+    assert_eq!(ended.code, Some(1), "{}", ended.complaints);
+    assert!(ended.complaints.contains("echogate: ") && !ended.complaints.contains("panicked"), "{}", ended.complaints);
     assert_eq!(scene.state(), before);
 }

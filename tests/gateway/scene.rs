@@ -24,7 +24,13 @@ impl Scene {
     }
 
     pub(crate) fn with(options: &LabOptions) -> Scene {
-        Scene(Lab::build(options).expect(ROOT))
+        let scene = Scene(Lab::build(options).expect(ROOT));
+        // A cable's two ends do not come up in one instant, and the state of the host says so.
+        wait_until("every link is up", || {
+            let state = scene.state();
+            !["linkdown", "state DOWN", "LOWERLAYERDOWN"].iter().any(|sign| state.contains(sign))
+        });
+        scene
     }
 
     pub(crate) fn lab(&self) -> &Lab {
