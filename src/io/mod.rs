@@ -16,6 +16,7 @@ pub mod buffers;
 pub mod memory;
 pub mod raw;
 mod retry;
+pub mod steering;
 pub mod syscalls;
 pub mod tun;
 pub mod uring;

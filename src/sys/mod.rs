@@ -1,5 +1,6 @@
 //! One safe function a system call; with `io` the only unsafe code.
 
+pub mod bpf;
 pub mod event;
 pub mod mem;
 pub mod namespace;

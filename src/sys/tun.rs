@@ -56,6 +56,17 @@ pub fn reset_offloads(tun: BorrowedFd<'_>) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Lets a loaded program of the socket filter's type choose the queue of every packet that the kernel sends by the
+/// device: the low 16 bits of its result, modulo the number of queues. `tun` is any queue of it; the device keeps the
+/// program, so its descriptor may be closed. EINVAL: Linux before 4.16, or `program` is no such program.
+#[expect(unsafe_code, reason = "ioctl(TUNSETSTEERINGEBPF)")]
+pub fn set_steering(tun: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program: libc::c_int = program.as_raw_fd();
+    // SAFETY: the driver reads an int at this address, which lives until after the call.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const program) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Makes reads and writes of the descriptor return EAGAIN instead of waiting.
 #[expect(unsafe_code, reason = "ioctl(FIONBIO)")]
 pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
