@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
 use crossbeam::channel::{self, Receiver, Sender};
+use rand::Rng as _;
 
 use crate::clock::Monotonic;
 use crate::config::Config;
@@ -31,13 +32,15 @@ use crate::host::divert::{Divert, DivertSettings};
 use crate::host::netlink::Netlink;
 use crate::host::preflight::{self, Finding, Plan, Status};
 use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards};
+use crate::io::steering;
 use crate::io::syscalls::SyscallsIo;
 use crate::io::tun::Tun;
 use crate::io::uring::UringIo;
 use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
 use crate::metrics::{Counters, Snapshot};
 use crate::proxy::{Handle, Proxy, Settings, Sizes};
-use crate::worker::Worker;
+use crate::table::idents;
+use crate::worker::{Inbox, Post, Worker};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
@@ -59,6 +62,7 @@ pub struct Gateway {
 struct Running {
     thread: JoinHandle<Result<(), SetupError>>,
     waker: Waker,
+    inbox: Inbox,
 }
 
 /// What one worker's thread takes with it.
@@ -68,6 +72,7 @@ struct Crew {
     engine: Engine,
     ports: Ports,
     handle: Handle,
+    post: Post,
     counters: Arc<Counters>,
     fall_through: FallThrough,
     clock: Monotonic,
@@ -125,6 +130,7 @@ impl Gateway {
 
         let device = device(&config);
         let tuns = Tun::open(&device.name, config.run.workers as usize)?;
+        steer(&tuns);
         let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
         device.configure(&mut netlink)?;
 
@@ -141,8 +147,10 @@ impl Gateway {
         if tuns.len() > cpus.len() {
             tracing::warn!(workers = tuns.len(), cpus = cpus.len(), "more workers than CPUs: some share one");
         }
-        for (number, tun) in tuns.into_iter().enumerate() {
-            let ports = ports(&config, number, tun)?;
+        let wakers = tuns.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
+        let posts = Post::ring(&wakers);
+        for (number, ((tun, waker), post)) in tuns.into_iter().zip(wakers).zip(posts).enumerate() {
+            let ports = ports(&config, number, tun, waker)?;
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
             gateway.spawn(
                 Crew {
@@ -151,6 +159,7 @@ impl Gateway {
                     engine,
                     ports,
                     handle,
+                    post,
                     counters: Arc::clone(&gateway.counters),
                     fall_through: config.run.fall_through,
                     clock,
@@ -168,13 +177,13 @@ impl Gateway {
     /// Starts a worker's thread and waits until it serves.
     fn spawn(&mut self, crew: Crew, fault: Sender<SetupError>) -> Result<(), SetupError> {
         let (ready, readiness) = channel::bounded(1);
-        let waker = crew.ports.waker.clone();
+        let (waker, inbox) = (crew.ports.waker.clone(), crew.post.inbox());
         let name = format!("worker-{}", crew.number);
         let thread = thread::Builder::new()
             .name(name.clone())
             .spawn(move || crew.work(&ready, &fault))
             .map_err(|error| SetupError::caused(format!("cannot start thread {name}"), error))?;
-        let running = Running { thread, waker };
+        let running = Running { thread, waker, inbox };
         if readiness.recv().is_ok() {
             self.workers.push(running);
             return Ok(());
@@ -220,11 +229,16 @@ impl Gateway {
         for running in &self.workers {
             running.waker.wake();
         }
+        let inboxes: Vec<Inbox> = self.workers.iter().map(|running| running.inbox.clone()).collect();
         for running in self.workers.drain(..) {
             if let Err(error) = running.join() {
                 // Whoever was to hear of it has heard of it from `faults`.
                 tracing::debug!(%error, "a worker had ended with a fault");
             }
+        }
+        // Handed over to a worker that had ended already. All have now: the counters have no other writer.
+        for (number, inbox) in inboxes.iter().enumerate() {
+            self.counters.worker(number).ending.add(inbox.give_up() as u64);
         }
     }
 }
@@ -276,7 +290,7 @@ impl Crew {
         ready: &Sender<()>,
     ) -> Result<(), SetupError> {
         let io = open(self.ports)?;
-        let mut worker = Worker::new(io, self.handle, self.counters.worker(self.number), self.fall_through);
+        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         worker.run(&self.clock, &self.stop)
@@ -336,16 +350,25 @@ fn divert_settings(config: &Config, device: Device) -> DivertSettings {
 }
 
 /// The descriptors of worker number `number`.
-fn ports(config: &Config, number: usize, tun: Tun) -> Result<Ports, SetupError> {
+fn ports(config: &Config, number: usize, tun: Tun, waker: Waker) -> Result<Ports, SetupError> {
     let shards = Shards::of_worker(number, config.run.workers as usize);
     let send = |address: &Ipv4Addr| SendSocket::open(*address, raw::SOCKET_BUFFER_BYTES);
     Ok(Ports {
         tun,
         receive: ReceiveSocket::open(shards, raw::SOCKET_BUFFER_BYTES)?,
         send: config.outside.addresses.iter().map(send).collect::<Result<_, _>>()?,
-        waker: Waker::new()?,
+        waker,
         sizes: io::Sizes::for_mtu(config.inside.mtu),
     })
+}
+
+/// Lets the pings between one pair of hosts use all workers, where the kernel lets us say how.
+fn steer(tuns: &[Tun]) {
+    let [first, _, ..] = tuns else { return };
+    let seed = idents::generator(None).next_u64();
+    if let Err(error) = steering::attach(first, seed) {
+        tracing::warn!(%error, "pings between one pair of hosts stay on one worker");
+    }
 }
 
 fn description(config: &Config, engine: Engine) -> String {

@@ -106,6 +106,8 @@ pub struct WorkerCounters {
     pub not_reinjected: Counter,
     /// New mappings that waited for their batch, too many to keep.
     pub creations_backlog: Counter,
+    /// Packets for which the next worker had no room.
+    pub hand_over_full: Counter,
     /// Packets given up when the gateway ended.
     pub ending: Counter,
     /// Sends to the outside that failed.
@@ -289,6 +291,7 @@ fn drops(workers: &[CachePadded<WorkerCounters>]) -> Vec<(String, u64)> {
         }
         add("not_reinjected".into(), &worker.not_reinjected);
         add("creations_backlog".into(), &worker.creations_backlog);
+        add("hand_over_full".into(), &worker.hand_over_full);
         add("ending".into(), &worker.ending);
         for (side, errnos) in [("outside", &worker.send_outside), ("inside", &worker.send_inside)] {
             for (errno, count) in errnos.0.iter().enumerate() {

@@ -275,6 +275,16 @@ pub struct Expired {
 impl Batch<'_> {
     /// Judges a packet from a client and, if it is to be forwarded, records and rewrites it in place.
     pub fn outbound(&mut self, packet: &mut [u8]) -> Outbound {
+        self.judge_outbound(packet, false)
+    }
+
+    /// As `outbound`, for a packet that every other thread has sent [`Outbound::Elsewhere`]: refuses it if this one has no
+    /// ident either.
+    pub fn outbound_at_last(&mut self, packet: &mut [u8]) -> Outbound {
+        self.judge_outbound(packet, true)
+    }
+
+    fn judge_outbound(&mut self, packet: &mut [u8], at_last: bool) -> Outbound {
         let mut packet = match Ipv4::check(packet) {
             Ok(packet) => packet,
             Err(ipv4::Malformed::Version) => return Outbound::FallThrough(Passing::NotIpv4),
@@ -294,6 +304,9 @@ impl Batch<'_> {
         let live = self.proxy.mappings.find(client, asker.client_ident, &self.guard);
         if live.is_none() && self.creations_left == 0 {
             return Outbound::Later;
+        }
+        if live.is_none() && !at_last && !self.owner.idents.is_ready(self.proxy.address_of(client)) {
+            return Outbound::Elsewhere;
         }
         let (class, allowance) = self.proxy.policy.allowance(client);
         let admitted = self.admit(live, asker, allowance, length).and_then(|index| {

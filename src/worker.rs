@@ -15,16 +15,24 @@
 //! A packet that needs a new mapping when its batch has made its share waits, in its buffer, for the next turn; the
 //! turns go on without sleeping while any waits. Live mappings pass it by.
 //!
+//! A packet for which this worker has no ident left is handed over to the next worker, in a copy, through that one's
+//! bounded queue; a copy that has been everywhere is refused. (Where the steering program cannot be loaded, all pings
+//! between two hosts come to one worker, and must not be bounded by its share of the idents.)
+//!
 //! A worker ends when it is told to (it drains first: no more reads are awaited, what is in flight comes back) or with
 //! a fault, which is returned, never swallowed.
 
 use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam::queue::ArrayQueue;
+
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
-use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
+use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side, Waker};
 use crate::metrics::WorkerCounters;
 use crate::proxy::{Batch, Handle, Inbound, Outbound};
 use crate::table::echoes::Recorded;
@@ -42,6 +50,64 @@ const REINJECTED: u8 = 1;
 /// Noted on a frame that has become an error of our own.
 const ORIGINATED: u8 = 2;
 
+/// Packets that may wait for a worker that they were handed over to.
+const INBOX_MAX: usize = 256;
+
+/// A request that another worker had no ident for.
+#[derive(Debug)]
+struct Parcel {
+    packet: Box<[u8]>,
+    /// How many workers have had none.
+    refusals: usize,
+}
+
+/// A worker's queue of requests that others hand over to it. Clones are handles to the same queue.
+#[derive(Clone, Debug)]
+pub struct Inbox(Arc<ArrayQueue<Parcel>>);
+
+impl Inbox {
+    fn new(room: usize) -> Inbox {
+        Inbox(Arc::new(ArrayQueue::new(room)))
+    }
+
+    /// Empties it and tells how many there were: once its worker has ended, those are given up.
+    pub fn give_up(&self) -> usize {
+        std::iter::from_fn(|| self.0.pop()).count()
+    }
+}
+
+/// Where a worker gets requests that others had no ident for, and where it hands over its own.
+#[derive(Debug)]
+pub struct Post {
+    inbox: Inbox,
+    /// The next worker's inbox, and what wakes it; none for a lone worker.
+    next: Option<(Inbox, Waker)>,
+    workers: usize,
+}
+
+impl Post {
+    /// For a worker that is alone.
+    pub fn alone() -> Post {
+        Post { inbox: Inbox::new(1), next: None, workers: 1 }
+    }
+
+    /// One for each of the workers that these wakers wake: each hands over to the next, the last to the first.
+    pub fn ring(wakers: &[Waker]) -> Vec<Post> {
+        let inboxes: Vec<Inbox> = wakers.iter().map(|_| Inbox::new(INBOX_MAX)).collect();
+        let post = |number: usize| {
+            let next = (number + 1) % wakers.len();
+            let next = (next != number).then(|| (inboxes[next].clone(), wakers[next].clone()));
+            Post { inbox: inboxes[number].clone(), next, workers: wakers.len() }
+        };
+        (0..wakers.len()).map(post).collect()
+    }
+
+    /// This worker's own queue.
+    pub fn inbox(&self) -> Inbox {
+        self.inbox.clone()
+    }
+}
+
 /// One worker over one [`PacketIo`].
 #[derive(Debug)]
 pub struct Worker<'c, I> {
@@ -49,15 +115,22 @@ pub struct Worker<'c, I> {
     handle: Handle,
     counters: &'c WorkerCounters,
     fall_through: FallThrough,
+    post: Post,
     events: Events,
     waiting: VecDeque<Frame>,
 }
 
 impl<'c, I: PacketIo> Worker<'c, I> {
     /// A worker that counts into `counters`, of which it is the only writer.
-    pub fn new(io: I, handle: Handle, counters: &'c WorkerCounters, fall_through: FallThrough) -> Worker<'c, I> {
-        let events = Events::with_capacity();
-        Worker { io, handle, counters, fall_through, events, waiting: VecDeque::with_capacity(WAITING_MAX) }
+    pub fn new(
+        io: I,
+        handle: Handle,
+        post: Post,
+        counters: &'c WorkerCounters,
+        fall_through: FallThrough,
+    ) -> Worker<'c, I> {
+        let (events, waiting) = (Events::with_capacity(), VecDeque::with_capacity(WAITING_MAX));
+        Worker { io, handle, counters, fall_through, post, events, waiting }
     }
 
     /// Turns until `stop` is set (and the I/O's waker called), then drains.
@@ -102,6 +175,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             io: &mut self.io,
             counters: self.counters,
             fall_through: self.fall_through,
+            post: &self.post,
             waiting: &mut self.waiting,
         };
         for sent in self.events.sent.drain(..) {
@@ -114,6 +188,9 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         for frame in self.events.from_inside.drain(..) {
             turn.counters.inside_in.count(frame.len());
             turn.outbound(frame);
+        }
+        if mem::take(&mut self.events.woken) {
+            turn.outbound_of_others();
         }
         turn.expire();
         drop(turn);
@@ -130,6 +207,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             self.counters.outside_in.count(frame.len());
             given_up += 1;
         }
+        given_up += self.post.inbox.give_up();
         self.counters.ending.add(given_up as u64);
         self.process(now);
     }
@@ -152,6 +230,7 @@ struct Turn<'t, I> {
     io: &'t mut I,
     counters: &'t WorkerCounters,
     fall_through: FallThrough,
+    post: &'t Post,
     waiting: &'t mut VecDeque<Frame>,
 }
 
@@ -192,7 +271,13 @@ impl<I: PacketIo> Turn<'_, I> {
     }
 
     fn outbound(&mut self, mut frame: Frame) {
-        match self.batch.outbound(&mut frame) {
+        let verdict = self.batch.outbound(&mut frame);
+        self.carry_out(verdict, frame, 0);
+    }
+
+    /// Does with an outbound packet what the proxy says. `refusals`: how many other workers had no ident for it.
+    fn carry_out(&mut self, verdict: Outbound, mut frame: Frame, refusals: usize) {
+        match verdict {
             Outbound::Forward { address, remote, length, recorded } => {
                 self.count_recorded(recorded);
                 frame.truncate(length);
@@ -205,15 +290,47 @@ impl<I: PacketIo> Turn<'_, I> {
                 }
                 FallThrough::Drop => self.counters.not_reinjected.add(1),
             },
+            Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back(frame),
+            Outbound::Later => self.counters.creations_backlog.add(1),
+            Outbound::Elsewhere => self.hand_over(frame, refusals + 1),
             Outbound::Refuse { reason, class, tell_from } => {
                 self.counters.refuse(reason, class);
                 if let Some(address) = tell_from {
                     self.tell_prohibited(frame, address);
                 }
             }
-            Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back(frame),
-            Outbound::Later => self.counters.creations_backlog.add(1),
             Outbound::Drop(reason) => self.counters.drop(reason),
+        }
+    }
+
+    /// To the next worker, or, if all have been asked, judged here at last.
+    fn hand_over(&mut self, mut frame: Frame, refusals: usize) {
+        match &self.post.next {
+            Some((inbox, waker)) if refusals < self.post.workers => {
+                let parcel = Parcel { packet: Box::from(&*frame), refusals };
+                match inbox.0.push(parcel) {
+                    Ok(()) => waker.wake(),
+                    Err(_) => self.counters.hand_over_full.add(1),
+                }
+            }
+            _ => {
+                let verdict = self.batch.outbound_at_last(&mut frame);
+                self.carry_out(verdict, frame, refusals);
+            }
+        }
+    }
+
+    /// Requests that other workers had no ident for. They were counted as read by the worker that read them.
+    fn outbound_of_others(&mut self) {
+        for _ in 0..INBOX_MAX {
+            let Some(Parcel { packet, refusals }) = self.post.inbox.0.pop() else { break };
+            match self.io.copy_of(Side::Inside, &packet) {
+                Some(mut frame) => {
+                    let verdict = self.batch.outbound(&mut frame);
+                    self.carry_out(verdict, frame, refusals);
+                }
+                None => self.counters.hand_over_full.add(1),
+            }
         }
     }
 

@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use echogate::clock::{Clock, Manual};
 use echogate::io::memory::{Faults, MemoryIo, Wire, Written};
-use echogate::io::{FallThrough, PoolSize, Side};
+use echogate::io::{FallThrough, PoolSize, Side, Waker};
 use echogate::metrics::{Counters, Snapshot};
 use echogate::proxy::{Proxy, Settings};
 use echogate::wire::build::{self, Datagram};
 use echogate::wire::icmpv4::{Echo, EchoKind};
 use echogate::wire::ipv4::{self, Ipv4};
-use echogate::worker::Worker;
+use echogate::worker::{Post, Worker};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -199,7 +199,7 @@ fn play(seed: u64, faults: Faults, rounds: u32) -> (Snapshot, World) {
     let io = MemoryIo::new(world.wire.clone(), size, size).unwrap();
     let counters = Counters::new(1, 1);
     let handle = Proxy::new(&settings).unwrap().handle(0).unwrap();
-    let mut worker = Worker::new(io, handle, counters.worker(0), FallThrough::Reinject);
+    let mut worker = Worker::new(io, handle, Post::alone(), counters.worker(0), FallThrough::Reinject);
 
     let clock = Arc::clone(&world.clock);
     for round in 0..rounds {
@@ -283,4 +283,53 @@ fn equal_seeds_play_equal_games() {
     let (first, _) = play(7, faulty(7), 100);
     let (second, _) = play(7, faulty(7), 100);
     assert_eq!(first, second);
+}
+
+/// A worker with no ident left hands a new client's request to the next; when nobody has one, it is refused.
+#[test]
+fn a_request_that_one_worker_has_no_ident_for_is_served_by_another() {
+    let clock = Arc::new(Manual::default());
+    let mut settings = Settings::new(vec!["10.64.0.0/14".parse().unwrap()], vec![GATEWAY]);
+    settings.workers = 2;
+    let proxy = Proxy::new(&settings).unwrap();
+    let counters = Counters::new(2, 1);
+    let wakers = [Waker::new().unwrap(), Waker::new().unwrap()];
+    let size = PoolSize { buffers: 600, buffer_bytes: 2048 };
+    let wires = [1, 2].map(|seed| Wire::new(seed, Arc::clone(&clock), Faults::default(), Faults::default()));
+    let mut workers: Vec<_> = Post::ring(&wakers)
+        .into_iter()
+        .enumerate()
+        .map(|(number, post)| {
+            let io = MemoryIo::new(wires[number].clone(), size, size).unwrap();
+            let handle = proxy.handle(number).unwrap();
+            Worker::new(io, handle, post, counters.worker(number), FallThrough::Reinject)
+        })
+        .collect();
+
+    // Every request reaches the first worker, which owns half of the idents. All at one moment: none expires.
+    let request = |number: u32| {
+        let client = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number);
+        build::echo_request(client, remote(2), 1, 1, 64, b"payload")
+    };
+    let total = (1 << 16) + 100;
+    for number in 0..total {
+        wires[0].push(Side::Inside, &request(number));
+        if number % 20 == 0 || number + 1 == total {
+            for _ in 0..6 {
+                for (worker, wire) in workers.iter_mut().zip(&wires) {
+                    wire.wake(); // as the handing worker's waker does for a real one
+                    worker.turn(&*clock, Some(Duration::ZERO)).unwrap();
+                }
+            }
+        }
+    }
+    for worker in &mut workers {
+        worker.drain(&*clock).unwrap();
+        worker.audit().unwrap();
+    }
+    let totals = counters.snapshot();
+    assert_eq!((totals.mappings, totals.outside_out.packets), (1 << 16, 1 << 16), "{totals:?}");
+    assert_eq!(totals.drops, [("no_ident".to_string(), 100)]);
+    assert_eq!(counters.worker_snapshot(1).mappings, 1 << 15);
+    assert_eq!(totals.packets_in(), totals.packets_accounted());
 }

@@ -278,6 +278,10 @@ impl PacketIo for MemoryIo {
         self.queued.push_back(Queued { to: Side::Outside, frame, way: Some((address, remote)) });
     }
 
+    fn copy_of(&self, side: Side, packet: &[u8]) -> Option<Frame> {
+        self.pool(side).frame_from(packet)
+    }
+
     fn in_flight(&self) -> usize {
         self.queued.len()
     }

@@ -113,6 +113,10 @@ pub trait PacketIo {
     /// `remote` (which the datagram's own destination equals).
     fn send_outside(&mut self, frame: Frame, address: u8, remote: Ipv4Addr);
 
+    /// A frame with a copy of a packet that another worker has read from `side`; none if no buffer is free or the packet
+    /// is longer than one.
+    fn copy_of(&self, side: Side, packet: &[u8]) -> Option<Frame>;
+
     /// Frames handed to `send_*` that have not come back yet.
     fn in_flight(&self) -> usize;
 }

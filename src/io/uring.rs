@@ -285,6 +285,10 @@ impl PacketIo for UringIo {
         }
     }
 
+    fn copy_of(&self, side: Side, packet: &[u8]) -> Option<Frame> {
+        self.pool(side).frame_from(packet)
+    }
+
     fn in_flight(&self) -> usize {
         self.in_flight.len() + self.refused.len()
     }

@@ -386,7 +386,8 @@ fn when_the_idents_are_used_up_the_new_is_refused_and_the_live_go_on() {
         assert!(idents.insert(bench.send(client(number), REMOTE, 1, 1).1));
     }
     let mut refused = build::echo_request(client(0), REMOTE, 2, 1, 64, b"payload");
-    let verdict = bench.outbound(&mut refused);
+    assert_eq!(bench.outbound(&mut refused), Outbound::Elsewhere);
+    let verdict = bench.handle.batch(bench.now).outbound_at_last(&mut refused);
     assert_eq!(verdict, Outbound::Refuse { reason: Reason::NoIdent, class: 0, tell_from: Some(0) });
     bench.send(client(65_535), REMOTE, 1, 2);
     bench.handle.audit().unwrap();

@@ -39,6 +39,9 @@ pub enum Outbound {
     },
     /// This batch has made its share of new mappings: offer the packet, which is unchanged, to the next one.
     Later,
+    /// This thread has no ident left on the client's gateway address, and another may have: let that one judge the packet,
+    /// which is unchanged. Who is asked last says so ([`crate::proxy::Batch::outbound_at_last`]).
+    Elsewhere,
     /// Drop it: a share or a table is used up. Nobody's live mapping was evicted.
     Refuse {
         /// What is used up.

@@ -162,6 +162,11 @@ impl Idents {
         Err(Refused::Contended)
     }
 
+    /// Whether an ident is ready on this gateway address.
+    pub fn is_ready(&self, address: u8) -> bool {
+        self.ready.get(usize::from(address)).is_some_and(|ready| !ready.is_empty())
+    }
+
     fn draw(&mut self, address: u8) -> Option<SlotIndex> {
         let ready = self.ready.get_mut(usize::from(address))?;
         if ready.is_empty() {
