@@ -68,7 +68,12 @@ impl DemoReport {
         expect(load.stray == 0, format!("{} replies came twice or too late", grouped(load.stray)));
         expect(
             load.lost.saturating_mul(LOSS_ALLOWED) <= load.sent,
-            format!("{} of {} echoes were lost, more than 0.1%", grouped(load.lost), grouped(load.sent)),
+            format!(
+                "{} of {} echoes were lost, more than 0.1%{}",
+                grouped(load.lost),
+                grouped(load.sent),
+                self.gateways_drops()
+            ),
         );
         if let Some(gateway) = &self.echogate.gateway {
             let mut equal = |left: &str, left_count: u64, right: &str, right_count: u64| {
@@ -83,6 +88,13 @@ impl DemoReport {
             equal("the gateway took in", packets_in, "packets but accounts for", accounted);
         }
         failures
+    }
+
+    /// What the gateway dropped, as the end of a sentence about losses.
+    fn gateways_drops(&self) -> String {
+        let drops = self.echogate.gateway.iter().flat_map(|gateway| &gateway.drops);
+        let named: Vec<String> = drops.map(|(name, count)| format!("{name} {}", grouped(*count))).collect();
+        if named.is_empty() { String::new() } else { format!("; the gateway dropped {}", named.join(", ")) }
     }
 
     /// One JSON object and a line feed.
@@ -144,7 +156,7 @@ fn gateway(counted: &Snapshot) -> Value {
         "delivered": traffic(counted.delivered),
         "reinjected": traffic(counted.reinjected),
         "drops": drops,
-        "refused": counted.refused,
+        "refused": counted.refused.iter().sum::<u64>(),
         "mappings_peak": counted.mappings_peak,
         "unanswered": counted.unanswered,
     })

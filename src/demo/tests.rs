@@ -44,7 +44,7 @@ fn a_good_run_passes_and_says_what_was_shown() {
 #[test]
 fn every_fault_alone_fails_the_demo() {
     type Fault = (&'static str, fn(&mut DemoReport));
-    let faults: [Fault; 9] = [
+    let faults: [Fault; 10] = [
         ("nothing was sent", |report| {
             report.echogate.load = LoadReport::default();
             report.echogate.remotes = EchoCounters::default();
@@ -53,7 +53,11 @@ fn every_fault_alone_fails_the_demo() {
         ("wrong client", |report| report.echogate.load.wrong_client = 1),
         ("altered", |report| report.echogate.load.altered = 1),
         ("twice or too late", |report| report.echogate.load.stray = 1),
-        ("more than 0.1%", |report| report.echogate.load.lost = 2),
+        ("more than 0.1%.", |report| report.echogate.load.lost = 2),
+        ("more than 0.1%; the gateway dropped ttl 2.", |report| {
+            report.echogate.load.lost = 2;
+            report.echogate.gateway.as_mut().expect("there is one").drops.push(("ttl".to_owned(), 2));
+        }),
         ("at the remotes arrived 999", |report| report.echogate.remotes.requests_in = 999),
         ("at the clients arrived 999", |report| report.echogate.load.received = 999),
         ("accounts for 2,001", |report| {
