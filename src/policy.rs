@@ -160,9 +160,9 @@ pub struct Limits {
 impl From<Limits> for Allowance {
     fn from(limits: Limits) -> Allowance {
         Allowance {
-            packets: Rate::new(limits.packets_per_second.into(), limits.packets_burst.into()),
-            bytes: Rate::new(limits.bytes_per_second.into(), limits.bytes_burst.into()),
-            new_mappings: Rate::new(limits.mappings_per_second.into(), limits.mappings_burst.into()),
+            packets: Rate::new(limits.packets_per_second, limits.packets_burst),
+            bytes: Rate::new(limits.bytes_per_second, limits.bytes_burst),
+            new_mappings: Rate::new(limits.mappings_per_second, limits.mappings_burst),
             mappings_max: limits.mappings,
         }
     }

@@ -8,6 +8,8 @@
 //!
 //! A failure prints its seed; `ECHOGATE_SEED=n cargo test --test memory` plays that one again.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at what should not be")]
+
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -112,7 +114,8 @@ impl World {
             self.number += 1;
         }
         let ident = self.rng.random_range(1..3);
-        let sequence = if self.repeat { self.rng.random_range(0..500) } else { (self.number % 65_536) as u16 };
+        let sequence =
+            if self.repeat { self.rng.random_range(0..500) } else { u16::try_from(self.number % 65_536).unwrap_or(0) };
         self.asked.insert(self.number, (client, ident, sequence, remote));
         build::echo_request(client, remote, ident, sequence, 64, &payload(self.number))
     }

@@ -403,7 +403,7 @@ mod tests {
     fn keys_that_an_outsider_chooses_spread_over_the_buckets() {
         let echoes = table(17);
         let mut filled = vec![0_u32; echoes.shard_buckets()];
-        let keys = filled.len() as u32 * 4;
+        let keys = u32::try_from(filled.len()).unwrap() * 4;
         for remote in 0..keys {
             filled[echoes.place(key(0, 0, remote)).0] += 1;
         }
@@ -488,7 +488,7 @@ mod tests {
                         let old = model.len();
                         model.retain(|_, sent| now - *sent <= 60);
                         let swept: u64 = (0..SHARDS).map(|shard| echoes.sweep(shard, 0, usize::MAX >> 8, at(now))).sum();
-                        prop_assert_eq!(swept as usize, old - model.len());
+                        prop_assert_eq!(swept, (old - model.len()) as u64);
                     }
                     Step::Sweep => prop_assert_eq!(echoes.sweep(0, 0, echoes.shard_buckets(), at(now)), 0),
                 }
