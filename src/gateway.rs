@@ -23,7 +23,7 @@ use core_affinity::CoreId;
 use crossbeam::channel::{self, Receiver, Sender};
 use rand::Rng as _;
 
-use crate::clock::Monotonic;
+use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::error::SetupError;
 use crate::host::cpus;
@@ -82,7 +82,9 @@ struct Crew {
 /// Every precondition of a gateway with this configuration, on the host of the calling thread.
 pub fn preflight(config: &Config) -> Result<Vec<Finding>, SetupError> {
     config.validate()?;
-    Ok(preflight::examine(&plan(config)))
+    let mut findings = preflight::examine(&plan(config));
+    findings.push(preflight::pinger());
+    Ok(findings)
 }
 
 /// What the tables of a gateway with this configuration hold and cost.
@@ -275,9 +277,6 @@ impl Crew {
     }
 
     fn serve(self, ready: &Sender<()>) -> Result<(), SetupError> {
-        if !cpus::pin(self.cpu) {
-            tracing::warn!(worker = self.number, cpu = self.cpu.id, "cannot be pinned; runs unpinned");
-        }
         match self.engine {
             Engine::Uring => self.serve_over(UringIo::new, ready),
             Engine::Syscalls => self.serve_over(SyscallsIo::new, ready),
@@ -289,11 +288,52 @@ impl Crew {
         open: impl FnOnce(Ports) -> Result<I, SetupError>,
         ready: &Sender<()>,
     ) -> Result<(), SetupError> {
+        let mut pin = Pin::new(self.number, self.cpu);
         let io = open(self.ports)?;
         let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
-        worker.run(&self.clock, &self.stop)
+        // Acquire: pairs with the Release of `end_workers`.
+        while !self.stop.load(Ordering::Acquire) {
+            worker.turn(&self.clock, None)?;
+            pin.watch(&self.clock);
+        }
+        worker.drain(&self.clock)
+    }
+}
+
+/// A worker's CPU. It is looked at now and then, since the allowed set may shrink while we run (a cgroup, a hot-unplugged
+/// CPU): the kernel then moves the thread, which goes on where it is, and that is said once.
+struct Pin {
+    worker: usize,
+    cpu: CoreId,
+    holds: bool,
+    looked: crate::clock::Instant,
+}
+
+/// How often a worker that turns looks whether it is still pinned.
+const PIN_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Pin {
+    /// Pins the calling thread.
+    fn new(worker: usize, cpu: CoreId) -> Pin {
+        let holds = cpus::pin(cpu);
+        if !holds {
+            tracing::warn!(worker, cpu = cpu.id, "cannot be pinned; runs unpinned");
+        }
+        Pin { worker, cpu, holds, looked: crate::clock::Instant::START }
+    }
+
+    fn watch(&mut self, clock: &impl Clock) {
+        let now = clock.now();
+        if !self.holds || now.since(self.looked) < PIN_INTERVAL {
+            return;
+        }
+        self.looked = now;
+        self.holds = cpus::is_pinned(self.cpu);
+        if !self.holds {
+            tracing::warn!(worker = self.worker, cpu = self.cpu.id, "was moved off its CPU; runs unpinned");
+        }
     }
 }
 

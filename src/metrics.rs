@@ -206,6 +206,8 @@ pub struct Snapshot {
     pub outside_in: Traffic,
     /// Sent by the raw sockets: proxied requests.
     pub outside_out: Traffic,
+    /// Of these, how many packets each worker has sent.
+    pub sent_by_worker: Vec<u64>,
     /// Replies delivered to clients (part of `inside_out`).
     pub delivered: Traffic,
     /// Packets put back on the existing path (part of `inside_out`).
@@ -260,6 +262,7 @@ fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
         inside_in: traffic(|w| &w.inside_in),
         outside_in: traffic(|w| &w.outside_in),
         outside_out: traffic(|w| &w.outside_out),
+        sent_by_worker: workers.iter().map(|worker| worker.outside_out.get().packets).collect(),
         inside_out: delivered + reinjected,
         delivered,
         reinjected,

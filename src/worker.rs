@@ -25,7 +25,6 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -133,15 +132,6 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         Worker { io, handle, counters, fall_through, post, events, waiting }
     }
 
-    /// Turns until `stop` is set (and the I/O's waker called), then drains.
-    pub fn run(&mut self, clock: &impl Clock, stop: &AtomicBool) -> Result<(), SetupError> {
-        // Acquire: pairs with the Release of whoever stops us.
-        while !stop.load(Ordering::Acquire) {
-            self.turn(clock, None)?;
-        }
-        self.drain(clock)
-    }
-
     /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
     pub fn turn(&mut self, clock: &impl Clock, sleep_max: Option<Duration>) -> Result<(), SetupError> {
         let sleep = if self.waiting.is_empty() {
@@ -166,6 +156,9 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             self.io.wait(&mut self.events, Some(until.since(now)))?;
         }
         self.counters.ending.add(self.io.in_flight() as u64);
+        if cfg!(debug_assertions) {
+            self.audit().map_err(|what| SetupError::new(format!("the tables contradict one another: {what}")))?;
+        }
         Ok(())
     }
 

@@ -24,6 +24,11 @@ pub(super) fn table(totals: &Snapshot) -> String {
     for (name, traffic) in directions {
         row(&mut text, name, &grouped(traffic.packets), &grouped(traffic.bytes));
     }
+    if totals.sent_by_worker.len() > 1 {
+        for (worker, packets) in totals.sent_by_worker.iter().enumerate() {
+            row(&mut text, &format!("sent by worker {worker}"), &grouped(*packets), "");
+        }
+    }
     let dropped: u64 = totals.drops.iter().map(|(_, count)| count).sum();
     row(&mut text, "dropped", &grouped(dropped), "");
     for (name, count) in &totals.drops {
@@ -84,6 +89,7 @@ mod tests {
             inside_out: traffic(1002),
             outside_in: traffic(1003),
             outside_out: traffic(1004),
+            sent_by_worker: vec![1000, 4],
             delivered: traffic(1005),
             reinjected: traffic(1006),
             drops: vec![("not_an_echo_reply".to_owned(), 7), ("late".to_owned(), 8)],
@@ -104,6 +110,8 @@ to outside                             1,004                 100,400
 to inside                              1,002                 100,200
   replies delivered                    1,005                 100,500
   reinjected                           1,006                 100,600
+sent by worker 0                       1,000
+sent by worker 1                           4
 dropped                                   15
   not_an_echo_reply                        7
   late                                     8

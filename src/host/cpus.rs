@@ -40,7 +40,12 @@ fn cores_first(allowed: Vec<CoreId>, core_of: impl Fn(CoreId) -> Option<String>)
 
 /// Pins the calling thread, and looks whether it holds.
 pub fn pin(cpu: CoreId) -> bool {
-    core_affinity::set_for_current(cpu) && core_affinity::get_core_ids().is_some_and(|held| held == [cpu])
+    core_affinity::set_for_current(cpu) && is_pinned(cpu)
+}
+
+/// Whether the calling thread may run on this CPU and on no other.
+pub fn is_pinned(cpu: CoreId) -> bool {
+    core_affinity::get_core_ids().is_some_and(|held| held == [cpu])
 }
 
 #[cfg(test)]
@@ -64,7 +69,10 @@ mod tests {
     fn a_thread_is_pinned_to_one_of_the_allowed_cpus_and_not_to_others() {
         let allowed = allowed().unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| assert!(pin(*allowed.last().unwrap())));
+            scope.spawn(|| {
+                let [first, .., last] = allowed[..] else { panic!("this test needs two CPUs") };
+                assert!(pin(last) && is_pinned(last) && !is_pinned(first));
+            });
             scope.spawn(|| assert!(!pin(CoreId { id: 1023 })));
         });
         assert_eq!(core_affinity::get_core_ids().unwrap().len(), allowed.len(), "pinning is the thread's own");
