@@ -55,7 +55,8 @@ fn assert_replies_arrive(scene: &Scene, tun: &Tun) {
 fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
     let scene = Scene::new();
     scene.at_gateway(|| {
-        let settings = settings();
+        let mut settings = settings();
+        settings.device.mtu = 1280;
         let tun = Tun::open(&settings.device);
         let divert = Divert::install(&settings).expect("installs");
         assert_diverted(&scene, &tun);
@@ -74,6 +75,13 @@ fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
         scene.client_sends(&ping, Ipv4Addr::new(10, 66, 0, 77));
         scene.client_sends(&message(ECHO_REPLY, 7, 1, 56), REMOTE);
         scene.client_sends(&message(13, 7, 1, 12), REMOTE);
+        let mut coded = message(ECHO_REQUEST, 7, 1, 56);
+        coded[1] = 1;
+        scene.client_sends(&coded, REMOTE);
+        // Whole, but too long for the TUN: diverted, it would bring the client "fragmentation needed".
+        scene.client_sends(&message(ECHO_REQUEST, 7, 1, 1300), REMOTE);
+        let errors = hear(|buffer| (&ear).read(buffer));
+        assert!(errors.iter().all(|error| error[20..22] != [3, 4]), "{errors:?}");
         // Longer than the MTU: leaves the client as fragments, which the gateway's host, tracking, puts together.
         scene.client_sends(&message(ECHO_REQUEST, 7, 1, 4000), REMOTE);
         crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
