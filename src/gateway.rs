@@ -83,7 +83,7 @@ struct Crew {
 pub fn preflight(config: &Config) -> Result<Vec<Finding>, SetupError> {
     config.validate()?;
     let mut findings = preflight::examine(&plan(config));
-    findings.push(preflight::pinger());
+    findings.extend([preflight::ring(config.run.io), preflight::pinger()]);
     Ok(findings)
 }
 
@@ -364,7 +364,6 @@ fn plan(config: &Config) -> Plan {
         device,
         clients: config.inside.clients.clone(),
         outside: config.outside.addresses.clone(),
-        backend: config.run.io,
     }
 }
 

@@ -63,13 +63,11 @@ pub struct Plan {
     pub outside: Vec<Ipv4Addr>,
     /// What is diverted into the TUN, if anything.
     pub divert: Option<DivertSettings>,
-    /// What moves the packets.
-    pub backend: Backend,
 }
 
 /// Examines the host, in the order in which the gateway would stumble.
 pub fn examine(plan: &Plan) -> Vec<Finding> {
-    let mut findings = vec![system::capabilities(), system::tun_device(), system::ring(plan.backend)];
+    let mut findings = vec![system::capabilities(), system::tun_device()];
     findings.extend(plan.divert.as_ref().map(|_| system::nft()));
     findings.extend(network::prefixes(plan));
     match Netlink::open() {
@@ -81,6 +79,11 @@ pub fn examine(plan: &Plan) -> Vec<Finding> {
         ),
     }
     findings
+}
+
+/// Whether the kernel lets us use io_uring, for which whoever starts a gateway finds out by trying.
+pub fn ring(backend: Backend) -> Finding {
+    system::ring(backend)
 }
 
 /// Whether pings without privileges are allowed here: of no concern to the gateway, but to whoever pings from it.

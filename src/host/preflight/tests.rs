@@ -17,7 +17,6 @@ fn plan() -> Plan {
         clients: divert.clients.clone(),
         outside: vec![OUTSIDE],
         divert: Some(divert),
-        backend: Backend::Auto,
     }
 }
 
