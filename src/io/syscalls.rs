@@ -14,8 +14,9 @@ use std::time::Duration;
 use super::retry::Retry;
 use super::{BATCH_MAX, Events, Frame, PacketIo, Pool, Ports, Sent, Side};
 use crate::error::SetupError;
-use crate::sys::event::{self, Watch};
+use crate::sys::event;
 use crate::sys::net::{self, MESSAGES_MAX};
+use crate::sys::poll::{self, Watch};
 
 /// One worker's I/O by system calls.
 #[derive(Debug)]
@@ -161,7 +162,7 @@ impl PacketIo for SyscallsIo {
             Watch::readable(read_outside.then(|| self.ports.receive.as_fd())),
             Watch::readable(Some(self.ports.waker.as_fd())),
         ];
-        match event::poll(&mut watches, limit) {
+        match poll::poll(&mut watches, limit) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             result => result.map_err(|error| SetupError::caused("cannot wait for packets", error))?,
         }

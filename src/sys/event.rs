@@ -1,8 +1,7 @@
-//! Waiting and being woken: eventfd(2) and poll(2); and the plain reads and writes of nonblocking descriptors.
+//! Being woken: eventfd(2); and the plain reads and writes of nonblocking descriptors.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
 
 /// A counter that becomes readable when written to; nonblocking, closed on exec.
 #[expect(unsafe_code, reason = "eventfd(2)")]
@@ -14,40 +13,6 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just given this descriptor to us, and to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// One descriptor to poll.
-#[derive(Debug)]
-#[repr(transparent)]
-pub struct Watch(libc::pollfd);
-
-impl Watch {
-    /// Watches for `fd` to become readable. `None` watches nothing.
-    pub fn readable(fd: Option<BorrowedFd<'_>>) -> Watch {
-        Watch(libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 })
-    }
-
-    /// Whether a read would not block: there is something, or an error to be told.
-    pub fn is_ready(&self) -> bool {
-        self.0.revents != 0
-    }
-}
-
-/// Waits until one of `watches` is ready or `timeout` has passed (`None`: no limit).
-#[expect(unsafe_code, reason = "ppoll(2)")]
-pub fn poll(watches: &mut [Watch], timeout: Option<Duration>) -> io::Result<()> {
-    let timeout = timeout.map(|timeout| libc::timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    });
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // A slice is never so long that this cuts it short: a process has fewer descriptors.
-    let count = libc::nfds_t::try_from(watches.len()).unwrap_or(libc::nfds_t::MAX);
-    // SAFETY: `watches` are `count` pollfds (the type is transparent) that the call may write to; `timeout` is null or a
-    // timespec that lives until after the call; a null signal mask is allowed. A closed or reused descriptor is no
-    // harm to memory: it is reported as such, or polled.
-    let result = unsafe { libc::ppoll(watches.as_mut_ptr().cast(), count, timeout, std::ptr::null()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Reads once.
@@ -69,8 +34,10 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
+    use std::time::Duration;
 
     use super::*;
+    use crate::sys::poll::{Watch, poll};
 
     #[test]
     fn an_eventfd_is_ready_once_written_and_not_after_being_read() {

@@ -1,26 +1,51 @@
-//! poll(2): waiting for several descriptors at once.
+//! Waiting for several descriptors at once: ppoll(2), whose timeout is as fine as the clock's.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// Waits until one of `descriptors` can be read (or has hung up, or failed: a read says which) or `timeout` has passed
-/// (None: no limit), and says which can. A signal ends the wait early, with none.
-#[expect(unsafe_code, reason = "poll")]
-pub fn readable<const N: usize>(descriptors: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
-    let mut entries =
-        descriptors.map(|descriptor| libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 });
-    // Rounded up: rounding down would turn the last millisecond of a wait into a spin.
-    let timeout =
-        timeout.map_or(-1, |timeout| i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX));
-    let count = libc::nfds_t::try_from(N).map_err(io::Error::other)?;
-    // SAFETY: `entries` is an array of `count` pollfd that lives across the call; the borrows keep the descriptors open.
-    let result = unsafe { libc::poll(entries.as_mut_ptr(), count, timeout) };
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        return if error.kind() == io::ErrorKind::Interrupted { Ok([false; N]) } else { Err(error) };
+/// One descriptor to poll.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Watch(libc::pollfd);
+
+impl Watch {
+    /// Watches for `fd` to become readable. `None` watches nothing.
+    pub fn readable(fd: Option<BorrowedFd<'_>>) -> Watch {
+        Watch(libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 })
     }
-    Ok(entries.map(|entry| entry.revents != 0))
+
+    /// Whether a read would not block: there is something, or an error to be told.
+    pub fn is_ready(&self) -> bool {
+        self.0.revents != 0
+    }
+}
+
+/// Waits until one of `watches` is ready or `timeout` has passed (`None`: no limit).
+#[expect(unsafe_code, reason = "ppoll(2)")]
+pub fn poll(watches: &mut [Watch], timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // A slice is never so long that this cuts it short: a process has fewer descriptors.
+    let count = libc::nfds_t::try_from(watches.len()).unwrap_or(libc::nfds_t::MAX);
+    // SAFETY: `watches` are `count` pollfds (the type is transparent) that the call may write to; `timeout` is null or a
+    // timespec that lives until after the call; a null signal mask is allowed. A closed or reused descriptor is no
+    // harm to memory: it is reported as such, or polled.
+    let result = unsafe { libc::ppoll(watches.as_mut_ptr().cast(), count, timeout, std::ptr::null()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Waits until one of `descriptors` can be read (or has hung up, or failed: a read says which) or `timeout` has passed
+/// (`None`: no limit), and says which can. A signal ends the wait early, with none.
+pub fn readable<const N: usize>(descriptors: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
+    let mut watches = descriptors.map(|descriptor| Watch::readable(Some(descriptor)));
+    match poll(&mut watches, timeout) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
+        result => result.map(|()| watches.map(|watch| watch.is_ready())),
+    }
 }
 
 #[cfg(test)]
