@@ -87,7 +87,7 @@ impl Scene {
 
     /// One client pings, with `ping`'s own arguments.
     pub(crate) fn ping(&self, client: usize, arguments: &str) -> Pings {
-        let output = run_for_output(self.client(client), &format!("ping {arguments}"), "");
+        let output = run_for_output(self.client(client), &format!("timeout 60 ping {arguments}"), "");
         Pings::read(&String::from_utf8_lossy(&output.stdout), &String::from_utf8_lossy(&output.stderr))
     }
 

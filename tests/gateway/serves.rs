@@ -7,13 +7,16 @@ use std::time::Duration;
 use echogate::lab::LabOptions;
 use echogate::lab::load::{self, LoadOptions};
 
+use crate::ear::Ear;
 use crate::on_both_back_ends;
+use crate::process::Echogate;
 use crate::scene::Scene;
 
 on_both_back_ends!(
     a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before,
     two_clients_with_equal_idents_get_their_own_replies_from_every_remote,
-    echoes_by_the_ten_thousand_reach_the_client_that_asked_unaltered,
+    echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered,
+    a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing,
     it_works_under_every_reverse_path_filter,
 );
 
@@ -50,15 +53,14 @@ fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(back_en
     assert_eq!(ended.total("mappings at most"), 2, "one for each client and ident: {}", ended.printed);
 }
 
-fn echoes_by_the_ten_thousand_reach_the_client_that_asked_unaltered(back_end: &str) {
-    const ECHOES: u64 = 10_000;
+fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(back_end: &str) {
+    const ECHOES: u64 = 50_000;
     let scene = Scene::new(2);
-    let gateway = scene.serve(back_end);
+    let arguments = [scene.arguments(back_end), ["--limits", "off"].map(str::to_owned).to_vec()].concat();
+    let gateway = Echogate::serve(scene.gateway(), &arguments);
     let options = LoadOptions {
         duration: Duration::from_secs(60),
         echoes_per_client: Some(ECHOES),
-        // Below what one client is allowed in a second.
-        rate: Some(1900),
         window: 32,
         ..LoadOptions::default()
     };
@@ -69,6 +71,21 @@ fn echoes_by_the_ten_thousand_reach_the_client_that_asked_unaltered(back_end: &s
     assert_eq!((report.wrong_client, report.altered, report.no_reply), (0, 0, 0), "{report:?}");
     assert!(report.lost <= report.sent / 1000, "more than 0.1% lost: {report:?}\n{}", ended.printed);
     assert!(ended.total("replies delivered") >= report.received, "{report:?}\n{}", ended.printed);
+}
+
+fn a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing(back_end: &str) {
+    let scene = Scene::new(2);
+    let gateway = scene.serve(back_end);
+    let remote = scene.remote(0);
+    let flooder = Ear::at(scene.client(1), scene.client_address(1));
+    thread::scope(|scope| {
+        // More at once than a client may send.
+        scope.spawn(|| (0..10_000).for_each(|sequence| flooder.ask(scene.remote(0), 1, sequence, b"flood")));
+        (0..5).for_each(|_| scene.assert_pings("beside a flood"));
+    });
+    scene.assert_pings("after a flood");
+    let ended = gateway.stop();
+    assert!(ended.total("requests refused") > 0, "{}", ended.printed);
 }
 
 fn it_works_under_every_reverse_path_filter(back_end: &str) {
