@@ -5,20 +5,20 @@ use std::net::Ipv4Addr;
 use echogate::wire::icmpv4::EchoKind;
 
 use crate::ear::{Ear, Heard};
-use crate::on_both_back_ends;
-use crate::scene::Scene;
+use crate::in_every_setup;
+use crate::scene::{Scene, Setup};
 
-on_both_back_ends!(forged_replies_reach_nobody_and_a_true_one_is_used_once);
+in_every_setup!(forged_replies_reach_nobody_and_a_true_one_is_used_once);
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const IDENT: u16 = 7;
 
 /// The internet answers nothing by itself here: the test answers, truly and falsely. Everything takes one way, so what
 /// was sent before a true reply would have arrived before it.
-fn forged_replies_reach_nobody_and_a_true_one_is_used_once(back_end: &str) {
+fn forged_replies_reach_nobody_and_a_true_one_is_used_once(setup: &Setup) {
     let scene = Scene::new(2);
     scene.internet().sysctl(&[("net/ipv4/icmp_echo_ignore_all", "1")]).expect("a sysctl of the lab");
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     let [first, second] = [0, 1].map(|number| Ear::at(scene.client(number), scene.client_address(number)));
     // One hears for its own address only, so each remote has its own.
     let [remote, other] = [0, 1].map(|number| Ear::at(scene.internet(), scene.remote(number)));

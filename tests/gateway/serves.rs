@@ -8,11 +8,11 @@ use echogate::lab::LabOptions;
 use echogate::lab::load::{self, LoadOptions};
 
 use crate::ear::Ear;
-use crate::on_both_back_ends;
+use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::scene::Scene;
+use crate::scene::{Scene, Setup};
 
-on_both_back_ends!(
+in_every_setup!(
     a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before,
     two_clients_with_equal_idents_get_their_own_replies_from_every_remote,
     echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered,
@@ -20,11 +20,11 @@ on_both_back_ends!(
     it_works_under_every_reverse_path_filter,
 );
 
-fn a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before(back_end: &str) {
+fn a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before(setup: &Setup) {
     let scene = Scene::new(1);
     let before = scene.state();
     scene.assert_no_ping("without a gateway");
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     let pings = scene.ping(0, "-c 3 198.18.0.2");
     assert!(pings.all_came_back(3), "{}", pings.text);
     assert_ne!(scene.state(), before, "a running gateway shows");
@@ -33,9 +33,9 @@ fn a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before(back_end: &str) 
     assert_eq!((ended.total("from inside"), ended.total("replies delivered")), (3, 3), "{}", ended.printed);
 }
 
-fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(back_end: &str) {
+fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(setup: &Setup) {
     let scene = Scene::new(2);
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     thread::scope(|scope| {
         for client in 0..2 {
             let scene = &scene;
@@ -53,10 +53,10 @@ fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(back_en
     assert_eq!(ended.total("mappings at most"), 2, "one for each client and ident: {}", ended.printed);
 }
 
-fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(back_end: &str) {
+fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(setup: &Setup) {
     const ECHOES: u64 = 50_000;
     let scene = Scene::new(2);
-    let arguments = [scene.arguments(back_end), ["--limits", "off"].map(str::to_owned).to_vec()].concat();
+    let arguments = [scene.arguments(setup), ["--limits", "off"].map(str::to_owned).to_vec()].concat();
     let gateway = Echogate::serve(scene.gateway(), &arguments);
     let options = LoadOptions {
         duration: Duration::from_secs(60),
@@ -73,10 +73,9 @@ fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(back_end
     assert!(ended.total("replies delivered") >= report.received, "{report:?}\n{}", ended.printed);
 }
 
-fn a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing(back_end: &str) {
+fn a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing(setup: &Setup) {
     let scene = Scene::new(2);
-    let gateway = scene.serve(back_end);
-    let remote = scene.remote(0);
+    let gateway = scene.serve(setup);
     let flooder = Ear::at(scene.client(1), scene.client_address(1));
     thread::scope(|scope| {
         // More at once than a client may send.
@@ -88,10 +87,10 @@ fn a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing(back_e
     assert!(ended.total("requests refused") > 0, "{}", ended.printed);
 }
 
-fn it_works_under_every_reverse_path_filter(back_end: &str) {
+fn it_works_under_every_reverse_path_filter(setup: &Setup) {
     for rp_filter in 0..=2 {
         let scene = Scene::with(&LabOptions { clients: 1, rp_filter, ..LabOptions::default() });
-        let gateway = scene.serve(back_end);
+        let gateway = scene.serve(setup);
         scene.assert_pings(&format!("all.rp_filter {rp_filter}"));
         gateway.stop();
     }
