@@ -4,10 +4,10 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
-use crate::on_both_back_ends;
-use crate::scene::{PATIENCE, Scene, nft, run};
+use crate::in_every_setup;
+use crate::scene::{PATIENCE, Scene, Setup, nft, run};
 
-on_both_back_ends!(
+in_every_setup!(
     beside_a_masquerade_with_an_interface_pings_are_ours_and_all_else_is_as_before,
     beside_a_masquerade_without_an_interface_pings_are_ours_and_all_else_is_as_before,
 );
@@ -17,15 +17,15 @@ const TRANSFER_BYTES: usize = 3 << 20;
 const DNS: u16 = 53;
 const SERVICE: u16 = 8080;
 
-fn beside_a_masquerade_with_an_interface_pings_are_ours_and_all_else_is_as_before(back_end: &str) {
-    beside_a_masquerade(back_end, "ip saddr 10.66.0.0/24 oifname wan");
+fn beside_a_masquerade_with_an_interface_pings_are_ours_and_all_else_is_as_before(setup: &Setup) {
+    beside_a_masquerade(setup, "ip saddr 10.66.0.0/24 oifname wan");
 }
 
-fn beside_a_masquerade_without_an_interface_pings_are_ours_and_all_else_is_as_before(back_end: &str) {
-    beside_a_masquerade(back_end, "ip saddr 10.66.0.0/24");
+fn beside_a_masquerade_without_an_interface_pings_are_ours_and_all_else_is_as_before(setup: &Setup) {
+    beside_a_masquerade(setup, "ip saddr 10.66.0.0/24");
 }
 
-fn beside_a_masquerade(back_end: &str, condition: &str) {
+fn beside_a_masquerade(setup: &Setup, condition: &str) {
     let scene = Scene::new(1);
     let rules = format!(
         "table ip nat {{
@@ -44,7 +44,7 @@ fn beside_a_masquerade(back_end: &str, condition: &str) {
     let before = Exchange::of(&scene);
     let state = scene.state();
 
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     scene.assert_pings("by the gateway");
     assert_eq!(Exchange::of(&scene), before);
     scene.assert_pings("by the gateway again");

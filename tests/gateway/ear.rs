@@ -48,7 +48,17 @@ impl Ear {
         Heard { kind: echo.kind(), source: packet.source(), ident: echo.ident(), sequence: echo.sequence(), payload }
     }
 
-    pub(crate) fn send(&self, to: Ipv4Addr, kind: EchoKind, ident: u16, sequence: u16, payload: &[u8]) {
+    /// Sends an echo request.
+    pub(crate) fn ask(&self, remote: Ipv4Addr, ident: u16, sequence: u16, payload: &[u8]) {
+        self.send(remote, EchoKind::Request, ident, sequence, payload);
+    }
+
+    /// Sends an echo reply, whoever asked.
+    pub(crate) fn reply(&self, to: Ipv4Addr, ident: u16, sequence: u16, payload: &[u8]) {
+        self.send(to, EchoKind::Reply, ident, sequence, payload);
+    }
+
+    fn send(&self, to: Ipv4Addr, kind: EchoKind, ident: u16, sequence: u16, payload: &[u8]) {
         let message = echo_message(kind, ident, sequence, payload);
         self.0.send_to(&message, &SocketAddrV4::new(to, 0).into()).expect("it is sent");
     }

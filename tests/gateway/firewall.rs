@@ -1,15 +1,15 @@
 //! The firewall stays in force, and `check` knows which lines let the gateway's packets pass.
 
-use crate::on_both_back_ends;
-use crate::scene::{Scene, nft, run};
+use crate::in_every_setup;
+use crate::scene::{Scene, Setup, nft, run};
 
-on_both_back_ends!(
+in_every_setup!(
     under_a_forward_policy_of_drop_the_lines_that_check_prints_are_what_is_missing,
     under_input_and_output_policies_of_drop_the_lines_that_check_prints_are_what_is_missing,
     a_stateful_input_policy_needs_nothing,
 );
 
-fn under_a_forward_policy_of_drop_the_lines_that_check_prints_are_what_is_missing(back_end: &str) {
+fn under_a_forward_policy_of_drop_the_lines_that_check_prints_are_what_is_missing(setup: &Setup) {
     let rules = "table inet filter {
         chain forward {
             type filter hook forward priority filter; policy drop;
@@ -17,23 +17,23 @@ fn under_a_forward_policy_of_drop_the_lines_that_check_prints_are_what_is_missin
             iifname g0 oifname wan accept
         }
     }";
-    check_names_what_is_missing(back_end, rules, &["inet filter forward"]);
+    check_names_what_is_missing(setup, rules, &["inet filter forward"]);
 }
 
-fn under_input_and_output_policies_of_drop_the_lines_that_check_prints_are_what_is_missing(back_end: &str) {
+fn under_input_and_output_policies_of_drop_the_lines_that_check_prints_are_what_is_missing(setup: &Setup) {
     let rules = "
     table ip local {
         chain incoming { type filter hook input priority filter; policy drop; iifname lo accept; }
         chain outgoing { type filter hook output priority filter; policy drop; oifname lo accept; }
     }";
-    check_names_what_is_missing(back_end, rules, &["ip local incoming", "ip local outgoing"]);
+    check_names_what_is_missing(setup, rules, &["ip local incoming", "ip local outgoing"]);
 }
 
 /// With the rules alone no ping passes; with them and the lines of `check`, in these chains, all do.
-fn check_names_what_is_missing(back_end: &str, rules: &str, chains: &[&str]) {
+fn check_names_what_is_missing(setup: &Setup, rules: &str, chains: &[&str]) {
     let scene = Scene::new(1);
     nft(scene.gateway(), rules);
-    let advice = scene.check(back_end);
+    let advice = scene.check(setup);
     assert_eq!(advice.code, Some(1), "{}{}", advice.printed, advice.complaints);
     let lines = advised(&advice.printed);
     assert!(!lines.is_empty(), "{}", advice.printed);
@@ -41,19 +41,19 @@ fn check_names_what_is_missing(back_end: &str, rules: &str, chains: &[&str]) {
         assert!(lines.iter().any(|line| line.contains(chain)), "nothing for {chain}: {}", advice.printed);
     }
 
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     scene.assert_no_ping("before the advice is followed");
     for line in &lines {
         run(scene.gateway(), line);
     }
     scene.assert_pings("after it");
     gateway.stop();
-    let advice = scene.check(back_end);
+    let advice = scene.check(setup);
     assert_eq!(advised(&advice.printed), Vec::<String>::new());
     assert_eq!(advice.code, Some(0), "{}{}", advice.printed, advice.complaints);
 }
 
-fn a_stateful_input_policy_needs_nothing(back_end: &str) {
+fn a_stateful_input_policy_needs_nothing(setup: &Setup) {
     let scene = Scene::new(1);
     nft(
         scene.gateway(),
@@ -61,8 +61,8 @@ fn a_stateful_input_policy_needs_nothing(back_end: &str) {
             chain input { type filter hook input priority filter; policy drop; ct state established,related accept; }
         }",
     );
-    assert_eq!(advised(&scene.check(back_end).printed), Vec::<String>::new());
-    let gateway = scene.serve(back_end);
+    assert_eq!(advised(&scene.check(setup).printed), Vec::<String>::new());
+    let gateway = scene.serve(setup);
     scene.assert_pings("through a stateful input");
     gateway.stop();
 }

@@ -1,17 +1,14 @@
 //! Others change the host's network while the gateway runs; it puts its own part back.
 
-use crate::on_both_back_ends;
-use crate::scene::{Scene, run};
+use crate::in_every_setup;
+use crate::scene::{Scene, Setup, run};
 
-on_both_back_ends!(
-    after_the_device_was_down_pings_come_back,
-    after_rule_routes_and_ruleset_were_flushed_pings_come_back,
-);
+in_every_setup!(after_the_device_was_down_pings_come_back, after_rule_routes_and_ruleset_were_flushed_pings_come_back,);
 
-fn after_the_device_was_down_pings_come_back(back_end: &str) {
+fn after_the_device_was_down_pings_come_back(setup: &Setup) {
     let scene = Scene::new(1);
     let before = scene.state();
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     scene.assert_pings("at first");
     for turn in ["once", "again"] {
         run(scene.gateway(), "ip link set echogate0 down");
@@ -23,10 +20,10 @@ fn after_the_device_was_down_pings_come_back(back_end: &str) {
     assert_eq!(scene.state(), before);
 }
 
-fn after_rule_routes_and_ruleset_were_flushed_pings_come_back(back_end: &str) {
+fn after_rule_routes_and_ruleset_were_flushed_pings_come_back(setup: &Setup) {
     let scene = Scene::new(1);
     let before = scene.state();
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     let during = scene.state();
     scene.assert_pings("at first");
     for disturbance in ["ip rule del priority 3776", "ip route flush table 3776", "nft flush ruleset"] {

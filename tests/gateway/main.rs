@@ -3,7 +3,7 @@
 //!
 //! The internet has no route to the clients (see `echogate::lab`), and unless a test says so nothing translates: what
 //! comes back to a client has come through the gateway. Each test makes its own scene, so they run beside each other,
-//! and each that moves packets runs on both back ends. "Nothing came" is proven by a later packet that is the first to
+//! and each that moves packets runs on both back ends and with two workers. "Nothing came" is proven by a later packet that is the first to
 //! come, not by waiting. All of them take root.
 
 mod beside;
@@ -18,15 +18,18 @@ mod scene;
 mod serves;
 mod sys;
 
-/// Makes a test on each back end of functions that take its name.
-macro_rules! on_both_back_ends {
+/// Makes tests of functions that take a set-up: one for each that moves packets in its own way.
+macro_rules! in_every_setup {
     ($($name:ident),* $(,)?) => {
         mod uring {
-            $(#[test] fn $name() { super::$name("uring"); })*
+            $(#[test] fn $name() { super::$name(&crate::scene::Setup { io: "uring", workers: 1 }); })*
         }
         mod syscalls {
-            $(#[test] fn $name() { super::$name("syscalls"); })*
+            $(#[test] fn $name() { super::$name(&crate::scene::Setup { io: "syscalls", workers: 1 }); })*
+        }
+        mod two_workers {
+            $(#[test] fn $name() { super::$name(&crate::scene::Setup { io: "auto", workers: 2 }); })*
         }
     };
 }
-use on_both_back_ends;
+use in_every_setup;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::Command;
 
 use crate::process::{Echogate, Ended};
-use crate::scene::{Scene, run};
+use crate::scene::{Scene, Setup, run};
 use crate::sys;
 
 /// Runs the rest of the command line where nft cannot be found: nothing but an empty file is where it is installed.
@@ -104,7 +104,7 @@ fn io_uring_where_it_is_refused() {
 fn where_io_uring_is_refused_the_choice_by_itself_warns_once_and_serves() {
     let scene = Scene::new(1);
     let mut command = Echogate::command("run");
-    command.args(scene.arguments("auto"));
+    command.args(scene.arguments(&Setup { io: "auto", workers: 1 }));
     sys::refuse_io_uring(&mut command);
     let gateway = Echogate::start(scene.gateway(), &mut command).serving();
     scene.assert_pings("without io_uring");

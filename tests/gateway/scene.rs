@@ -15,6 +15,13 @@ const ROOT: &str = "these tests make network namespaces: run them as root (scrip
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How the gateway moves packets.
+pub(crate) struct Setup {
+    /// `--io`
+    pub(crate) io: &'static str,
+    pub(crate) workers: u32,
+}
+
 pub(crate) struct Scene(Lab);
 
 impl Scene {
@@ -58,8 +65,9 @@ impl Scene {
     }
 
     /// The arguments of a gateway for all clients: of `run` and of `check`.
-    pub(crate) fn arguments(&self, back_end: &str) -> Vec<String> {
-        let mut line = format!("--clients 10.66.0.0/24 --outside 198.18.0.1 --workers 1 --io {back_end}");
+    pub(crate) fn arguments(&self, setup: &Setup) -> Vec<String> {
+        let Setup { io, workers } = setup;
+        let mut line = format!("--clients 10.66.0.0/24 --outside 198.18.0.1 --workers {workers} --io {io}");
         for client in self.0.clients() {
             line += &format!(" --divert {}", client.interface);
         }
@@ -67,13 +75,13 @@ impl Scene {
     }
 
     /// A gateway that serves all clients.
-    pub(crate) fn serve(&self, back_end: &str) -> Echogate {
-        Echogate::serve(self.gateway(), &self.arguments(back_end))
+    pub(crate) fn serve(&self, setup: &Setup) -> Echogate {
+        Echogate::serve(self.gateway(), &self.arguments(setup))
     }
 
     /// `echogate check` for the same gateway.
-    pub(crate) fn check(&self, back_end: &str) -> Ended {
-        Echogate::start(self.gateway(), Echogate::command("check").args(self.arguments(back_end))).ended()
+    pub(crate) fn check(&self, setup: &Setup) -> Ended {
+        Echogate::start(self.gateway(), Echogate::command("check").args(self.arguments(setup))).ended()
     }
 
     /// All that a gateway may change on its host, as the system's programs print it.
@@ -87,7 +95,7 @@ impl Scene {
 
     /// One client pings, with `ping`'s own arguments.
     pub(crate) fn ping(&self, client: usize, arguments: &str) -> Pings {
-        let output = run_for_output(self.client(client), &format!("ping {arguments}"), "");
+        let output = run_for_output(self.client(client), &format!("timeout 60 ping {arguments}"), "");
         Pings::read(&String::from_utf8_lossy(&output.stdout), &String::from_utf8_lossy(&output.stderr))
     }
 

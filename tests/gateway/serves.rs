@@ -7,21 +7,24 @@ use std::time::Duration;
 use echogate::lab::LabOptions;
 use echogate::lab::load::{self, LoadOptions};
 
-use crate::on_both_back_ends;
-use crate::scene::Scene;
+use crate::ear::Ear;
+use crate::in_every_setup;
+use crate::process::Echogate;
+use crate::scene::{Scene, Setup};
 
-on_both_back_ends!(
+in_every_setup!(
     a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before,
     two_clients_with_equal_idents_get_their_own_replies_from_every_remote,
-    echoes_by_the_ten_thousand_reach_the_client_that_asked_unaltered,
+    echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered,
+    a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing,
     it_works_under_every_reverse_path_filter,
 );
 
-fn a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before(back_end: &str) {
+fn a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before(setup: &Setup) {
     let scene = Scene::new(1);
     let before = scene.state();
     scene.assert_no_ping("without a gateway");
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     let pings = scene.ping(0, "-c 3 198.18.0.2");
     assert!(pings.all_came_back(3), "{}", pings.text);
     assert_ne!(scene.state(), before, "a running gateway shows");
@@ -30,9 +33,9 @@ fn a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before(back_end: &str) 
     assert_eq!((ended.total("from inside"), ended.total("replies delivered")), (3, 3), "{}", ended.printed);
 }
 
-fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(back_end: &str) {
+fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(setup: &Setup) {
     let scene = Scene::new(2);
-    let gateway = scene.serve(back_end);
+    let gateway = scene.serve(setup);
     thread::scope(|scope| {
         for client in 0..2 {
             let scene = &scene;
@@ -50,15 +53,14 @@ fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(back_en
     assert_eq!(ended.total("mappings at most"), 2, "one for each client and ident: {}", ended.printed);
 }
 
-fn echoes_by_the_ten_thousand_reach_the_client_that_asked_unaltered(back_end: &str) {
-    const ECHOES: u64 = 10_000;
+fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(setup: &Setup) {
+    const ECHOES: u64 = 50_000;
     let scene = Scene::new(2);
-    let gateway = scene.serve(back_end);
+    let arguments = [scene.arguments(setup), ["--limits", "off"].map(str::to_owned).to_vec()].concat();
+    let gateway = Echogate::serve(scene.gateway(), &arguments);
     let options = LoadOptions {
         duration: Duration::from_secs(60),
         echoes_per_client: Some(ECHOES),
-        // Below what one client is allowed in a second.
-        rate: Some(1900),
         window: 32,
         ..LoadOptions::default()
     };
@@ -71,10 +73,24 @@ fn echoes_by_the_ten_thousand_reach_the_client_that_asked_unaltered(back_end: &s
     assert!(ended.total("replies delivered") >= report.received, "{report:?}\n{}", ended.printed);
 }
 
-fn it_works_under_every_reverse_path_filter(back_end: &str) {
+fn a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing(setup: &Setup) {
+    let scene = Scene::new(2);
+    let gateway = scene.serve(setup);
+    let flooder = Ear::at(scene.client(1), scene.client_address(1));
+    thread::scope(|scope| {
+        // More at once than a client may send.
+        scope.spawn(|| (0..10_000).for_each(|sequence| flooder.ask(scene.remote(0), 1, sequence, b"flood")));
+        (0..5).for_each(|_| scene.assert_pings("beside a flood"));
+    });
+    scene.assert_pings("after a flood");
+    let ended = gateway.stop();
+    assert!(ended.total("requests refused") > 0, "{}", ended.printed);
+}
+
+fn it_works_under_every_reverse_path_filter(setup: &Setup) {
     for rp_filter in 0..=2 {
         let scene = Scene::with(&LabOptions { clients: 1, rp_filter, ..LabOptions::default() });
-        let gateway = scene.serve(back_end);
+        let gateway = scene.serve(setup);
         scene.assert_pings(&format!("all.rp_filter {rp_filter}"));
         gateway.stop();
     }
