@@ -185,7 +185,7 @@ pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
         Backend::Uring => uring::probe().map(|()| Engine::Uring),
         Backend::Auto => Ok(uring::probe().map_or_else(
             |refusal| {
-                tracing::debug!(%refusal, "io_uring is not to be had; using system calls");
+                tracing::warn!(%refusal, "io_uring is not to be had; using system calls");
                 Engine::Syscalls
             },
             |()| Engine::Uring,

@@ -101,13 +101,13 @@ impl Scene {
 
     /// Three pings by the first client, all of which must come back.
     pub(crate) fn assert_pings(&self, when: &str) {
-        let pings = self.ping(0, &format!("-c 3 -i 0.05 -W 5 {}", self.remote(0)));
+        let pings = self.ping(0, &format!("-c 3 -i 0.3 -W 5 {}", self.remote(0)));
         assert!(pings.all_came_back(3), "{when}: {}", pings.text);
     }
 
     /// Pings by the first client, none of which may come back.
     pub(crate) fn assert_no_ping(&self, when: &str) {
-        let pings = self.ping(0, &format!("-c 2 -i 0.05 -W 1 {}", self.remote(0)));
+        let pings = self.ping(0, &format!("-c 2 -i 0.3 -W 1 {}", self.remote(0)));
         assert_eq!((pings.sent, pings.received), (2, 0), "{when}: {}", pings.text);
     }
 
