@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::process::{Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,19 @@ pub(crate) struct Setup {
     pub(crate) workers: u32,
 }
 
-pub(crate) struct Scene(Lab);
+/// Held while a scene plays: tests that load the machine play alone. The kernel's queue of received packets belongs to
+/// the CPU, not to a namespace; one scene's flood would drop another's single packet.
+static STAGE: RwLock<()> = RwLock::new(());
+
+pub(crate) struct Scene {
+    lab: Lab,
+    _stage: Stage,
+}
+
+enum Stage {
+    Shared(#[expect(dead_code, reason = "held, not looked at")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held, not looked at")] RwLockWriteGuard<'static, ()>),
+}
 
 impl Scene {
     /// So many clients, and the first three addresses of the internet.
@@ -31,7 +44,17 @@ impl Scene {
     }
 
     pub(crate) fn with(options: &LabOptions) -> Scene {
-        let scene = Scene(Lab::build(options).expect(ROOT));
+        Scene::on(Stage::Shared(STAGE.read().unwrap_or_else(PoisonError::into_inner)), options)
+    }
+
+    /// As `new`, with no other scene beside it.
+    pub(crate) fn alone(clients: usize) -> Scene {
+        let stage = Stage::Alone(STAGE.write().unwrap_or_else(PoisonError::into_inner));
+        Scene::on(stage, &LabOptions { clients, remotes: 3, ..LabOptions::default() })
+    }
+
+    fn on(stage: Stage, options: &LabOptions) -> Scene {
+        let scene = Scene { lab: Lab::build(options).expect(ROOT), _stage: stage };
         // A cable's two ends do not come up in one instant, and the state of the host says so.
         wait_until("every link is up", || {
             let state = scene.state();
@@ -41,34 +64,34 @@ impl Scene {
     }
 
     pub(crate) fn lab(&self) -> &Lab {
-        &self.0
+        &self.lab
     }
 
     pub(crate) fn gateway(&self) -> &Namespace {
-        self.0.gateway()
+        self.lab.gateway()
     }
 
     pub(crate) fn internet(&self) -> &Namespace {
-        self.0.internet()
+        self.lab.internet()
     }
 
     pub(crate) fn client(&self, number: usize) -> &Namespace {
-        &self.0.clients()[number].namespace
+        &self.lab.clients()[number].namespace
     }
 
     pub(crate) fn client_address(&self, number: usize) -> Ipv4Addr {
-        self.0.clients()[number].address
+        self.lab.clients()[number].address
     }
 
     pub(crate) fn remote(&self, number: usize) -> Ipv4Addr {
-        self.0.remotes()[number]
+        self.lab.remotes()[number]
     }
 
     /// The arguments of a gateway for all clients: of `run` and of `check`.
     pub(crate) fn arguments(&self, setup: &Setup) -> Vec<String> {
         let Setup { io, workers } = setup;
         let mut line = format!("--clients 10.66.0.0/24 --outside 198.18.0.1 --workers {workers} --io {io}");
-        for client in self.0.clients() {
+        for client in self.lab.clients() {
             line += &format!(" --divert {}", client.interface);
         }
         line.split(' ').map(str::to_owned).collect()

@@ -7,7 +7,6 @@ use std::time::Duration;
 use echogate::lab::LabOptions;
 use echogate::lab::load::{self, LoadOptions};
 
-use crate::ear::Ear;
 use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::scene::{Scene, Setup};
@@ -55,8 +54,8 @@ fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(setup: 
 
 fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(setup: &Setup) {
     const ECHOES: u64 = 50_000;
-    let scene = Scene::new(2);
-    let arguments = [scene.arguments(setup), ["--limits", "off"].map(str::to_owned).to_vec()].concat();
+    let scene = Scene::alone(2);
+    let arguments = [scene.arguments(setup), limits_off()].concat();
     let gateway = Echogate::serve(scene.gateway(), &arguments);
     let options = LoadOptions {
         duration: Duration::from_secs(60),
@@ -73,18 +72,31 @@ fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(setup: &
     assert!(ended.total("replies delivered") >= report.received, "{report:?}\n{}", ended.printed);
 }
 
+/// One client at ten times its share (1,000 packets a second, 2,000 at once), the other just below its own.
 fn a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing(setup: &Setup) {
-    let scene = Scene::new(2);
+    const SECONDS: u64 = 4;
+    let scene = Scene::alone(2);
     let gateway = scene.serve(setup);
-    let flooder = Ear::at(scene.client(1), scene.client_address(1));
-    thread::scope(|scope| {
-        // More at once than a client may send.
-        scope.spawn(|| (0..10_000).for_each(|sequence| flooder.ask(scene.remote(0), 1, sequence, b"flood")));
-        (0..5).for_each(|_| scene.assert_pings("beside a flood"));
+    let (lab, duration) = (scene.lab(), Duration::from_secs(SECONDS));
+    let at_rate = |client: usize, rate, window| {
+        let options = LoadOptions { duration, rate: Some(rate), window, ..LoadOptions::default() };
+        let client = &lab.clients()[client..=client];
+        load::run(client, lab.remotes(), &options, |_| ControlFlow::Continue(())).expect("it runs")
+    };
+    let (modest, flooding) = thread::scope(|scope| {
+        let flooding = scope.spawn(|| at_rate(1, 10_000, 20_000));
+        (at_rate(0, 950, 2000), flooding.join().expect("it ends well"))
     });
-    scene.assert_pings("after a flood");
     let ended = gateway.stop();
-    assert!(ended.total("requests refused") > 0, "{}", ended.printed);
+    let figures = format!("modest {modest:?}\nflooding {flooding:?}\n{}", ended.printed);
+    assert!(modest.sent > 900 * SECONDS && modest.received == modest.sent, "{figures}");
+    let share = 2000 + 1000 * SECONDS;
+    // A second's more: its sending and our clock do not begin and end at one moment.
+    assert!(flooding.received <= share + 1000 && flooding.received > share / 2, "{figures}");
+    assert_eq!(ended.total("requests refused"), flooding.sent - flooding.received, "{figures}");
+    // RFC 5508 REQ-8: it hears of it (no_reply: ICMP that is no echo reply), ten times a second.
+    assert!(flooding.no_reply > 0 && flooding.no_reply <= 20 + 10 * (SECONDS + 2), "{figures}");
+    assert_eq!((modest.no_reply, modest.wrong_client, flooding.wrong_client), (0, 0, 0), "{figures}");
 }
 
 fn it_works_under_every_reverse_path_filter(setup: &Setup) {
@@ -94,4 +106,32 @@ fn it_works_under_every_reverse_path_filter(setup: &Setup) {
         scene.assert_pings(&format!("all.rp_filter {rp_filter}"));
         gateway.stop();
     }
+}
+
+/// Forty idents between one pair of hosts, which the kernel by itself would give to one worker.
+#[test]
+fn the_pings_between_one_pair_of_hosts_use_every_worker() {
+    const WORKERS: u32 = 4;
+    let scene = Scene::alone(1);
+    let setup = Setup { io: "uring", workers: WORKERS };
+    let gateway = Echogate::serve(scene.gateway(), &[scene.arguments(&setup), limits_off()].concat());
+    let options = LoadOptions {
+        echoes_per_client: Some(20_000),
+        duration: Duration::from_secs(30),
+        idents: 40,
+        ..LoadOptions::default()
+    };
+    let lab = scene.lab();
+    let report =
+        load::run(lab.clients(), &lab.remotes()[..1], &options, |_| ControlFlow::Continue(())).expect("it runs");
+    let ended = gateway.stop();
+    assert_eq!((report.sent, report.received), (20_000, 20_000), "{report:?}\n{}", ended.printed);
+    let shares: Vec<u64> = (0..WORKERS).map(|worker| ended.total(&format!("sent by worker {worker}"))).collect();
+    assert_eq!(shares.iter().sum::<u64>(), 20_000);
+    // Ten of forty idents each, give or take four.
+    assert!(shares.iter().all(|share| (3000..=7000).contains(share)), "{shares:?}");
+}
+
+fn limits_off() -> Vec<String> {
+    ["--limits", "off"].map(str::to_owned).to_vec()
 }
