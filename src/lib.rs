@@ -92,3 +92,8 @@ pub mod table;
 pub mod wire;
 #[cfg(feature = "gateway")]
 pub mod worker;
+
+/// The README's code, as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
