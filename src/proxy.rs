@@ -24,13 +24,12 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use papaya::LocalGuard;
-
 use crate::clock::Instant;
 use crate::error::SetupError;
 use crate::policy::{ORDINARY, Override, Policy, Prefix};
 use crate::table::clients::Allowance;
 use crate::table::echoes::{Consumed, EchoKey, Echoes, Recorded};
+use crate::table::forward::Guard;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
 use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
@@ -42,7 +41,7 @@ pub use verdict::{Inbound, Outbound, Passing, Reason};
 /// New mappings and expiries a batch at most: a burst of new clients must not stall the live ones.
 pub const CREATIONS_MAX: usize = 32;
 
-/// A hold-down must exceed an echo's longest life by this much: the longest that a batch can take.
+/// The longest that a batch may take. A hold-down exceeds an echo's longest life by two of them.
 pub const BATCH_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// The well-known port of DNS (RFC 1035, section 4.2).
@@ -150,7 +149,7 @@ impl Proxy {
         let mut rng = idents::generator(settings.seed);
         let echoes = Echoes::new(settings.echo_words_log2, settings.echo_timeout, &mut rng);
         // No echo may outlive its identity, or its reply would go to whoever has the ident then.
-        let hold_down_min = echoes.longest_life() + BATCH_TIME_MAX;
+        let hold_down_min = echoes.hold_down_min(BATCH_TIME_MAX);
         let hold_down = settings.hold_down.unwrap_or(hold_down_min);
         if hold_down < hold_down_min {
             return Err(SetupError::new(format!(
@@ -258,7 +257,7 @@ impl Handle {
 pub struct Batch<'h> {
     proxy: &'h Proxy,
     owner: &'h mut Owner,
-    guard: LocalGuard<'h>,
+    guard: Guard<'h>,
     now: Instant,
     creations_left: usize,
 }

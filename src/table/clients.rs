@@ -13,8 +13,7 @@
 //! Rejected: lines made on demand behind a map. They must be freed, a client whose line is freed at the right moment has a
 //! fresh bucket, and a table that can be full refuses the wrong ones.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
+use super::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::clock::Instant;
 
 /// The most lines (16 MiB): beyond, clients share them.
@@ -224,7 +223,7 @@ impl Clients {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::time::Duration;
 

@@ -9,9 +9,12 @@
 use std::net::Ipv4Addr;
 
 use foldhash::quality::RandomState;
-use papaya::{HashMap, LocalGuard};
+use papaya::HashMap;
 
 use super::SlotIndex;
+
+/// Pins the map for a batch.
+pub type Guard<'m> = papaya::LocalGuard<'m>;
 
 /// (client, client ident) to slot.
 #[derive(Debug)]
@@ -28,12 +31,12 @@ impl Forward {
     }
 
     /// Pins the map for a batch.
-    pub fn guard(&self) -> LocalGuard<'_> {
+    pub fn guard(&self) -> Guard<'_> {
         self.0.guard()
     }
 
     /// The slot last made for this client and ident. The caller compares the slot's identity: a mismatch is a miss.
-    pub fn get(&self, client: Ipv4Addr, client_ident: u16, guard: &LocalGuard<'_>) -> Option<SlotIndex> {
+    pub fn get(&self, client: Ipv4Addr, client_ident: u16, guard: &Guard<'_>) -> Option<SlotIndex> {
         self.0.get(&key(client, client_ident), guard).copied()
     }
 
@@ -43,13 +46,13 @@ impl Forward {
         client: Ipv4Addr,
         client_ident: u16,
         index: SlotIndex,
-        guard: &LocalGuard<'_>,
+        guard: &Guard<'_>,
     ) -> Result<(), SlotIndex> {
         self.0.try_insert(key(client, client_ident), index, guard).map(|_| ()).map_err(|occupied| *occupied.current)
     }
 
     /// Removes the entry if it still points at this slot.
-    pub(super) fn remove(&self, client: Ipv4Addr, client_ident: u16, index: SlotIndex, guard: &LocalGuard<'_>) {
+    pub(super) fn remove(&self, client: Ipv4Addr, client_ident: u16, index: SlotIndex, guard: &Guard<'_>) {
         // An entry that points elsewhere is somebody's newer mapping and stays: the error is the wanted outcome.
         let _ = self.0.remove_if(&key(client, client_ident), |_, current| *current == index, guard);
     }

@@ -12,12 +12,11 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use papaya::LocalGuard;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::clients::{ClientIndex, Clients};
-use super::forward::Forward;
+use super::forward::{Forward, Guard};
 use super::slots::{Slots, State};
 use super::{SHARDS, SlotIndex};
 use crate::clock::Instant;
@@ -96,7 +95,7 @@ impl Mappings {
     }
 
     /// The live mapping of a client's ident.
-    pub fn find(&self, client: Ipv4Addr, client_ident: u16, guard: &LocalGuard<'_>) -> Option<SlotIndex> {
+    pub fn find(&self, client: Ipv4Addr, client_ident: u16, guard: &Guard<'_>) -> Option<SlotIndex> {
         let index = self.forward.get(client, client_ident, guard)?;
         self.slots.identity(index).is_live_for(client, client_ident).then_some(index)
     }
@@ -110,7 +109,11 @@ impl Idents {
             let owned = |ident: &u16| shards.contains(&(usize::from(*ident) % SHARDS));
             (0..=u16::MAX).filter(owned).map(|ident| SlotIndex::new(address, ident)).collect()
         };
-        let ready: Vec<Vec<SlotIndex>> = (0..addresses).map(of_address).collect();
+        Idents::with_ready((0..addresses).map(of_address).collect(), lifetimes, rng)
+    }
+
+    /// These idents, by gateway address.
+    pub(super) fn with_ready(ready: Vec<Vec<SlotIndex>>, lifetimes: Lifetimes, rng: StdRng) -> Idents {
         let total = ready.iter().map(Vec::len).sum();
         let (live, held) = (Vec::with_capacity(total), VecDeque::with_capacity(total));
         Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, rng }
@@ -124,7 +127,7 @@ impl Idents {
         address: u8,
         asker: Asker,
         now: Instant,
-        guard: &LocalGuard<'_>,
+        guard: &Guard<'_>,
     ) -> Result<SlotIndex, Refused> {
         let made = self.try_make(mappings, address, asker, now, guard);
         if !matches!(made, Ok(Made::New(_))) {
@@ -139,7 +142,7 @@ impl Idents {
         address: u8,
         asker: Asker,
         now: Instant,
-        guard: &LocalGuard<'_>,
+        guard: &Guard<'_>,
     ) -> Result<Made, Refused> {
         let Asker { client, line, client_ident } = asker;
         let index = self.draw(address).ok_or(Refused::NoIdent)?;
@@ -184,7 +187,7 @@ impl Idents {
 
     /// Ends mappings that have been idle too long and hold-downs that are over: as many as are due by the clock, at most
     /// `count_max`. Returns how many mappings it ended.
-    pub fn expire(&mut self, mappings: &Mappings, now: Instant, count_max: usize, guard: &LocalGuard<'_>) -> usize {
+    pub fn expire(&mut self, mappings: &Mappings, now: Instant, count_max: usize, guard: &Guard<'_>) -> usize {
         for _ in 0..count_max {
             let Some(&(index, until)) = self.held.front() else { break };
             if until > now {
@@ -211,7 +214,7 @@ impl Idents {
     }
 
     /// Ends the mapping under the cursor.
-    fn end(&mut self, mappings: &Mappings, now: Instant, guard: &LocalGuard<'_>) {
+    fn end(&mut self, mappings: &Mappings, now: Instant, guard: &Guard<'_>) {
         let index = self.live.swap_remove(self.cursor);
         let identity = mappings.slots.hold(index);
         mappings.forward.remove(identity.client(), identity.client_ident(), index, guard);
@@ -285,7 +288,7 @@ pub fn split(rng: &mut StdRng) -> StdRng {
     StdRng::from_rng(rng)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::collections::HashMap;
 

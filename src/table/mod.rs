@@ -11,10 +11,14 @@
 //!
 //! Safe code only. `now` is an argument everywhere.
 
+mod atomic;
 pub mod clients;
 pub mod echoes;
+#[cfg_attr(loom, path = "forward_model.rs")]
 pub mod forward;
 pub mod idents;
+#[cfg(all(test, loom))]
+mod models;
 pub mod slots;
 
 /// Idents are split into this many shards (`ident & 63`); a worker owns shards.

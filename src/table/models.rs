@@ -1,0 +1,489 @@
+//! Models of the tables' protocols: `scripts/models` runs them under loom, which tries every interleaving of a few
+//! threads and every value that the memory model lets a load return. The code is the tables' own, but for the map
+//! (`forward_model.rs`) and for sizes: two words a bucket, one or two slots.
+//!
+//! A model that explores nothing passes: so each says how many executions it must at least have had. The checker
+//! remembers one last access to a word, so a thread that loads a word before it stores to it hides an earlier load by
+//! another thread, and with it an interleaving to try; so each model runs with its threads in every order.
+//!
+//! What they assume: a batch lasts at most [`BATCH`], and what a thread did longer ago than that the others see. Where
+//! the order in time matters, a model ends its threads and begins new ones, later.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use loom::thread;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::SlotIndex;
+use super::clients::{Allowance, Clients, Over, Rate};
+use super::echoes::{Consumed, EchoKey, Echoes, Recorded};
+use super::forward::Forward;
+use super::idents::{Asker, Idents, Lifetimes, Mappings};
+use super::slots::{Identity, Slots, State};
+use crate::clock::Instant;
+
+const ASKER: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+const SOMEBODY_ELSE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);
+const CLIENT_IDENT: u16 = 1;
+const FIRST: SlotIndex = SlotIndex::new(0, 0);
+const SECOND: SlotIndex = SlotIndex::new(0, 1);
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const BATCH: Duration = Duration::from_millis(500);
+const IDLE: Duration = Duration::from_secs(60);
+
+/// In which order the threads of a model begin.
+#[derive(Clone, Copy)]
+struct Order([usize; 3]);
+
+const OF_TWO: &[Order] = &[Order([0, 1, 2]), Order([1, 0, 2])];
+const OF_THREE: &[Order] =
+    &[Order([0, 1, 2]), Order([0, 2, 1]), Order([1, 0, 2]), Order([1, 2, 0]), Order([2, 0, 1]), Order([2, 1, 0])];
+
+impl Order {
+    /// Runs both at once over the same tables.
+    fn both<S, A, B>(
+        self,
+        shared: &Arc<S>,
+        a: impl FnOnce(&S) -> A + 'static,
+        b: impl FnOnce(&S) -> B + 'static,
+    ) -> (A, B)
+    where
+        (S, A, B): 'static,
+    {
+        let (mut a, mut b) = (Racer::new(shared, a), Racer::new(shared, b));
+        for next in self.0 {
+            match next {
+                0 => a.start(),
+                1 => b.start(),
+                _ => {}
+            }
+        }
+        (a.join(), b.join())
+    }
+
+    /// Runs the three at once over the same tables.
+    fn all<S, A, B, C>(
+        self,
+        shared: &Arc<S>,
+        a: impl FnOnce(&S) -> A + 'static,
+        b: impl FnOnce(&S) -> B + 'static,
+        c: impl FnOnce(&S) -> C + 'static,
+    ) -> (A, B, C)
+    where
+        (S, A, B, C): 'static,
+    {
+        let (mut a, mut b, mut c) = (Racer::new(shared, a), Racer::new(shared, b), Racer::new(shared, c));
+        for next in self.0 {
+            match next {
+                0 => a.start(),
+                1 => b.start(),
+                _ => c.start(),
+            }
+        }
+        (a.join(), b.join(), c.join())
+    }
+}
+
+/// A thread of a model, before and after it begins.
+struct Racer<S, F, T> {
+    run: Option<(Arc<S>, F)>,
+    thread: Option<thread::JoinHandle<T>>,
+}
+
+impl<S: 'static, T: 'static, F: FnOnce(&S) -> T + 'static> Racer<S, F, T> {
+    fn new(shared: &Arc<S>, run: F) -> Racer<S, F, T> {
+        Racer { run: Some((Arc::clone(shared), run)), thread: None }
+    }
+
+    fn start(&mut self) {
+        self.thread = self.run.take().map(|(shared, run)| thread::spawn(move || run(&shared)));
+    }
+
+    fn join(self) -> T {
+        self.thread.expect("started").join().expect("did not panic")
+    }
+}
+
+/// Runs the model in every way there is, from each of these orders, which must be `at_least` so many ways.
+fn explore(orders: &[Order], at_least: usize, model: impl Fn(Order) + Send + Sync + 'static) {
+    let executions = Arc::new(AtomicUsize::new(0));
+    let model = Arc::new(model);
+    for &order in orders {
+        let (executions, model) = (Arc::clone(&executions), Arc::clone(&model));
+        loom::model(move || {
+            executions.fetch_add(1, Ordering::Relaxed); // std's: the checker does not see it
+            model(order);
+        });
+    }
+    let executions = executions.load(Ordering::Relaxed);
+    println!("{executions} executions");
+    assert!(executions >= at_least, "explored {executions} executions only, expected {at_least}");
+}
+
+fn at(seconds: u64) -> Instant {
+    Instant::START + Duration::from_secs(seconds)
+}
+
+fn before(instant: Instant, by: Duration) -> Instant {
+    Instant::START + instant.since(Instant::START + by)
+}
+
+fn rng() -> StdRng {
+    StdRng::seed_from_u64(7)
+}
+
+/// The words of one shard, and echoes that share one bucket of it.
+fn echoes<const N: usize>() -> (Arc<Echoes>, [EchoKey; N]) {
+    let echoes = Echoes::with_shards(1, 5, TIMEOUT, &mut rng());
+    let key = |remote: u32| EchoKey { index: FIRST, sequence: 1, remote: remote.into() };
+    let bucket = echoes.place(key(0)).0;
+    let mut same = (0..).map(key).filter(|&key| echoes.place(key).0 == bucket);
+    let keys = std::array::from_fn(|_| same.next().expect("more remotes than buckets"));
+    (Arc::new(echoes), keys)
+}
+
+fn sweep(echoes: &Echoes, key: EchoKey, now: Instant) -> u64 {
+    echoes.sweep(0, echoes.place(key).0, 1, now)
+}
+
+#[test]
+fn of_two_replies_to_one_echo_one_is_matched() {
+    explore(OF_TWO, 10, |order| {
+        let (echoes, [key]) = echoes();
+        echoes.record(key, at(0));
+        let reply = move |echoes: &Echoes| echoes.consume(key, at(1));
+        let both = order.both(&echoes, reply, reply);
+        assert!(
+            matches!(both, (Consumed::Matched, Consumed::Unknown) | (Consumed::Unknown, Consumed::Matched)),
+            "{both:?}"
+        );
+        assert_eq!(echoes.occupied(), 0);
+    });
+}
+
+#[test]
+fn a_request_sent_twice_at_once_is_one_echo() {
+    explore(OF_TWO, 10, |order| {
+        let (echoes, [key]) = echoes();
+        let request = move |echoes: &Echoes| echoes.record(key, at(0));
+        let both = order.both(&echoes, request, request);
+        assert!(matches!(both, (Recorded::New, Recorded::Again) | (Recorded::Again, Recorded::New)), "{both:?}");
+        assert_eq!(echoes.consume(key, at(1)), Consumed::Matched);
+        assert_eq!(echoes.consume(key, at(1)), Consumed::Unknown);
+    });
+}
+
+/// The same while a reply to another echo empties a word of the bucket: now the two may take a word each. Two requests
+/// were sent and at most two replies are delivered; what is counted as outstanding is what there is.
+#[test]
+fn a_request_sent_twice_at_once_is_answered_no_more_than_twice() {
+    explore(OF_THREE, 1000, |order| {
+        let (echoes, [key, another]) = echoes();
+        echoes.record(another, at(0));
+        let request = move |echoes: &Echoes| echoes.record(key, at(0));
+        let reply = move |echoes: &Echoes| echoes.consume(another, at(1));
+        let (a, b, consumed) = order.all(&echoes, request, request, reply);
+        assert_eq!(consumed, Consumed::Matched);
+        let new = match (a, b) {
+            (Recorded::New, Recorded::New) => 2,
+            (Recorded::New, Recorded::Again) | (Recorded::Again, Recorded::New) => 1,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(echoes.occupied(), new);
+        let matched = (0..3).filter(|_| echoes.consume(key, at(1)) == Consumed::Matched).count();
+        assert_eq!(matched, new);
+    });
+}
+
+#[test]
+fn a_reply_finds_the_echo_that_is_being_renewed() {
+    explore(OF_TWO, 10, |order| {
+        let (echoes, [key]) = echoes();
+        echoes.record(key, at(0));
+        let request = move |echoes: &Echoes| echoes.record(key, at(5));
+        let (recorded, consumed) = order.both(&echoes, request, move |echoes| echoes.consume(key, at(5)));
+        assert_eq!(consumed, Consumed::Matched);
+        let left = match recorded {
+            Recorded::Again => 0,
+            Recorded::New => 1,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(echoes.occupied(), left);
+    });
+}
+
+#[test]
+fn the_sweep_takes_no_echo_that_was_just_renewed() {
+    explore(OF_TWO, 10, |order| {
+        let (echoes, [key]) = echoes();
+        echoes.record(key, at(0));
+        let request = move |echoes: &Echoes| echoes.record(key, at(100));
+        let (recorded, swept) = order.both(&echoes, request, move |echoes| sweep(echoes, key, at(100)));
+        assert!(matches!((recorded, swept), (Recorded::Again, 0) | (Recorded::New, 1)), "{recorded:?} {swept}");
+        assert_eq!(echoes.occupied(), 1);
+        assert_eq!(echoes.consume(key, at(100)), Consumed::Matched);
+    });
+}
+
+/// An unanswered echo is counted once: by whoever takes its word, the sweep, its late reply or the echo in need of room.
+#[test]
+fn an_expired_echo_is_taken_by_one() {
+    explore(OF_THREE, 1000, |order| {
+        let (echoes, [old, young, new]) = echoes();
+        let now = at(100);
+        echoes.record(old, at(0));
+        echoes.record(young, now);
+        let request = move |echoes: &Echoes| echoes.record(new, now);
+        let late_reply = move |echoes: &Echoes| echoes.consume(old, now) == Consumed::Late;
+        let (swept, recorded, late) = order.all(&echoes, move |echoes| sweep(echoes, old, now), request, late_reply);
+        let taken_over = match recorded {
+            Recorded::New => 0,
+            Recorded::OverExpired => 1,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(swept + u64::from(late) + taken_over, 1, "{swept} {late} {recorded:?}");
+        assert_eq!(echoes.occupied(), 2);
+    });
+}
+
+#[test]
+fn an_echo_is_either_answered_or_evicted() {
+    explore(OF_TWO, 10, |order| {
+        let (echoes, [oldest, young, new]) = echoes();
+        echoes.record(oldest, at(0));
+        echoes.record(young, at(10));
+        let request = move |echoes: &Echoes| echoes.record(new, at(20));
+        let (recorded, consumed) = order.both(&echoes, request, move |echoes| echoes.consume(oldest, at(20)));
+        match consumed {
+            Consumed::Matched => assert_eq!(recorded, Recorded::New),
+            _ => assert!(matches!(recorded, Recorded::Evicted(_)), "{consumed:?} {recorded:?}"),
+        }
+        assert_eq!(echoes.consume(young, at(20)), Consumed::Matched);
+        assert_eq!(echoes.consume(new, at(20)), Consumed::Matched);
+    });
+}
+
+/// Both kinds of table.
+struct Tables {
+    mappings: Mappings,
+    echoes: Echoes,
+}
+
+impl Tables {
+    /// With one slot for each owner, and an echo's key under the first slot.
+    fn new<const N: usize>(hold_down: impl FnOnce(&Echoes) -> Duration) -> (Arc<Tables>, [Idents; N], EchoKey) {
+        let echoes = Echoes::with_shards(1, 5, TIMEOUT, &mut rng());
+        let lifetimes = Lifetimes { idle: IDLE, hold_down: hold_down(&echoes) };
+        let mappings = Mappings { slots: Slots::with_len(N), forward: Forward::new(N), clients: Clients::new(2) };
+        let slots = [FIRST, SECOND];
+        let owners = std::array::from_fn(|owner| Idents::with_ready(vec![vec![slots[owner]]], lifetimes, rng()));
+        let key = EchoKey { index: FIRST, sequence: 1, remote: Ipv4Addr::new(198, 18, 0, 2) };
+        (Arc::new(Tables { mappings, echoes }), owners, key)
+    }
+
+    fn find(&self, client: Ipv4Addr) -> Option<SlotIndex> {
+        self.mappings.find(client, CLIENT_IDENT, &self.mappings.forward.guard())
+    }
+
+    fn make(&self, owner: &mut Idents, client: Ipv4Addr, now: Instant) -> SlotIndex {
+        let mappings = &self.mappings;
+        let line = mappings.clients.index(u64::from(u32::from(client)));
+        mappings.clients.enter(line, &Allowance::UNLIMITED, now).expect("no limit");
+        let asker = Asker { client, line, client_ident: CLIENT_IDENT };
+        owner.make(mappings, 0, asker, now, &mappings.forward.guard()).expect("an ident is ready")
+    }
+
+    fn expire(&self, owner: &mut Idents, now: Instant) -> usize {
+        owner.expire(&self.mappings, now, 1, &self.mappings.forward.guard())
+    }
+
+    /// The judgement of a reply: whose it is, if it is anybody's.
+    fn answered(&self, key: EchoKey, now: Instant) -> Option<Identity> {
+        let matched = self.echoes.consume(key, now) == Consumed::Matched;
+        matched.then(|| self.mappings.slots.identity(key.index))
+    }
+}
+
+/// An ident changes hands while a request leaves under it and its reply returns, each on a thread of its own: who matches
+/// the echo sees whose it is now, not whose it was.
+#[test]
+fn who_matches_an_echo_sees_the_identity_that_it_left_under() {
+    let answered = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&answered);
+    explore(OF_THREE, 50, move |order| {
+        let (tables, [mut owner], key) = Tables::new(|_| Duration::ZERO);
+        tables.make(&mut owner, SOMEBODY_ELSE, at(0));
+        assert_eq!(tables.expire(&mut owner, at(60)), 1);
+        let change_hands = move |tables: &Tables| {
+            tables.expire(&mut owner, at(61));
+            tables.make(&mut owner, ASKER, at(61));
+        };
+        let request = move |tables: &Tables| {
+            if tables.find(ASKER).is_some() {
+                tables.echoes.record(key, at(61));
+            }
+        };
+        let reply = move |tables: &Tables| tables.answered(key, at(61));
+        let ((), (), identity) = order.all(&tables, change_hands, request, reply);
+        assert!(identity.is_none_or(|identity| identity.is_live_for(ASKER, CLIENT_IDENT)), "{identity:?}");
+        count.fetch_add(usize::from(identity.is_some()), Ordering::Relaxed);
+    });
+    assert!(answered.load(Ordering::Relaxed) > 0, "no reply was ever matched");
+}
+
+/// The whole life: the owner ends a mapping while a last request leaves under it; when the hold-down is over, the owner
+/// gives the ident to somebody else while the reply is judged. The reply reaches the one who asked, or nobody.
+///
+/// The batches are as long as they may be, and the clocks as unlucky: the request is stamped one batch after the ending
+/// that it did not see, and the reply is judged in a batch that began one batch before the ident's new life.
+#[test]
+fn a_reply_reaches_who_asked_or_nobody_however_late() {
+    let missed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&missed);
+    explore(OF_TWO, 50, move |order| {
+        let (tables, [mut owner], key) = Tables::new(|echoes| echoes.hold_down_min(BATCH));
+        let hold_down = tables.echoes.hold_down_min(BATCH);
+        tables.make(&mut owner, ASKER, at(0));
+
+        // Sent at the beginning of a tick of the stamps, where an echo lives longest.
+        let sent = Instant::START + tables.echoes.longest_life() * 2;
+        let ended = before(sent, BATCH);
+        let end = move |tables: &Tables| (tables.expire(&mut owner, ended), owner);
+        let request = move |tables: &Tables| {
+            let found = tables.find(ASKER);
+            if let Some(index) = found {
+                tables.mappings.slots.touch(index, sent);
+                tables.echoes.record(key, sent);
+            }
+            found.is_some()
+        };
+        let ((has_ended, mut owner), has_left) = order.both(&tables, end, request);
+        if has_ended == 0 {
+            return; // The request came first: the mapping is in use, and lives.
+        }
+        assert_eq!(tables.find(ASKER), None, "an ended mapping carries nothing new");
+        count.fetch_add(usize::from(has_left), Ordering::Relaxed);
+
+        let freed = ended + hold_down;
+        let change_hands = move |tables: &Tables| {
+            tables.expire(&mut owner, freed);
+            assert_eq!(tables.make(&mut owner, SOMEBODY_ELSE, freed), FIRST);
+        };
+        let reply = move |tables: &Tables| tables.answered(key, before(freed, BATCH));
+        let ((), identity) = order.both(&tables, change_hands, reply);
+        assert!(identity.is_none_or(|identity| identity.client() == ASKER), "{identity:?}");
+    });
+    assert!(missed.load(Ordering::Relaxed) > 0, "no request left while its mapping was being ended");
+}
+
+/// As above, but the reply is in time: it comes while the mapping ends, and is delivered.
+#[test]
+fn a_reply_in_time_reaches_who_asked_although_the_mapping_ends() {
+    explore(OF_TWO, 3, |order| {
+        let (tables, [mut owner], key) = Tables::new(|echoes| echoes.hold_down_min(BATCH));
+        tables.make(&mut owner, ASKER, at(0));
+        tables.echoes.record(key, at(59));
+        let reply = move |tables: &Tables| tables.answered(key, at(60));
+        let (ended, identity) = order.both(&tables, move |tables| tables.expire(&mut owner, at(60)), reply);
+        assert_eq!(ended, 1);
+        let identity = identity.expect("in time");
+        assert!(identity.client() == ASKER && identity.state() != State::Free, "{identity:?}");
+    });
+}
+
+#[test]
+fn of_two_that_make_the_same_mapping_one_wins_and_both_use_it() {
+    explore(OF_TWO, 20, |order| {
+        let (tables, [mut first, mut second], _) = Tables::new(|_| TIMEOUT);
+        let (a, b) = order.both(
+            &tables,
+            move |tables| (tables.make(&mut first, ASKER, at(0)), first),
+            move |tables| (tables.make(&mut second, ASKER, at(0)), second),
+        );
+        assert_eq!(a.0, b.0);
+        assert_eq!(tables.find(ASKER), Some(a.0));
+        assert_eq!((a.1.live() + b.1.live(), tables.mappings.clients.mappings_sum()), (1, 1));
+        assert_eq!((a.1.audit(&tables.mappings), b.1.audit(&tables.mappings)), (Ok(()), Ok(())));
+    });
+}
+
+/// A client's mapping ends at its owner while another worker has a request of the same client and ident: it uses the
+/// ending one or makes its own, and who makes its own sees that the other has ended.
+#[test]
+fn a_client_and_ident_never_have_two_live_slots() {
+    explore(OF_TWO, 50, |order| {
+        let (tables, [mut owner, mut other], _) = Tables::new(|_| TIMEOUT);
+        tables.make(&mut owner, ASKER, at(0));
+        let end = move |tables: &Tables| {
+            tables.expire(&mut owner, at(60));
+            owner
+        };
+        let request = move |tables: &Tables| {
+            let index = tables.find(ASKER).unwrap_or_else(|| tables.make(&mut other, ASKER, at(60)));
+            if index == SECOND {
+                assert_eq!(tables.mappings.slots.identity(FIRST).state(), State::Held, "two live slots");
+            }
+            (index, other)
+        };
+        let (owner, (index, other)) = order.both(&tables, end, request);
+        assert_eq!(tables.find(ASKER), (index == SECOND).then_some(SECOND));
+        assert_eq!((owner.audit(&tables.mappings), other.audit(&tables.mappings)), (Ok(()), Ok(())));
+        assert_eq!(tables.mappings.clients.mappings_sum(), other.live() as u64);
+    });
+}
+
+#[test]
+fn a_use_is_not_undone_by_the_mappings_own_beginning() {
+    explore(OF_TWO, 8, |order| {
+        let (tables, [mut owner], _) = Tables::new(|_| TIMEOUT);
+        let request = |tables: &Tables| tables.find(ASKER).inspect(|&index| tables.mappings.slots.touch(index, at(1)));
+        let (_, found) = order.both(&tables, move |tables| tables.make(&mut owner, ASKER, at(0)), request);
+        let idle_ms = if found.is_some() { 0 } else { 1000 };
+        assert_eq!(tables.mappings.slots.idle_ms(FIRST, at(1)), idle_ms);
+    });
+}
+
+#[test]
+fn two_that_take_from_one_bucket_get_its_burst_together() {
+    explore(OF_TWO, 100, |order| {
+        let clients = Arc::new(Clients::new(1));
+        let line = clients.index(0);
+        let allowance = Allowance { packets: Rate::new(1, 3), ..Allowance::UNLIMITED };
+        let take =
+            move |clients: &Clients| (0..2).filter(|_| clients.charge(line, &allowance, 84, at(9)).is_ok()).count();
+        let (a, b) = order.both(&clients, take, take);
+        assert_eq!(a + b, 3);
+    });
+}
+
+/// Their clocks may differ by a batch: together they get what a single clock would have given, that of the one ahead.
+#[test]
+fn two_whose_clocks_differ_get_the_burst_and_what_is_due() {
+    explore(OF_TWO, 8, |order| {
+        let clients = Arc::new(Clients::new(1));
+        let line = clients.index(0);
+        let allowance = Allowance { packets: Rate::new(1, 1), ..Allowance::UNLIMITED };
+        let take = move |clients: &Clients, now| usize::from(clients.charge(line, &allowance, 84, now).is_ok());
+        let (a, b) = order.both(&clients, move |clients| take(clients, at(9)), move |clients| take(clients, at(10)));
+        assert!((1..=2).contains(&(a + b)), "{a} {b}");
+        assert_eq!(take(&clients, at(10)), 0, "{a} {b}");
+    });
+}
+
+#[test]
+fn two_that_enter_at_once_share_what_is_left() {
+    explore(OF_TWO, 8, |order| {
+        let clients = Arc::new(Clients::new(1));
+        let line = clients.index(0);
+        let one = Allowance { mappings_max: 1, ..Allowance::UNLIMITED };
+        let enter = move |clients: &Clients| clients.enter(line, &one, at(0));
+        let both = order.both(&clients, enter, enter);
+        assert!(matches!(both, (Ok(()), Err(Over::Mappings)) | (Err(Over::Mappings), Ok(()))), "{both:?}");
+        assert_eq!(clients.mappings(line), 1);
+    });
+}
