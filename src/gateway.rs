@@ -263,17 +263,8 @@ impl Running {
 impl Crew {
     /// The whole life of a worker's thread.
     fn work(self, ready: &Sender<()>, fault: &Sender<SetupError>) -> Result<(), SetupError> {
-        let (number, serving) = (self.number, ready.clone());
-        let ended = panic::catch_unwind(AssertUnwindSafe(|| self.serve(&serving))).unwrap_or_else(|panic| {
-            let message = panic.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(SetupError::new(format!("worker {number} panicked: {message}")))
-        });
-        if let Err(error) = &ended {
-            // The receiver is gone only when the gateway is.
-            let _ = fault.send(SetupError::new(format!("worker {number} ended: {error}")));
-        }
-        ended
+        let number = self.number;
+        never_silent(number, fault, || self.serve(ready))
     }
 
     fn serve(self, ready: &Sender<()>) -> Result<(), SetupError> {
@@ -335,6 +326,25 @@ impl Pin {
             tracing::warn!(worker = self.worker, cpu = self.cpu.id, "was moved off its CPU; runs unpinned");
         }
     }
+}
+
+/// Runs a worker; if it ends with an error or a panic, whoever listens to `fault` hears of it.
+fn never_silent(
+    number: usize,
+    fault: &Sender<SetupError>,
+    serve: impl FnOnce() -> Result<(), SetupError>,
+) -> Result<(), SetupError> {
+    // Unwind safe: nothing of a worker is used after its panic but the shared tables, each of whose words is whole.
+    let ended = panic::catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(SetupError::new(format!("it panicked: {message}")))
+    });
+    ended.map_err(|error| format!("worker {number} ended: {error}")).map_err(|reason| {
+        // The receiver is gone only when the gateway is.
+        let _ = fault.send(SetupError::new(reason.clone()));
+        SetupError::new(reason)
+    })
 }
 
 /// Looks at the preconditions: what is missing ends the set-up, what is doubtful is said.
@@ -427,4 +437,22 @@ fn description(config: &Config, engine: Engine) -> String {
         "serving pings of {clients} from {addresses}: {divert} by {}, {workers} worker{plural} on {engine}",
         config.inside.device
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_fails_or_panics_is_heard_of_and_one_that_ends_well_is_not() {
+        let (fault, faults) = channel::unbounded();
+        let say = |text: &str| Err(SetupError::new(text));
+        assert!(never_silent(0, &fault, || Ok(())).is_ok());
+        assert!(faults.is_empty());
+        assert!(never_silent(1, &fault, || say("the device is gone")).is_err());
+        let limit = 7;
+        assert!(never_silent(2, &fault, || panic!("index {limit} of 4")).is_err());
+        let heard: Vec<String> = faults.try_iter().map(|fault| fault.to_string()).collect();
+        assert_eq!(heard, ["worker 1 ended: the device is gone", "worker 2 ended: it panicked: index 7 of 4"]);
+    }
 }

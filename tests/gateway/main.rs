@@ -3,12 +3,13 @@
 //!
 //! The internet has no route to the clients (see `echogate::lab`), and unless a test says so nothing translates: what
 //! comes back to a client has come through the gateway. Each test makes its own scene, so they run beside each other,
-//! and each that moves packets runs on both back ends and with two workers. "Nothing came" is proven by a later packet that is the first to
-//! come, not by waiting. All of them take root.
+//! and each that moves packets runs on both back ends and with two workers. "Nothing came" is proven by a later packet
+//! that is the first to come, not by waiting. All of them take root.
 
 mod beside;
 mod delivery;
 mod ear;
+mod ends;
 mod firewall;
 mod heals;
 mod leaves;

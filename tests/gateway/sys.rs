@@ -1,6 +1,8 @@
 //! The system calls that no crate at hand wraps.
 
+use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -38,4 +40,24 @@ fn refuse_io_uring_here() -> io::Result<()> {
     // SAFETY: `program` points to four instructions, which like it outlive the call; the kernel copies them.
     let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The descriptors of this process that are queues of a TUN, in the order in which they were opened.
+pub(crate) fn open_tun_queues() -> Vec<RawFd> {
+    let entries = fs::read_dir("/proc/self/fd").expect("proc is mounted");
+    let is_tun = |path: &std::path::Path| fs::read_link(path).is_ok_and(|target| target.ends_with("net/tun"));
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_tun(path));
+    let mut queues: Vec<RawFd> = paths.filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect();
+    queues.sort_unstable();
+    queues
+}
+
+/// Puts something under this number that can be neither read nor polled for reading: what its user sees of a closed
+/// descriptor, without the number becoming another file's.
+#[expect(unsafe_code, reason = "dup2(2) over a descriptor that another thread uses: that is what is tested")]
+pub(crate) fn take_away(descriptor: RawFd) {
+    let (_, write_only) = io::pipe().expect("a pipe");
+    // SAFETY: no pointers. The number stays open, so nobody's later file can be taken for this one.
+    let result = unsafe { libc::dup2(write_only.as_raw_fd(), descriptor) };
+    assert_eq!(result, descriptor, "{}", io::Error::last_os_error());
 }
