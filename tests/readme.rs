@@ -85,6 +85,15 @@ fn the_commands_take_the_flags_that_are_shown() {
     }
 }
 
+#[test]
+fn the_sizes_that_are_shown_are_those_of_check() {
+    let command = ["check", "--clients", "10.66.0.0/24"];
+    let output = Command::new(env!("CARGO_BIN_EXE_echogate")).args(command).output().expect("it runs");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let sizes = printed.find("\ntables: ").map(|start| &printed[start..]).expect("check prints the sizes");
+    assert!(readme().contains(sizes), "README.md does not show what check prints:{sizes}");
+}
+
 fn flags_of(command: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO_BIN_EXE_echogate")).args([command, "--help"]).output().expect("it runs");
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
