@@ -177,15 +177,15 @@ pub enum Engine {
     Syscalls,
 }
 
-/// Settles which implementation the workers use, by trying io_uring here and now. That `auto` has to do without it is
-/// for the preflight to warn of, which knows the remedy.
+/// Settles which implementation the workers use, by trying io_uring here and now. Warns once if `auto` has to do
+/// without it.
 pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
     match backend {
         Backend::Syscalls => Ok(Engine::Syscalls),
         Backend::Uring => uring::probe().map(|()| Engine::Uring),
         Backend::Auto => Ok(uring::probe().map_or_else(
             |refusal| {
-                tracing::debug!(%refusal, "io_uring is not to be had; using system calls");
+                tracing::warn!(%refusal, "io_uring is not to be had; using system calls");
                 Engine::Syscalls
             },
             |()| Engine::Uring,
