@@ -121,7 +121,8 @@ missing  forward policy  drops what comes from the device
          remedy: nft one
          remedy: nft two
 
-tables: 65,536 mappings at once (4,194,304 bytes), 1,048,576 echoes outstanding (8,388,608 bytes)
+tables: 65,536 mappings at once (4,194,304 bytes), 1,048,576 echoes outstanding (8,388,608 bytes),
+        16,384 bytes for clients
         an ident rests 60.5 s after its mapping; each address can make 544 new mappings a second for ever
 ";
         assert_eq!(text(&findings, &SIZES), expected);

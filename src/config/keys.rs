@@ -29,7 +29,7 @@ pub struct Key {
 /// What holds when nobody sets a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KeyDefault {
-    /// This value, as a flag or a string in the file would give it.
+    /// This value, as a flag would give it.
     Value(&'static str),
     /// Something worked out at start, in words.
     Computed(&'static str),

@@ -177,8 +177,8 @@ pub enum Engine {
     Syscalls,
 }
 
-/// Settles which implementation the workers use, by trying io_uring here and now. That `auto` has to do without it is
-/// for the preflight to warn of, which knows the remedy.
+/// Settles which implementation the workers use, by trying io_uring here and now. Warns once if `auto` has to do
+/// without it.
 pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
     match backend {
         Backend::Syscalls => Ok(Engine::Syscalls),

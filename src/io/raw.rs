@@ -14,7 +14,7 @@
 //! take any forged "fragmentation needed" for a ping never sent and set the path MTU of that destination for the whole
 //! host. On the sending one, because what the kernel has learned about a path, by whomever, must not decide about a
 //! client's packet: a packet up to the interface's MTU leaves as it is, DF included, and a router further on that
-//! cannot forward it says so to the client's own stack. A larger one is refused (EMSGSIZE), with DF or without: the
+//! cannot forward it says so to us. A larger one is refused (EMSGSIZE), with DF or without: the
 //! kernel does not fragment a packet that brings its header. The price: an MTU configured on a route (not on the
 //! interface) is not looked at.
 

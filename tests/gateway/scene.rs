@@ -122,15 +122,21 @@ impl Scene {
         Pings::read(&String::from_utf8_lossy(&output.stdout), &String::from_utf8_lossy(&output.stderr))
     }
 
+    /// So many pings at once. After the last, ping waits for two round trips or its interval, whichever is longer: the
+    /// long interval is the patience of a machine with more to do.
+    pub(crate) fn pings(&self, client: usize, count: u32, remote: Ipv4Addr, arguments: &str) -> Pings {
+        self.ping(client, &format!("-c {count} -l {count} -i 10 -W 10 {arguments} {remote}"))
+    }
+
     /// Three pings by the first client, all of which must come back.
     pub(crate) fn assert_pings(&self, when: &str) {
-        let pings = self.ping(0, &format!("-c 3 -i 0.3 -W 5 {}", self.remote(0)));
+        let pings = self.pings(0, 3, self.remote(0), "");
         assert!(pings.all_came_back(3), "{when}: {}", pings.text);
     }
 
     /// Pings by the first client, none of which may come back.
     pub(crate) fn assert_no_ping(&self, when: &str) {
-        let pings = self.ping(0, &format!("-c 2 -i 0.3 -W 1 {}", self.remote(0)));
+        let pings = self.ping(0, &format!("-c 2 -l 2 -W 1 {}", self.remote(0)));
         assert_eq!((pings.sent, pings.received), (2, 0), "{when}: {}", pings.text);
     }
 
