@@ -288,7 +288,8 @@ struct Choice {
     outcome: Recorded,
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::collections::HashMap;
 

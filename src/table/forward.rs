@@ -68,7 +68,8 @@ impl Forward {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

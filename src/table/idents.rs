@@ -288,7 +288,8 @@ pub fn split(rng: &mut StdRng) -> StdRng {
     StdRng::from_rng(rng)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::collections::HashMap;
 

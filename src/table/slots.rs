@@ -210,7 +210,8 @@ fn wrapped_millis(now: Instant) -> u32 {
     now.as_millis() as u32
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use std::time::Duration;
