@@ -16,6 +16,10 @@
 //! echo timeout. `consume` checks the age itself; the sweep, paced by the clock, removes words long before their stamps
 //! could wrap, whatever the load.
 //!
+//! The very same request sent twice is one echo, renewed, and has one reply. Recorded by two threads at the same moment,
+//! while a third empties a word of the bucket, it may take two words; then two were sent and each may be answered.
+//! Either way a word is consumed once, so no more replies are delivered than requests were recorded.
+//!
 //! A full bucket evicts its oldest echo. Every loop here is bounded: an operation that loses its race too often gives
 //! up, and its caller drops the packet by name.
 //!
@@ -150,9 +154,9 @@ impl Echoes {
         let word = OCCUPIED | self.stamp(now) << self.tag_bits | tag;
         for _ in 0..ATTEMPTS_MAX {
             let Choice { way, seen, outcome } = self.choose(bucket, tag, now);
-            // AcqRel: Release pairs with `consume`'s Acquire, so that who matches this echo sees the mapping that it
-            // left under; Acquire pairs with the Release of whoever emptied the word.
-            if bucket[way].compare_exchange(seen, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            // Release: pairs with `consume`'s Acquire, so that who matches this echo sees the identity that it left
+            // under. No Acquire: of whoever emptied the word nothing is needed but the emptiness.
+            if bucket[way].compare_exchange(seen, word, Ordering::Release, Ordering::Relaxed).is_ok() {
                 return outcome;
             }
         }
@@ -196,8 +200,8 @@ impl Echoes {
                 if seen == 0 || self.tag(seen) != tag {
                     break;
                 }
-                // AcqRel: Acquire pairs with `record`'s Release; Release with the Acquire of the word's next user.
-                if word.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                // Acquire: pairs with `record`'s Release.
+                if word.compare_exchange(seen, 0, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                     let late = self.age_ticks(seen, now) > self.timeout_ticks;
                     return if late { Consumed::Late } else { Consumed::Matched };
                 }
@@ -217,8 +221,8 @@ impl Echoes {
             let seen = word.load(Ordering::Relaxed);
             if seen != 0
                 && self.age_ticks(seen, now) > self.timeout_ticks
-                // Release: pairs with the Acquire of the word's next user. Lost the race: somebody renewed it.
-                && word.compare_exchange(seen, 0, Ordering::Release, Ordering::Relaxed).is_ok()
+                // Relaxed: only the word changes. Lost the race: somebody renewed it, or its reply came.
+                && word.compare_exchange(seen, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
             {
                 unanswered += 1;
             }
@@ -284,7 +288,8 @@ struct Choice {
     outcome: Recorded,
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::collections::HashMap;
 

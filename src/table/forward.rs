@@ -67,3 +67,87 @@ impl Forward {
         self.0.is_empty()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    const THREADS: u32 = 4;
+    const ROUNDS: u32 = 64_000;
+    const KEYS: u32 = 16;
+    /// A guard is renewed this often, so that entries are reclaimed while others look at them.
+    const ROUNDS_A_GUARD: usize = 32;
+
+    /// Entries are numbered through, and each tells its key.
+    fn entry(number: u32, key: u32) -> SlotIndex {
+        SlotIndex(number * KEYS + key)
+    }
+
+    /// What all threads know of the map.
+    struct Stress {
+        map: Forward,
+        /// By key: the entry that must be in the map, 0 for none.
+        present: Vec<AtomicU32>,
+        lost: AtomicU64,
+    }
+
+    impl Stress {
+        fn get(&self, key: u32, guard: &Guard<'_>) -> Option<SlotIndex> {
+            let found = self.map.get(Ipv4Addr::from(key), 7, guard);
+            assert!(found.is_none_or(|index| index.0 % KEYS == key), "{found:?} is another key's");
+            found
+        }
+
+        /// Inserts; who wins finds the entry until it removes it, and nobody else wins meanwhile.
+        fn round(&self, number: u32, key: u32, guard: &Guard<'_>) {
+            let client = Ipv4Addr::from(key);
+            let own = entry(number, key);
+            match self.map.try_insert(client, 7, own, guard) {
+                Ok(()) => {
+                    assert_eq!(self.present[key as usize].swap(own.0, Ordering::AcqRel), 0, "two entries of one key");
+                    assert_eq!(self.get(key, guard), Some(own), "the entry is lost");
+                    self.map.remove(client, 7, SlotIndex(own.0 ^ KEYS), guard);
+                    assert_eq!(self.get(key, guard), Some(own), "the entry went with another's");
+                    self.present[key as usize].store(0, Ordering::Release);
+                    self.map.remove(client, 7, own, guard);
+                    assert_ne!(self.get(key, guard), Some(own), "the entry is still there");
+                }
+                Err(winner) => {
+                    assert!(winner != own && winner.0 % KEYS == key, "{winner:?}");
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// What the tables rely on in papaya, many threads on few keys, from a capacity that must grow.
+    #[test]
+    fn an_entry_is_there_until_its_own_removal_whatever_others_do() {
+        let present = (0..KEYS).map(|_| AtomicU32::new(0)).collect();
+        let stress = Stress { map: Forward::new(0), present, lost: AtomicU64::new(0) };
+        let stress = &stress;
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                scope.spawn(move || {
+                    let mut rng = StdRng::seed_from_u64(thread.into());
+                    for first in (1..=ROUNDS).step_by(ROUNDS_A_GUARD) {
+                        let guard = stress.map.guard();
+                        for round in (first..).take(ROUNDS_A_GUARD) {
+                            stress.round(round * THREADS + thread, rng.random_range(..KEYS), &guard);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(stress.map.is_empty());
+        let lost = stress.lost.load(Ordering::Relaxed);
+        assert!(lost > 0, "the threads never met");
+        println!("{lost} of {} insertions found another's entry", ROUNDS * THREADS);
+    }
+}

@@ -288,7 +288,8 @@ pub fn split(rng: &mut StdRng) -> StdRng {
     StdRng::from_rng(rng)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::collections::HashMap;
 
@@ -378,6 +379,24 @@ mod tests {
                 prop_assert_eq!(mappings.clients.mappings_sum(), idents.live() as u64);
             }
         }
+    }
+
+    /// The map's entry goes after its slot has ended: until then, and if it stayed for good, the identity decides.
+    #[test]
+    fn an_entry_whose_slot_is_no_longer_the_clients_is_a_miss() {
+        let (mappings, _) = owner();
+        let guard = mappings.forward.guard();
+        let index = SlotIndex::new(0, 5);
+        let occupy = |host| mappings.slots.occupy(index, client(host), mappings.clients.index(0), 1, Instant::START);
+        occupy(1);
+        mappings.forward.try_insert(client(1), 1, index, &guard).unwrap();
+        assert_eq!(mappings.find(client(1), 1, &guard), Some(index));
+        mappings.slots.hold(index);
+        assert_eq!(mappings.find(client(1), 1, &guard), None, "ended");
+        mappings.slots.free(index, State::Held);
+        assert_eq!(mappings.find(client(1), 1, &guard), None, "nobody's");
+        occupy(2);
+        assert_eq!(mappings.find(client(1), 1, &guard), None, "another's");
     }
 
     #[test]

@@ -17,7 +17,8 @@ pub mod echoes;
 #[cfg_attr(loom, path = "forward_model.rs")]
 pub mod forward;
 pub mod idents;
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod models;
 pub mod slots;
 
