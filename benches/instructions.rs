@@ -9,7 +9,7 @@ use load::tables::Tables;
 use load::whole::{Packets, Whole};
 use load::{Ring, Size};
 
-const SUBJECTS: [&str; 3] = ["tables", "tables-ahead", "proxy"];
+const SUBJECTS: [&str; 4] = ["tables", "tables-ahead", "proxy", "proxy-ahead"];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -22,16 +22,17 @@ fn main() {
 }
 
 fn run(subject: &str, size: Size, batches: usize) {
-    if subject == "proxy" {
+    let ahead = subject.ends_with("-ahead");
+    if subject.starts_with("proxy") {
         let mut whole = Whole::new(size);
         let mut ring = Ring::new(size, &whole.indexes, 0, 1);
         let mut packets = Packets::new(&ring);
         packets.fill(&mut whole.handles[0], &ring);
-        packets.run(&mut whole.handles[0], &mut ring, batches);
+        packets.run(&mut whole.handles[0], &mut ring, batches, ahead);
     } else {
         let tables = Tables::new(size);
         let mut ring = Ring::new(size, &tables.indexes, 0, 1);
         tables.fill(&ring);
-        tables.run(&tables.mappings.forward, &mut ring, batches, subject == "tables-ahead");
+        tables.run(&tables.mappings.forward, &mut ring, batches, ahead);
     }
 }

@@ -31,16 +31,18 @@ fn main() {
     let mut whole = WholeBench::new(size);
     let [mut papaya, mut papaya_ahead] = ["tables, papaya", "tables, papaya, lines ahead"].map(Pair::new);
     let [mut dash, mut dash_ahead] = ["tables, DashMap", "tables, DashMap, lines ahead"].map(Pair::new);
-    let [mut locked, mut proxy] = ["tables, RwLock<HashMap>", "whole proxy"].map(Pair::new);
+    let mut locked = Pair::new("tables, RwLock<HashMap>");
+    let [mut proxy, mut proxy_ahead] = ["whole proxy", "whole proxy, lines ahead"].map(Pair::new);
     for _ in 0..size.rounds {
         tables.round(&mut papaya, |tables| &tables.mappings.forward, false);
         tables.round(&mut dash, |tables| &tables.dash, false);
         tables.round(&mut locked, |tables| &tables.locked, false);
         tables.round(&mut papaya_ahead, |tables| &tables.mappings.forward, true);
         tables.round(&mut dash_ahead, |tables| &tables.dash, true);
-        whole.round(&mut proxy);
+        whole.round(&mut proxy, false);
+        whole.round(&mut proxy_ahead, true);
     }
-    for pair in [&papaya, &dash, &locked, &papaya_ahead, &dash_ahead, &proxy] {
+    for pair in [&papaya, &dash, &locked, &papaya_ahead, &dash_ahead, &proxy, &proxy_ahead] {
         println!("{}\n{}", pair.one.line(), pair.two.line());
     }
     println!("papaya on one thread, times the rate of DashMap:       {:.2}", papaya.one.rate_over(&dash.one));
@@ -48,6 +50,9 @@ fn main() {
     println!("papaya on two threads, times the rate of RwLock:       {:.2}", papaya.two.rate_over(&locked.two));
     println!("papaya on two threads, times its own on one:           {:.2}", papaya.two.rate_over(&papaya.one));
     println!("whole proxy on two threads, times its own on one:      {:.2}", proxy.two.rate_over(&proxy.one));
+    println!("tables on one thread, lines ahead, times without:      {:.2}", papaya_ahead.one.rate_over(&papaya.one));
+    println!("whole proxy on one thread, lines ahead, times without: {:.2}", proxy_ahead.one.rate_over(&proxy.one));
+    println!("whole proxy on two threads, lines ahead, without:      {:.2}", proxy_ahead.two.rate_over(&proxy.two));
     println!("test threads ... ok");
 }
 
@@ -106,7 +111,7 @@ impl WholeBench {
         WholeBench { size, whole, lanes, now: Instant::START }
     }
 
-    fn round(&mut self, pair: &mut Pair) {
+    fn round(&mut self, pair: &mut Pair, ahead: bool) {
         for (lanes, series) in self.lanes.iter_mut().zip([&mut pair.one, &mut pair.two]) {
             lanes.iter_mut().for_each(|(ring, _)| ring.now = self.now);
             let batches = self.size.batches;
@@ -114,7 +119,7 @@ impl WholeBench {
             series.add(&on_threads(&mut states, |((ring, packets), handle), barrier| {
                 packets.fill(handle, ring);
                 barrier.wait();
-                let timing = packets.run(handle, ring, batches);
+                let timing = packets.run(handle, ring, batches, ahead);
                 barrier.wait();
                 packets.drain(handle, ring);
                 timing

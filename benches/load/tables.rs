@@ -185,8 +185,8 @@ impl Tables {
     fn touch_inbound(&self, ring: &Ring, positions: &[usize; BATCH]) {
         for &position in positions {
             let echo = &ring[position];
-            self.echoes.touch(echo_key(echo));
-            std::hint::black_box(self.mappings.slots.identity(echo.index));
+            self.echoes.read_ahead(echo_key(echo));
+            self.mappings.slots.read_ahead(echo.index);
         }
     }
 
@@ -194,8 +194,8 @@ impl Tables {
         for &position in positions {
             let &Planned { client, client_ident, sequence, remote, .. } = &ring[position];
             if let Some(index) = map.get(client, client_ident, guard) {
-                std::hint::black_box(self.mappings.slots.identity(index));
-                self.echoes.touch(EchoKey { index, sequence, remote });
+                self.mappings.slots.read_ahead(index);
+                self.echoes.read_ahead(EchoKey { index, sequence, remote });
             }
         }
     }

@@ -95,8 +95,8 @@ impl Packets {
         }
     }
 
-    /// Runs this many batches and times them.
-    pub(crate) fn run(&mut self, handle: &mut Handle, ring: &mut Ring, batches: usize) -> Timing {
+    /// Runs this many batches and times them. `ahead`: each batch's lines are read before they are used.
+    pub(crate) fn run(&mut self, handle: &mut Handle, ring: &mut Ring, batches: usize, ahead: bool) -> Timing {
         let mut times = BatchTimes::with_capacity(batches);
         let [requests, replies] = &mut self.buffers;
         for _ in 0..batches {
@@ -107,8 +107,14 @@ impl Packets {
             }
             let begin = Instant::now();
             let mut batch = handle.batch(ring.now);
+            if ahead {
+                replies.iter().for_each(|packet| batch.touch_inbound(packet));
+            }
             let delivered = |packet: &mut Packet| matches!(batch.inbound(packet), Inbound::Deliver { .. });
             times.matched(replies.iter_mut().map(delivered).filter(|delivered| *delivered).count());
+            if ahead {
+                requests.iter().for_each(|packet| batch.touch_outbound(packet));
+            }
             for packet in requests.iter_mut() {
                 let verdict = batch.outbound(packet);
                 assert!(matches!(verdict, Outbound::Forward { .. }), "{verdict:?}");
