@@ -434,14 +434,38 @@ impl Batch<'_> {
         }
     }
 
+    /// Reads ahead the memory that `outbound` will need for this packet; changes nothing. Called for all packets of a
+    /// batch before the first is judged, it has their cache misses overlap.
+    pub fn touch_outbound(&self, packet: &[u8]) {
+        let Ok(packet) = Ipv4::check(packet) else { return };
+        let Ok(echo) = Echo::check(packet.payload()) else { return };
+        let mappings = &self.proxy.mappings;
+        mappings.clients.read_ahead(mappings.clients.index(self.proxy.policy.place(packet.source())));
+        if let Some(index) = mappings.find(packet.source(), echo.ident(), &self.guard) {
+            self.proxy.echoes.read_ahead(EchoKey { index, sequence: echo.sequence(), remote: packet.destination() });
+        }
+    }
+
+    /// As [`Batch::touch_outbound`], for `inbound`.
+    pub fn touch_inbound(&self, packet: &[u8]) {
+        let Ok(packet) = Ipv4::check(packet) else { return };
+        let Some(key) = self.echo_key(&packet, packet.destination(), packet.source()) else { return };
+        self.proxy.echoes.read_ahead(key);
+        self.proxy.mappings.slots.read_ahead(key.index);
+    }
+
     /// Takes back the record of a packet that `outbound` forwarded and that could not be sent. Whether it was there.
     pub fn withdraw(&mut self, packet: &[u8]) -> bool {
         let Ok(packet) = Ipv4::check(packet) else { return false };
-        let Ok(echo) = Echo::check(packet.payload()) else { return false };
-        let Some(address) = self.proxy.address_number(packet.source()) else { return false };
-        let index = SlotIndex::new(address, echo.ident());
-        let key = EchoKey { index, sequence: echo.sequence(), remote: packet.destination() };
+        let Some(key) = self.echo_key(&packet, packet.source(), packet.destination()) else { return false };
         self.proxy.echoes.consume(key, self.now) != Consumed::Unknown
+    }
+
+    /// The key of the echo that the packet asks or answers, if `own` is an address of the gateway.
+    fn echo_key(&self, packet: &Ipv4<&[u8]>, own: Ipv4Addr, remote: Ipv4Addr) -> Option<EchoKey> {
+        let echo = Echo::check(packet.payload()).ok()?;
+        let index = SlotIndex::new(self.proxy.address_number(own)?, echo.ident());
+        Some(EchoKey { index, sequence: echo.sequence(), remote })
     }
 
     /// The gateway address of this number.

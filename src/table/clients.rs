@@ -172,6 +172,12 @@ impl Clients {
         &self.0[client.0 as usize]
     }
 
+    /// Reads the client's line ahead of its use, so that a batch's cache misses overlap.
+    pub fn read_ahead(&self, client: ClientIndex) {
+        // Relaxed: the value is not used.
+        std::hint::black_box(self.line(client).mappings.load(Ordering::Relaxed));
+    }
+
     /// Charges a client for a packet of `bytes` bytes.
     pub fn charge(&self, client: ClientIndex, allowance: &Allowance, bytes: usize, now: Instant) -> Result<(), Over> {
         let line = self.line(client);

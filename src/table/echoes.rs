@@ -142,7 +142,7 @@ impl Echoes {
     }
 
     /// Reads the echo's bucket ahead of its use, so that a batch's cache misses overlap.
-    pub fn touch(&self, key: EchoKey) {
+    pub fn read_ahead(&self, key: EchoKey) {
         // Relaxed: the value is not used.
         std::hint::black_box(self.buckets[self.place(key).0].0[0].load(Ordering::Relaxed));
     }

@@ -130,6 +130,12 @@ impl Slots {
         Identity(self.0[index.position()].identity.load(Ordering::Acquire))
     }
 
+    /// Reads the slot ahead of its use, so that a batch's cache misses overlap.
+    pub fn read_ahead(&self, index: SlotIndex) {
+        // Relaxed: the value is not used.
+        std::hint::black_box(self.0[index.position()].identity.load(Ordering::Relaxed));
+    }
+
     /// Starts a mapping in a free slot. The caller owns its shard.
     pub(super) fn occupy(
         &self,
