@@ -45,7 +45,8 @@ fn whole(criterion: &mut Criterion, size: Size) {
     packets.fill(handle, &ring);
     for (name, ahead) in [("plain", false), ("ahead", true)] {
         group.bench_function(name, |bencher| {
-            bencher.iter_custom(|batches| total(packets.run(handle, &mut ring, count(batches), ahead).echo_ns, batches));
+            bencher
+                .iter_custom(|batches| total(packets.run(handle, &mut ring, count(batches), ahead).echo_ns, batches));
         });
     }
 }

@@ -73,7 +73,14 @@ impl Packets {
                 let echo = &ring[position];
                 let ident = echo.index.ident();
                 (
-                    packet(build::echo_request(echo.client, echo.remote, echo.client_ident, echo.sequence, 63, &PAYLOAD)),
+                    packet(build::echo_request(
+                        echo.client,
+                        echo.remote,
+                        echo.client_ident,
+                        echo.sequence,
+                        63,
+                        &PAYLOAD,
+                    )),
                     packet(build::echo_reply(echo.remote, GATEWAY, ident, echo.sequence, 60, &PAYLOAD)),
                 )
             })
