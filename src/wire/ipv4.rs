@@ -200,8 +200,8 @@ impl<B: AsRef<[u8]>> Ipv4<B> {
     }
 
     fn address(&self, at: usize) -> Ipv4Addr {
-        let header = self.header();
-        Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3])
+        let octets: [u8; 4] = self.bytes.as_ref()[at..at + 4].try_into().expect("four bytes");
+        octets.into()
     }
 }
 
