@@ -305,7 +305,7 @@ mod tests {
 
     fn asker(mappings: &Mappings, host: u8, client_ident: u16) -> Asker {
         let line = mappings.clients.index(host.into());
-        mappings.clients.enter(line, &Allowance::UNLIMITED, Instant::START).unwrap();
+        mappings.clients.enter(line, &Allowance::UNLIMITED, Instant::START).expect("no limit");
         Asker { client: client(host), line, client_ident }
     }
 
