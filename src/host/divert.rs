@@ -90,16 +90,10 @@ impl Divert {
     pub fn install(settings: &DivertSettings) -> Result<Divert, SetupError> {
         settings.validate()?;
         let mut installed = Installed::open(settings)?;
-        let watcher = installed.claim().and_then(|()| installed.mend()).and_then(|_| Watcher::subscribe());
-        match watcher {
-            Ok(subscribed) => Ok(Divert { watcher: Some(subscribed.start(installed)?) }),
-            Err(error) => {
-                if let Err(also) = installed.undo() {
-                    tracing::error!(error = %also, "undoing a diversion that could not be completed");
-                }
-                Err(error)
-            }
-        }
+        installed.claim()?;
+        installed.mend()?;
+        let watcher = Watcher::subscribe()?.start(installed)?;
+        Ok(Divert { watcher: Some(watcher) })
     }
 
     /// Ends the diversion and undoes all of it.
@@ -191,18 +185,20 @@ impl DivertSettings {
     }
 }
 
-/// The parts in force. Whoever holds this undoes them.
+/// The parts in force. Whoever holds this undoes them; dropping it does, too.
 #[derive(Debug)]
 struct Installed {
     settings: DivertSettings,
     netlink: Netlink,
     table: Option<Table>,
+    /// Whether there may be anything to undo. Until then rule and routes of these numbers are somebody else's.
+    begun: bool,
 }
 
 impl Installed {
     fn open(settings: &DivertSettings) -> Result<Installed, SetupError> {
         let netlink = Netlink::open().map_err(|error| SetupError::caused("opening a netlink socket", error))?;
-        Ok(Installed { settings: settings.clone(), netlink, table: None })
+        Ok(Installed { settings: settings.clone(), netlink, table: None, begun: false })
     }
 
     /// Makes sure that nobody else uses our numbers, and clears what a predecessor left under other settings.
@@ -231,6 +227,7 @@ impl Installed {
 
     /// Puts what is missing in place, rules that mark last, and names it. Changes nothing that is right.
     fn mend(&mut self) -> Result<Vec<&'static str>, SetupError> {
+        self.begun = true;
         let mut mended = self.settings.device.mend(&mut self.netlink)?;
         if self.mend_routes()? {
             mended.push("routes");
@@ -278,6 +275,7 @@ impl Installed {
     /// Removes everything, marks first, so that no packet is marked for a route that is gone. Goes on after a failure
     /// and reports the first.
     fn undo(&mut self) -> Result<(), SetupError> {
+        self.begun = false;
         let table = self.table.take().map_or(Ok(()), Table::remove);
         let rule = self.netlink.delete_rule(&self.settings.rule()).map_err(changing("removing the policy rule"));
         let routes = self.undo_routes().map_err(changing("removing the gateway's routes"));
@@ -292,6 +290,17 @@ impl Installed {
             }
         }
         Ok(())
+    }
+}
+
+/// A step of set-up that failed, or a watcher that panicked, leaves nothing behind either.
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if self.begun
+            && let Err(error) = self.undo()
+        {
+            tracing::error!(%error, "undoing a diversion that did not come to its end");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::process::{Echogate, Ended};
 use crate::scene::{Scene, Setup, run};
-use crate::sys;
+use crate::sys::{self, Call};
 
 /// Runs the rest of the command line where nft cannot be found: nothing but an empty file is where it is installed.
 const WITHOUT_NFT: &str = "for nft in /usr/sbin/nft /usr/local/sbin/nft /sbin/nft; do \
@@ -96,7 +96,7 @@ fn files_that_are_not_there_or_are_no_toml() {
 #[test]
 fn io_uring_where_it_is_refused() {
     let mut command = with("--clients 10.66.0.0/24 --divert g0 --outside 198.18.0.1 --io uring");
-    sys::refuse_io_uring(&mut command);
+    sys::refuse_io_uring(&mut command, Call::Setup);
     refused(command, &["io_uring", "remedy: ", "--io"]);
 }
 
@@ -105,13 +105,25 @@ fn where_io_uring_is_refused_the_choice_by_itself_warns_once_and_serves() {
     let scene = Scene::new(1);
     let mut command = Echogate::command("run");
     command.args(scene.arguments(&Setup { io: "auto", workers: 1 }));
-    sys::refuse_io_uring(&mut command);
+    sys::refuse_io_uring(&mut command, Call::Setup);
     let gateway = Echogate::start(scene.gateway(), &mut command).serving();
     scene.assert_pings("without io_uring");
     let ended = gateway.stop();
     assert!(ended.printed.contains("on system calls"), "{}", ended.printed);
     let warnings = ended.complaints.lines().filter(|line| line.contains("WARN") && line.contains("io_uring")).count();
     assert_eq!(warnings, 1, "{}", ended.complaints);
+}
+
+/// As under a kernel or a filter that knows rings, but not all that is done with them.
+#[test]
+fn check_finds_an_io_uring_that_can_be_made_and_not_be_used() {
+    let scene = Scene::new(1);
+    let mut command = Echogate::command("check");
+    command.args(scene.arguments(&Setup { io: "uring", workers: 1 }));
+    sys::refuse_io_uring(&mut command, Call::Register);
+    let ended = Echogate::start(scene.gateway(), &mut command).ended();
+    assert_eq!(ended.code, Some(1), "{}{}", ended.printed, ended.complaints);
+    assert!(ended.printed.lines().any(|line| line.starts_with("missing  io_uring")), "{}", ended.printed);
 }
 
 /// `echogate run` with these arguments.

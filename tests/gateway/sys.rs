@@ -15,24 +15,30 @@ pub(crate) fn terminate(process: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Lets the command run as where io_uring is refused: its set-up fails with EPERM.
+/// A call of io_uring's; the numbers are the same on every architecture.
+#[derive(Clone, Copy)]
+pub(crate) enum Call {
+    Setup = 425,
+    Register = 427,
+}
+
+/// Lets the command run as where io_uring is refused: this call fails with EPERM.
 ///
 /// A filter on this process alone, because the sysctl kernel.io_uring_disabled is the whole machine's.
 #[expect(unsafe_code, reason = "a system call between fork and exec")]
-pub(crate) fn refuse_io_uring(command: &mut Command) {
+pub(crate) fn refuse_io_uring(command: &mut Command, call: Call) {
     // SAFETY: `refuse_io_uring_here` makes one system call and allocates nothing, which is allowed after fork.
-    unsafe { command.pre_exec(refuse_io_uring_here) };
+    unsafe { command.pre_exec(move || refuse_io_uring_here(call as u32)) };
 }
 
 #[expect(unsafe_code, reason = "prctl(2) has no safe wrapper")]
-fn refuse_io_uring_here() -> io::Result<()> {
-    // io_uring_setup has the same number on every architecture, and the first word of what the filter sees is it.
-    const NUMBER: u32 = 425;
+fn refuse_io_uring_here(number: u32) -> io::Result<()> {
+    // The first word of what the filter sees is the call's number.
     const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
     let instruction = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
     let mut filter = [
         instruction(0x20, 0, 0),                       // load word 0
-        instruction(0x15, 1, NUMBER),                  // equal? skip one
+        instruction(0x15, 1, number),                  // equal? skip one
         instruction(0x06, 0, libc::SECCOMP_RET_ALLOW), // return
         instruction(0x06, 0, REFUSE),
     ];

@@ -307,6 +307,40 @@ fn two_gateways_need_numbers_of_their_own() {
 }
 
 #[test]
+fn who_is_refused_takes_nothing_away_from_the_other() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let first = settings();
+        let _tun = Tun::open(&first.device);
+        // Without a watcher, which would put back what was taken.
+        let mut installed = Installed::open(&first).expect("opens");
+        installed.mend().expect("installs");
+        let during = state();
+        let mut second = settings();
+        second.device.name = "eg1".to_owned();
+        let _other = Tun::open(&second.device);
+        Divert::install(&second).expect_err("the routing table is taken");
+        assert_eq!(state(), during);
+    });
+}
+
+#[test]
+fn a_set_up_that_gets_no_further_is_undone() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let settings = settings();
+        let _tun = Tun::open(&settings.device);
+        let before = state();
+        let mut installed = Installed::open(&settings).expect("opens");
+        installed.table = Some(Table::install_plain(&settings).expect("installs"));
+        installed.mend().expect("installs");
+        assert_ne!(state(), before);
+        drop(installed);
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
 fn a_table_that_another_gateway_owns_is_refused_and_nothing_is_left() {
     let scene = Scene::new();
     scene.at_gateway(|| {

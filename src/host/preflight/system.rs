@@ -3,11 +3,9 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 
-use io_uring::IoUring;
-
 use super::Finding;
 use crate::host::nft;
-use crate::io::Backend;
+use crate::io::{Backend, uring};
 use crate::sys::namespace::effective_ids;
 
 /// Bits of the capability sets (capability.h).
@@ -62,19 +60,20 @@ pub(super) fn ring(backend: Backend) -> Finding {
     if backend == Backend::Syscalls {
         return Finding::ok(name, "not used");
     }
-    // The sysctl says why, the attempt says whether: seccomp filters and rights come in too.
-    let error = match IoUring::new(2) {
-        Ok(_) => return Finding::ok(name, "allowed"),
+    // The sysctl says why, the attempt (the one that `run` makes) says whether: seccomp filters, rights and the kernel's
+    // age come in too.
+    let error = match uring::probe() {
+        Ok(()) => return Finding::ok(name, "allowed"),
         Err(error) => error,
     };
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    let remedy = match (disabled.trim(), error.raw_os_error()) {
+    let remedy = match (disabled.trim(), error.errno()) {
         ("1" | "2", _) => "sysctl -w kernel.io_uring_disabled=0",
         (_, Some(libc::EPERM)) => "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile",
         (_, Some(libc::ENOMEM)) => "raise the limit of locked memory: `ulimit -l`",
-        _ => "a kernel with CONFIG_IO_URING (6.0 or later)",
+        _ => "Linux 6.7 or newer with CONFIG_IO_URING",
     };
-    let what = format!("refused: {error}");
+    let (what, _) = error.into_parts();
     match backend {
         Backend::Uring => Finding::missing(name, what).remedy(format!("{remedy}; or --io syscalls")).fatal(),
         _ => Finding::warning(name, format!("{what}; system calls do its work")).remedy(remedy),
