@@ -485,12 +485,17 @@ impl Owner {
     /// stamp, which wraps after four of them, is ever misread.
     fn sweep(&mut self, echoes: &Echoes, timeout: Duration, now: Instant) -> u64 {
         let total = self.shards.len() * echoes.shard_buckets();
-        let elapsed = now.since(self.swept).min(timeout);
-        let due = usize::try_from(total as u128 * elapsed.as_nanos() / timeout.as_nanos()).unwrap_or(total);
-        if due == 0 {
-            return 0;
-        }
-        self.swept = now;
+        let elapsed = now.since(self.swept);
+        let due = if elapsed >= timeout {
+            self.swept = now;
+            total
+        } else {
+            let due = total as u128 * elapsed.as_nanos() / timeout.as_nanos();
+            // The time that made no whole bucket adds up for the next call.
+            let used = due * timeout.as_nanos() / total as u128;
+            self.swept = self.swept + Duration::from_nanos(u64::try_from(used).unwrap_or(u64::MAX));
+            usize::try_from(due).unwrap_or(total)
+        };
         let mut left = due;
         let mut unanswered = 0;
         while left > 0 {

@@ -76,7 +76,10 @@ pub struct Idents {
     held: VecDeque<(SlotIndex, Instant)>,
     lifetimes: Lifetimes,
     cursor: usize,
+    /// Up to when the walk over the live mappings has come.
     swept: Instant,
+    /// Living mappings that the walk has still to pass: left over where more had ended than one batch may end.
+    owed: usize,
     rng: StdRng,
 }
 
@@ -116,7 +119,7 @@ impl Idents {
     pub(super) fn with_ready(ready: Vec<Vec<SlotIndex>>, lifetimes: Lifetimes, rng: StdRng) -> Idents {
         let total = ready.iter().map(Vec::len).sum();
         let (live, held) = (Vec::with_capacity(total), VecDeque::with_capacity(total));
-        Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, rng }
+        Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, owed: 0, rng }
     }
 
     /// Makes a mapping on gateway address number `address`, or finds the one that another worker made meanwhile. Whoever
@@ -197,15 +200,15 @@ impl Idents {
             mappings.slots.free(index, State::Held);
             self.ready[usize::from(index.address())].push(index);
         }
+        self.owed = (self.owed + self.due(now)).min(self.live.len());
         let mut ended = 0;
-        for _ in 0..self.due(now) {
-            if self.live.is_empty() || ended == count_max {
-                break;
-            }
+        while self.owed > 0 && ended < count_max && !self.live.is_empty() {
             self.cursor = if self.cursor < self.live.len() { self.cursor } else { 0 };
             if u128::from(mappings.slots.idle_ms(self.live[self.cursor], now)) < self.lifetimes.idle.as_millis() {
                 self.cursor += 1;
+                self.owed -= 1;
             } else {
+                // It takes itself out of the walk, which does not become longer by it.
                 self.end(mappings, now, guard);
                 ended += 1;
             }
@@ -224,18 +227,24 @@ impl Idents {
 
     /// How many live mappings the walk should have looked at since the last time.
     fn due(&mut self, now: Instant) -> usize {
-        let walk = (self.lifetimes.idle / WALKS_PER_IDLE).max(Duration::from_millis(1));
-        let elapsed = now.since(self.swept).min(walk);
-        let due = self.live.len() as u128 * elapsed.as_nanos() / walk.as_nanos();
-        // Not due yet: let the time add up. Nothing to walk: it need not.
-        if due > 0 || self.live.is_empty() {
+        let walk = (self.lifetimes.idle / WALKS_PER_IDLE).max(Duration::from_millis(1)).as_nanos();
+        let elapsed = now.since(self.swept).as_nanos();
+        let live = self.live.len() as u128;
+        if live == 0 || elapsed >= walk {
             self.swept = now;
+            return self.live.len();
         }
+        let due = live * elapsed / walk;
+        // The time that made no whole mapping adds up for the next call.
+        self.swept = self.swept + Duration::from_nanos(u64::try_from(due * walk / live).unwrap_or(u64::MAX));
         usize::try_from(due).unwrap_or(usize::MAX)
     }
 
     /// How long the owner may sleep before it must call `expire` again; `None` while there is nothing to expire.
     pub fn sleep_max(&self, now: Instant) -> Option<Duration> {
+        if self.owed > 0 {
+            return Some(Duration::ZERO);
+        }
         let hold_down = self.held.front().map(|&(_, until)| until.since(now));
         let walk = (!self.live.is_empty()).then_some(SLICE);
         hold_down.into_iter().chain(walk).min()
@@ -430,6 +439,41 @@ mod tests {
             assert!(now.since(Instant::START) < Duration::from_secs(30), "never sleeps again");
         }
         assert_eq!((idents.live(), idents.held()), (0, 0));
+    }
+
+    #[test]
+    fn many_mappings_that_end_together_end_in_time_without_any_traffic() {
+        let (mappings, mut idents) = owner();
+        let guard = mappings.forward.guard();
+        for ident in 0..1000 {
+            idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap();
+        }
+        let mut now = Instant::START;
+        while idents.live() > 0 {
+            now = now + idents.sleep_max(now).unwrap();
+            idents.expire(&mappings, now, 32, &guard);
+        }
+        let late = now.since(Instant::START + LIFETIMES.idle);
+        assert!(late <= LIFETIMES.idle / WALKS_PER_IDLE + SLICE, "{late:?}");
+    }
+
+    #[test]
+    fn a_walk_takes_its_time_however_often_it_is_looked_at() {
+        for unused in 0..100 {
+            let (mappings, mut idents) = owner();
+            let guard = mappings.forward.guard();
+            let make = |ident| idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap();
+            let made: Vec<SlotIndex> = (0..100).map(make).collect();
+            // One is due every 10 ms: a look every 19 ms passes one, and nearly two.
+            let mut now = Instant::START;
+            while idents.live() == 100 {
+                now = now + Duration::from_millis(19);
+                made.iter().filter(|index| **index != made[unused]).for_each(|index| mappings.slots.touch(*index, now));
+                idents.expire(&mappings, now, 32, &guard);
+            }
+            let late = now.since(Instant::START + LIFETIMES.idle);
+            assert!(late <= LIFETIMES.idle / WALKS_PER_IDLE + SLICE, "{late:?}");
+        }
     }
 
     /// Two owners make mappings for the same clients and idents at once: one mapping each, and no ident is lost.
