@@ -46,6 +46,9 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 /// Noted on a frame that goes back to the TUN unchanged.
 const REINJECTED: u8 = 1;
 
+/// Noted on a request that is outstanding already: if this one cannot be sent, the first may be answered all the same.
+const REPEATED: u8 = 3;
+
 /// Noted on a frame that has become an error of our own.
 const ORIGINATED: u8 = 2;
 
@@ -116,7 +119,10 @@ pub struct Worker<'c, I> {
     fall_through: FallThrough,
     post: Post,
     events: Events,
-    waiting: VecDeque<Frame>,
+    /// With how many other workers had no ident for it.
+    waiting: VecDeque<(Frame, usize)>,
+    /// Errors of our own that are in flight: no packet that came in becomes one, it has been dropped.
+    originated: usize,
 }
 
 impl<'c, I: PacketIo> Worker<'c, I> {
@@ -129,7 +135,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         fall_through: FallThrough,
     ) -> Worker<'c, I> {
         let (events, waiting) = (Events::with_capacity(), VecDeque::with_capacity(WAITING_MAX));
-        Worker { io, handle, counters, fall_through, post, events, waiting }
+        Worker { io, handle, counters, fall_through, post, events, waiting, originated: 0 }
     }
 
     /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
@@ -155,7 +161,8 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             }
             self.io.wait(&mut self.events, Some(until.since(now)))?;
         }
-        self.counters.ending.add(self.io.in_flight() as u64);
+        self.counters.ending.add((self.io.in_flight() - self.originated) as u64);
+        self.counters.not_originated.add(self.originated as u64);
         if cfg!(debug_assertions) {
             self.audit().map_err(|what| SetupError::new(format!("the tables contradict one another: {what}")))?;
         }
@@ -170,6 +177,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             fall_through: self.fall_through,
             post: &self.post,
             waiting: &mut self.waiting,
+            originated: &mut self.originated,
         };
         for sent in self.events.sent.drain(..) {
             turn.settle(sent);
@@ -226,18 +234,22 @@ struct Turn<'t, I> {
     counters: &'t WorkerCounters,
     fall_through: FallThrough,
     post: &'t Post,
-    waiting: &'t mut VecDeque<Frame>,
+    waiting: &'t mut VecDeque<(Frame, usize)>,
+    originated: &'t mut usize,
 }
 
 impl<I: PacketIo> Turn<'_, I> {
     fn settle(&mut self, Sent { to, frame, errno }: Sent) {
         let counters = self.counters;
+        if frame.note() == ORIGINATED {
+            *self.originated -= 1;
+        }
         match (to, errno) {
             (Side::Outside, 0) if frame.note() == ORIGINATED => counters.originated.count(frame.len()),
             (Side::Outside, _) if frame.note() == ORIGINATED => counters.not_originated.add(1),
             (Side::Outside, 0) => counters.outside_out.count(frame.len()),
             (Side::Outside, errno) => {
-                if self.batch.withdraw(&frame) {
+                if frame.note() != REPEATED && self.batch.withdraw(&frame) {
                     counters.outstanding.sub(1);
                 }
                 counters.send_outside.count(errno);
@@ -275,6 +287,9 @@ impl<I: PacketIo> Turn<'_, I> {
         match verdict {
             Outbound::Forward { address, remote, length, recorded } => {
                 self.count_recorded(recorded);
+                if recorded == Recorded::Again {
+                    frame.set_note(REPEATED);
+                }
                 frame.truncate(length);
                 self.io.send_outside(frame, address, remote);
             }
@@ -285,7 +300,7 @@ impl<I: PacketIo> Turn<'_, I> {
                 }
                 FallThrough::Drop => self.counters.not_reinjected.add(1),
             },
-            Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back(frame),
+            Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back((frame, refusals)),
             Outbound::Later => self.counters.creations_backlog.add(1),
             Outbound::Elsewhere => self.hand_over(frame, refusals + 1),
             Outbound::Refuse { reason, class, tell_from } => {
@@ -341,6 +356,7 @@ impl<I: PacketIo> Turn<'_, I> {
         }
         if let Some(client) = error::complete(&mut frame, gateway, kind, code) {
             frame.set_note(ORIGINATED);
+            *self.originated += 1;
             self.io.send_outside(frame, address, client);
         }
     }
@@ -348,8 +364,13 @@ impl<I: PacketIo> Turn<'_, I> {
     /// Packets that the last batch had no new mapping left for. Those for which this one has none go round again.
     fn outbound_waiting(&mut self) {
         for _ in 0..self.waiting.len() {
-            let Some(frame) = self.waiting.pop_front() else { break };
-            self.outbound(frame);
+            let Some((mut frame, refusals)) = self.waiting.pop_front() else { break };
+            let verdict = if refusals < self.post.workers {
+                self.batch.outbound(&mut frame)
+            } else {
+                self.batch.outbound_at_last(&mut frame)
+            };
+            self.carry_out(verdict, frame, refusals);
         }
     }
 

@@ -59,6 +59,11 @@ pub(super) type Field = fn(&mut Limits) -> &mut u32;
 
 impl Exception {
     fn apply(&self, everybody: Limits) -> Override {
+        Override { prefix: self.prefix, allowance: self.limits(everybody).into() }
+    }
+
+    /// The limits of its clients.
+    pub(super) fn limits(&self, everybody: Limits) -> Limits {
         let mut limits = everybody;
         for (changed, value) in &self.changes {
             for (name, field) in FIELDS {
@@ -67,7 +72,7 @@ impl Exception {
                 }
             }
         }
-        Override { prefix: self.prefix, allowance: limits.into() }
+        limits
     }
 }
 

@@ -7,7 +7,7 @@ use super::keys::{KEYS, Key, Kind};
 use super::sources::Origins;
 use super::{CLIENTS_MAX, Config};
 use crate::error::SetupError;
-use crate::policy::Prefix;
+use crate::policy::{Limits, Prefix};
 use crate::proxy::BATCH_TIME_MAX;
 use crate::table::ADDRESSES_MAX;
 
@@ -40,7 +40,7 @@ impl Config {
         let refuse = |key: &str, refusal: (String, String)| {
             Err(SetupError::new(format!("{}: {}", origins.name(key), refusal.0)).remedy(refusal.1))
         };
-        let checks: [(&str, Check); 9] = [
+        let checks: [(&str, Check); 10] = [
             ("inside.clients", check_clients),
             ("inside.divert", check_divert),
             ("inside.address", check_inside_address),
@@ -49,6 +49,7 @@ impl Config {
             ("outside.addresses", check_outside),
             ("mapping.hold_down", check_hold_down),
             ("echo.table_words", check_table_words),
+            ("limits.bytes_burst", check_bytes_burst),
             ("limits.overrides", check_overrides),
         ];
         for key in KEYS {
@@ -131,6 +132,19 @@ fn check_device_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A burst that no packet fits into refuses every packet.
+fn fits_a_packet(limits: &Limits, mtu: u32) -> Verdict {
+    if limits.bytes_per_second == 0 || limits.bytes_burst >= mtu {
+        return Ok(());
+    }
+    let burst = limits.bytes_burst;
+    refused(format!("{burst} bytes at once are less than one packet of inside.mtu ({mtu})"), format!("at least {mtu}"))
+}
+
+fn check_bytes_burst(config: &Config) -> Verdict {
+    fits_a_packet(&config.limits.everybody, config.inside.mtu)
+}
+
 fn check_overrides(config: &Config) -> Verdict {
     let overrides = &config.limits.overrides;
     if overrides.len() > CLIENTS_MAX {
@@ -141,6 +155,8 @@ fn check_overrides(config: &Config) -> Verdict {
     }
     for (position, exception) in overrides.iter().enumerate() {
         let prefix = exception.prefix;
+        fits_a_packet(&exception.limits(config.limits.everybody), config.inside.mtu)
+            .map_err(|(what, remedy)| (format!("{prefix}: {what}"), remedy))?;
         if overrides[..position].iter().any(|earlier| earlier.prefix == prefix) {
             return refused(format!("{prefix} stands there twice"), "name its limits in one entry");
         }

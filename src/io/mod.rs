@@ -93,7 +93,8 @@ impl Events {
         Events {
             from_inside: Vec::with_capacity(BATCH_MAX),
             from_outside: Vec::with_capacity(BATCH_MAX),
-            sent: Vec::with_capacity(4 * BATCH_MAX),
+            // Every buffer of the default pools may be in flight at once.
+            sent: Vec::with_capacity(16 * BATCH_MAX),
             woken: false,
         }
     }

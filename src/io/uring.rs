@@ -130,7 +130,7 @@ impl UringIo {
             outside,
             in_flight: InFlight::new(u32::try_from(buffers).unwrap_or(u32::MAX)),
             wake_armed: false,
-            refused: Vec::new(),
+            refused: Vec::with_capacity(2 * BATCH_MAX),
             failed_addresses: 0,
             send,
             waker,

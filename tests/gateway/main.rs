@@ -3,7 +3,7 @@
 //!
 //! The internet has no route to the clients (see `echogate::lab`), and unless a test says so nothing translates: what
 //! comes back to a client has come through the gateway. Each test makes its own scene, so they run beside each other,
-//! and each that moves packets runs on both back ends and with two workers. "Nothing came" is proven by a later packet
+//! and each that moves packets runs on both back ends with one, two and four workers. "Nothing came" is proven by a later packet
 //! that is the first to come, not by waiting. All of them take root.
 
 mod beside;
@@ -22,14 +22,16 @@ mod sys;
 /// Makes tests of functions that take a set-up: one for each that moves packets in its own way.
 macro_rules! in_every_setup {
     ($($name:ident),* $(,)?) => {
-        mod uring {
-            $(#[test] fn $name() { super::$name(&crate::scene::Setup { io: "uring", workers: 1 }); })*
-        }
-        mod syscalls {
-            $(#[test] fn $name() { super::$name(&crate::scene::Setup { io: "syscalls", workers: 1 }); })*
-        }
-        mod two_workers {
-            $(#[test] fn $name() { super::$name(&crate::scene::Setup { io: "auto", workers: 2 }); })*
+        in_every_setup!(@ uring "uring" 1: $($name)*);
+        in_every_setup!(@ syscalls "syscalls" 1: $($name)*);
+        in_every_setup!(@ two_on_uring "uring" 2: $($name)*);
+        in_every_setup!(@ two_on_syscalls "syscalls" 2: $($name)*);
+        in_every_setup!(@ four_on_uring "uring" 4: $($name)*);
+        in_every_setup!(@ four_on_syscalls "syscalls" 4: $($name)*);
+    };
+    (@ $module:ident $io:literal $workers:literal: $($name:ident)*) => {
+        mod $module {
+            $(#[test] fn $name() { super::$name(&crate::scene::Setup { io: $io, workers: $workers }); })*
         }
     };
 }

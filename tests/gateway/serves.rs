@@ -17,6 +17,7 @@ in_every_setup!(
     echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered,
     a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing,
     it_works_under_every_reverse_path_filter,
+    stopped_under_load_it_accounts_for_every_packet,
 );
 
 fn a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before(setup: &Setup) {
@@ -53,7 +54,7 @@ fn two_clients_with_equal_idents_get_their_own_replies_from_every_remote(setup: 
 }
 
 fn echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered(setup: &Setup) {
-    const ECHOES: u64 = 50_000;
+    const ECHOES: u64 = 100_000;
     let scene = Scene::alone(2);
     let arguments = [scene.arguments(setup), limits_off()].concat();
     let gateway = Echogate::serve(scene.gateway(), &arguments);
@@ -106,6 +107,29 @@ fn it_works_under_every_reverse_path_filter(setup: &Setup) {
         scene.assert_pings(&format!("all.rp_filter {rp_filter}"));
         gateway.stop();
     }
+}
+
+fn stopped_under_load_it_accounts_for_every_packet(setup: &Setup) {
+    let scene = Scene::alone(2);
+    let gateway = Echogate::serve(scene.gateway(), &[scene.arguments(setup), limits_off()].concat());
+    let options = LoadOptions {
+        duration: Duration::from_secs(2),
+        window: 64,
+        reply_timeout: Duration::from_millis(200),
+        ..LoadOptions::default()
+    };
+    let lab = scene.lab();
+    let ended = thread::scope(|scope| {
+        let load = scope.spawn(|| load::run(lab.clients(), lab.remotes(), &options, |_| ControlFlow::Continue(())));
+        thread::sleep(Duration::from_secs(1));
+        let ended = gateway.stop();
+        load.join().expect("it ends well").expect("it runs");
+        ended
+    });
+    assert!(ended.total("replies delivered") > 1000, "{}", ended.printed);
+    let arrived = ended.total("from inside") + ended.total("from outside");
+    let accounted = ended.total("to inside") + ended.total("to outside") + ended.total("dropped");
+    assert_eq!(arrived, accounted, "{}", ended.printed);
 }
 
 /// Forty idents between one pair of hosts, which the kernel by itself would give to one worker.
