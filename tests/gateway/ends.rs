@@ -1,10 +1,14 @@
 //! A gateway that can no longer serve says so.
 
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
 use echogate::config::Config;
 use echogate::gateway::Gateway;
 use echogate::io::Backend;
 
-use crate::scene::{PATIENCE, Scene};
+use crate::scene::{PATIENCE, Scene, Setup, run};
 use crate::sys;
 
 #[test]
@@ -35,4 +39,26 @@ fn when_one_workers_descriptor_is_closed_under_it_the_gateway_hears_why() {
             gateway.stop().expect("it can be stopped all the same");
         })
         .expect("enters");
+}
+
+#[test]
+fn a_worker_that_is_moved_off_its_cpu_goes_on_and_says_so_once() {
+    let scene = Scene::new(1);
+    let gateway = scene.serve(&Setup { io: "uring", workers: 1 });
+    let tasks = format!("/proc/{}/task", gateway.id());
+    let worker = fs::read_dir(&tasks)
+        .expect("the gateway runs")
+        .map(|task| task.expect("it can be listed").path())
+        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "worker-0"))
+        .expect("a worker");
+    // Whichever CPU it has been pinned to: now it may use both, as when a cgroup's set has changed.
+    let number = worker.file_name().expect("a number").to_string_lossy().into_owned();
+    run(scene.gateway(), &format!("taskset -pc 0,1 {number}"));
+    for _ in 0..3 {
+        thread::sleep(Duration::from_millis(700));
+        scene.assert_pings("unpinned");
+    }
+    let ended = gateway.stop();
+    let said = ended.complaints.lines().filter(|line| line.contains("was moved off its CPU")).count();
+    assert_eq!(said, 1, "{}", ended.complaints);
 }

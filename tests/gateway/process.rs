@@ -63,6 +63,11 @@ impl Echogate {
         self
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for its own end.
     pub(crate) fn ended(mut self) -> Ended {
         let deadline = Instant::now() + PATIENCE;
