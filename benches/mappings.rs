@@ -172,6 +172,9 @@ fn memory_and_throughput(size: &Size) {
 }
 
 /// Batches of live echoes, alone and while a burst of new mappings waits for its turn as it would in a worker.
+/// The times of a round's batches: without a burst, and during one.
+type Round = (Vec<Duration>, Vec<Duration>);
+
 fn burst(size: &Size) {
     let mut rounds = Vec::new();
     for _ in 0..size.burst_rounds {
@@ -185,7 +188,7 @@ fn burst(size: &Size) {
     }
     let mut moved = Vec::new();
     for percent in [50, 99] {
-        let of = |pick: fn(&(Vec<Duration>, Vec<Duration>)) -> &Vec<Duration>| {
+        let of = |pick: fn(&Round) -> &Vec<Duration>| {
             median(rounds.iter().map(|round| percentile(pick(round), percent)).collect()).as_secs_f64() * 1e6
         };
         let (calm, busy) = (of(|round| &round.0), of(|round| &round.1));
