@@ -171,10 +171,10 @@ fn memory_and_throughput(size: &Size) {
     println!("echoes that nobody answered are left to the sweep: {} outstanding", subject.proxy.outstanding());
 }
 
-/// Batches of live echoes, alone and while a burst of new mappings waits for its turn as it would in a worker.
 /// The times of a round's batches: without a burst, and during one.
 type Round = (Vec<Duration>, Vec<Duration>);
 
+/// Batches of live echoes, alone and while a burst of new mappings waits for its turn as it would in a worker.
 fn burst(size: &Size) {
     let mut rounds = Vec::new();
     for _ in 0..size.burst_rounds {
