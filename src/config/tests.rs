@@ -335,15 +335,15 @@ fn values_that_contradict_each_other_are_refused() {
             "e.toml:3: inside.table: 254 is one of the kernel's own tables\n  remedy: choose a number that `ip route show table N` shows empty",
         ),
         (
-            "[mapping]\nhold_down = \"60500ms\"",
-            "e.toml:4: mapping.hold_down: 1m 500ms is not safely longer than echo.timeout (1m): a late reply could reach the next client that gets the ident\n  remedy: leave it out for the shortest that is safe",
+            "[mapping]\nhold_down = \"61s\"",
+            "e.toml:4: mapping.hold_down: 1m 1s is not safely longer than echo.timeout (1m): a late reply could reach the next client that gets the ident\n  remedy: leave it out for the shortest that is safe",
         ),
     ];
     for (line, expected) in table {
         assert_eq!(bad(&format!("{CLIENTS}{line}"), &[]), expected);
     }
-    let longer = good(&format!("{CLIENTS}[mapping]\nhold_down = \"60501ms\""), &[]);
-    assert_eq!(longer.mapping.hold_down, Some(Duration::from_millis(60_501)));
+    let longer = good(&format!("{CLIENTS}[mapping]\nhold_down = \"61001ms\""), &[]);
+    assert_eq!(longer.mapping.hold_down, Some(Duration::from_millis(61_001)));
 }
 
 #[test]

@@ -278,7 +278,7 @@ fn check_outside(config: &Config) -> Verdict {
 /// An ident that is handed on while an echo of its last owner can still be answered would deliver that answer to the
 /// wrong client. The exact limit depends on the table of outstanding echoes, which makes the last check itself.
 fn check_hold_down(config: &Config) -> Verdict {
-    let least = config.echo.timeout + BATCH_TIME_MAX;
+    let least = config.echo.timeout + 2 * BATCH_TIME_MAX;
     match config.mapping.hold_down {
         Some(hold_down) if hold_down <= least => {
             let [hold_down, timeout] = [hold_down, config.echo.timeout].map(humantime::format_duration);

@@ -427,6 +427,18 @@ mod tests {
     }
 
     #[test]
+    fn a_mapping_that_is_ending_is_not_taken_for_a_live_one() {
+        let (mappings, mut idents) = owner();
+        let guard = mappings.forward.guard();
+        let ended = idents.make(&mappings, 0, asker(&mappings, 1, 7), Instant::START, &guard).unwrap();
+        // As while another worker ends it: held already, and still in the map.
+        mappings.slots.hold(ended);
+        let made = idents.make(&mappings, 0, asker(&mappings, 1, 7), Instant::START, &guard).unwrap();
+        assert_ne!(made, ended);
+        assert_eq!(mappings.find(client(1), 7, &guard), Some(made));
+    }
+
+    #[test]
     fn an_owner_without_mappings_may_sleep_as_long_as_it_likes() {
         let (mappings, mut idents) = owner();
         assert_eq!(idents.sleep_max(Instant::START), None);
