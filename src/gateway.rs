@@ -204,11 +204,6 @@ impl Gateway {
         self.counters.snapshot()
     }
 
-    /// Each worker's counters now.
-    pub fn worker_snapshots(&self) -> Vec<Snapshot> {
-        (0..self.workers.len()).map(|worker| self.counters.worker_snapshot(worker)).collect()
-    }
-
     /// Why a worker ended by itself. The gateway is then to be stopped.
     pub fn faults(&self) -> &Receiver<SetupError> {
         &self.faults
