@@ -155,15 +155,19 @@ fn memory_and_throughput(size: &Size) {
     cycle(0, size.warm_up_mappings);
     let before = resident_kib();
     let count = size.cycle_mappings;
-    let times: Vec<(Duration, Duration)> = (2..).map(|n| cycle(n * count, count)).take(size.cycles).collect();
+    let mut cycles = (2..).map(|n| cycle(n * count, count));
+    let mut times: Vec<(Duration, Duration)> = cycles.by_ref().take(size.cycles / 2).collect();
+    let half_way = resident_kib();
+    times.extend(cycles.take(size.cycles - size.cycles / 2));
     let after = resident_kib();
     subject.handle.audit().expect("tables that agree");
     assert_eq!(subject.handle.mappings(), 0);
     let echoes = u64::from(size.cycle_echoes) * size.cycles as u64;
     println!(
-        "resident after the tables were full once: {before} KiB; after {} mappings and {echoes} echoes more: {after} KiB ({:+} KiB)",
+        "resident after the tables were full once: {before} KiB; after {} mappings and {echoes} echoes more: {after} KiB ({:+} KiB; half way {:+})",
         u64::from(count) * size.cycles as u64,
-        after - before
+        after - before,
+        half_way - before
     );
     let ns = |times: Vec<Duration>| median(times).as_nanos() as f64 / f64::from(count);
     println!("a mapping made, with its first request: {:.0} ns", ns(times.iter().map(|(make, _)| *make).collect()));

@@ -24,35 +24,50 @@ impl Pair {
     }
 }
 
+type Round = fn(&mut TablesBench, &mut WholeBench, &mut Pair);
+
+/// The contenders, in the order of the output.
+const CONTENDERS: [(&str, Round); 7] = [
+    ("tables, papaya", |tables, _, pair| tables.round(pair, |tables| &tables.mappings.forward, false)),
+    ("tables, DashMap", |tables, _, pair| tables.round(pair, |tables| &tables.dash, false)),
+    ("tables, RwLock<HashMap>", |tables, _, pair| tables.round(pair, |tables| &tables.locked, false)),
+    ("tables, papaya, lines ahead", |tables, _, pair| tables.round(pair, |tables| &tables.mappings.forward, true)),
+    ("tables, DashMap, lines ahead", |tables, _, pair| tables.round(pair, |tables| &tables.dash, true)),
+    ("whole proxy", |_, whole, pair| whole.round(pair, false)),
+    ("whole proxy, lines ahead", |_, whole, pair| whole.round(pair, true)),
+];
+
 fn main() {
     let size = Size::of_this_run();
-    println!("{}", conditions());
+    println!("before: {}", conditions());
     let mut tables = TablesBench::new(size);
     let mut whole = WholeBench::new(size);
-    let [mut papaya, mut papaya_ahead] = ["tables, papaya", "tables, papaya, lines ahead"].map(Pair::new);
-    let [mut dash, mut dash_ahead] = ["tables, DashMap", "tables, DashMap, lines ahead"].map(Pair::new);
-    let mut locked = Pair::new("tables, RwLock<HashMap>");
-    let [mut proxy, mut proxy_ahead] = ["whole proxy", "whole proxy, lines ahead"].map(Pair::new);
-    for _ in 0..size.rounds {
-        tables.round(&mut papaya, |tables| &tables.mappings.forward, false);
-        tables.round(&mut dash, |tables| &tables.dash, false);
-        tables.round(&mut locked, |tables| &tables.locked, false);
-        tables.round(&mut papaya_ahead, |tables| &tables.mappings.forward, true);
-        tables.round(&mut dash_ahead, |tables| &tables.dash, true);
-        whole.round(&mut proxy, false);
-        whole.round(&mut proxy_ahead, true);
+    let mut pairs = CONTENDERS.map(|(name, _)| Pair::new(name));
+    for round in 0..size.rounds {
+        // Nobody always follows the same one, whose leavings are in the cache.
+        for turn in 0..CONTENDERS.len() {
+            let contender = (turn + round) % CONTENDERS.len();
+            CONTENDERS[contender].1(&mut tables, &mut whole, &mut pairs[contender]);
+        }
     }
-    for pair in [&papaya, &dash, &locked, &papaya_ahead, &dash_ahead, &proxy, &proxy_ahead] {
+    for pair in &pairs {
         println!("{}\n{}", pair.one.line(), pair.two.line());
     }
-    println!("papaya on one thread, times the rate of DashMap:       {:.2}", papaya.one.rate_over(&dash.one));
-    println!("papaya on two threads, times the rate of DashMap:      {:.2}", papaya.two.rate_over(&dash.two));
-    println!("papaya on two threads, times the rate of RwLock:       {:.2}", papaya.two.rate_over(&locked.two));
-    println!("papaya on two threads, times its own on one:           {:.2}", papaya.two.rate_over(&papaya.one));
-    println!("whole proxy on two threads, times its own on one:      {:.2}", proxy.two.rate_over(&proxy.one));
-    println!("tables on one thread, lines ahead, times without:      {:.2}", papaya_ahead.one.rate_over(&papaya.one));
-    println!("whole proxy on one thread, lines ahead, times without: {:.2}", proxy_ahead.one.rate_over(&proxy.one));
-    println!("whole proxy on two threads, lines ahead, without:      {:.2}", proxy_ahead.two.rate_over(&proxy.two));
+    let [papaya, dash, locked, papaya_ahead, dash_ahead, proxy, proxy_ahead] = &pairs;
+    for (what, own, other) in [
+        ("papaya, times the rate of DashMap", papaya, dash),
+        ("papaya, times the rate of RwLock<HashMap>", papaya, locked),
+        ("papaya, lines ahead, times the rate of DashMap, lines ahead", papaya_ahead, dash_ahead),
+        ("tables, lines ahead, times the rate without", papaya_ahead, papaya),
+        ("whole proxy, lines ahead, times the rate without", proxy_ahead, proxy),
+    ] {
+        let (one, two) = (own.one.rate_over(&other.one), own.two.rate_over(&other.two));
+        println!("{what}: {one:.2} on one thread, {two:.2} on two");
+    }
+    for pair in [papaya, papaya_ahead, proxy, proxy_ahead] {
+        println!("{}: on two threads {:.2} times the rate on one", pair.one.name, pair.two.rate_over(&pair.one));
+    }
+    println!("after: {}", conditions());
     println!("test threads ... ok");
 }
 
@@ -77,11 +92,12 @@ impl TablesBench {
     fn round<M: Map>(&mut self, pair: &mut Pair, map: impl Fn(&Tables) -> &M, ahead: bool) {
         for (rings, series) in self.rings.iter_mut().zip([&mut pair.one, &mut pair.two]) {
             rings.iter_mut().for_each(|ring| ring.now = self.now);
-            let (tables, map, batches) = (&self.tables, map(&self.tables), self.size.batches);
+            let (tables, map, size) = (&self.tables, map(&self.tables), self.size);
             series.add(&on_threads(rings, |ring: &mut Ring, barrier: &Barrier| -> Timing {
                 tables.fill(ring);
+                tables.run(map, ring, size.warm_up_batches, ahead);
                 barrier.wait();
-                let timing = tables.run(map, ring, batches, ahead);
+                let timing = tables.run(map, ring, size.batches, ahead);
                 barrier.wait();
                 tables.drain(ring);
                 timing
@@ -114,12 +130,13 @@ impl WholeBench {
     fn round(&mut self, pair: &mut Pair, ahead: bool) {
         for (lanes, series) in self.lanes.iter_mut().zip([&mut pair.one, &mut pair.two]) {
             lanes.iter_mut().for_each(|(ring, _)| ring.now = self.now);
-            let batches = self.size.batches;
+            let size = self.size;
             let mut states: Vec<_> = lanes.iter_mut().zip(&mut self.whole.handles).collect();
             series.add(&on_threads(&mut states, |((ring, packets), handle), barrier| {
                 packets.fill(handle, ring);
+                packets.run(handle, ring, size.warm_up_batches, ahead);
                 barrier.wait();
-                let timing = packets.run(handle, ring, batches, ahead);
+                let timing = packets.run(handle, ring, size.batches, ahead);
                 barrier.wait();
                 packets.drain(handle, ring);
                 timing

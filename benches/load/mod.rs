@@ -48,6 +48,8 @@ pub(crate) struct Size {
     pub echo_words_log2: u32,
     /// Batches that one measurement takes on each thread.
     pub(crate) batches: usize,
+    /// Batches before those, which bring the tables back into the caches.
+    pub(crate) warm_up_batches: usize,
     pub(crate) rounds: usize,
 }
 
@@ -57,13 +59,21 @@ impl Size {
         outstanding: 100_000,
         planned: PLANNED_MAX,
         echo_words_log2: 20,
-        batches: 30_000,
-        rounds: 9,
+        batches: 2_000,
+        rounds: 42, // each contender six times in each place
+        warm_up_batches: 2_000,
     };
 
     /// For the tests: everything once, nothing worth a figure.
-    pub(crate) const TINY: Size =
-        Size { mappings: 500, outstanding: 1000, planned: 2048, echo_words_log2: 14, batches: 40, rounds: 1 };
+    pub(crate) const TINY: Size = Size {
+        mappings: 500,
+        outstanding: 1000,
+        planned: 2048,
+        echo_words_log2: 14,
+        batches: 40,
+        rounds: 1,
+        warm_up_batches: 4,
+    };
 
     /// Full for `cargo bench`, tiny for `cargo test`.
     pub(crate) fn of_this_run() -> Size {
