@@ -92,6 +92,7 @@ fn a_table_with_an_owner_vanishes_when_the_pipe_to_its_nft_closes() {
     in_namespace(|| {
         let mut owner = Command::new("nft")
             .arg("-i")
+            .env("HOME", "/dev/null") // or it writes a history file
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
