@@ -473,7 +473,8 @@ impl Batch<'_> {
         self.proxy.addresses.get(usize::from(number)).copied()
     }
 
-    /// Ends what is due: idle mappings, hold-downs, unanswered echoes; a bounded slice of it.
+    /// Ends what is due: idle mappings and hold-downs, [`CREATIONS_MAX`] of each at most, and unanswered echoes: as many
+    /// buckets as the time since the last call asks for, after a long sleep all of this thread's.
     pub fn expire(&mut self) -> Expired {
         let mappings = self.owner.idents.expire(&self.proxy.mappings, self.now, CREATIONS_MAX, &self.guard);
         Expired { mappings, echoes: self.owner.sweep(&self.proxy.echoes, self.proxy.echo_timeout, self.now) }

@@ -5,12 +5,12 @@
 //! settle    sends that ended: count; one that failed withdraws its echo
 //! inbound   frames from outside -> proxy -> the TUN, or dropped
 //! outbound  frames from inside  -> proxy -> outside, or back to the TUN, or dropped
-//! expire    a bounded slice of what the clock makes due
+//! expire    what the clock has made due
 //! publish   the gauges
 //! ```
 //!
-//! Replies go first: a reply finishes what a request began. The clock is read once a turn. Nothing is allocated in a
-//! turn, nothing is logged about a packet, and nothing is retried: full means dropped, by name.
+//! Replies go first: a reply finishes what a request began. A batch has one time, read when the wait is over. A packet on
+//! a live mapping allocates nothing, nothing is logged about a packet, and nothing is retried: full means dropped, by name.
 //!
 //! A packet that needs a new mapping when its batch has made its share waits, in its buffer, for the next turn; the
 //! turns go on without sleeping while any waits. Live mappings pass it by.
