@@ -2,6 +2,79 @@
 //! requests off a TUN device, sends them from the gateway's own address through a raw socket, and returns each reply to
 //! the client that asked.
 //!
+//! There are two ways to use it. The command `echogate run` is a gateway of its own: [`gateway`]. A VPN server that has the
+//! packets in its hands already embeds the proxy: this page first shows how, and `docs/embedding.md` tells the rest.
+//!
+//! # Embedding
+//!
+//! ```
+//! use std::net::Ipv4Addr;
+//! use std::thread;
+//!
+//! use echogate::clock::{Clock, Monotonic};
+//! use echogate::proxy::{Inbound, Outbound, Proxy, Reason, Settings, Ttl};
+//! use echogate::wire::{build, icmpv4::Echo, ipv4::Ipv4};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (client, gateway) = (Ipv4Addr::new(10, 66, 0, 2), Ipv4Addr::new(198, 51, 100, 1));
+//! let remote = Ipv4Addr::new(192, 0, 2, 7);
+//!
+//! // One proxy for the server; it is shared, and does no I/O.
+//! let mut settings = Settings::new(vec!["10.66.0.0/24".parse()?], vec![gateway]);
+//! settings.workers = 2; // threads that have packets of clients
+//! settings.ttl = Ttl::Decrement; // this server is the router
+//! let proxy = Proxy::new(&settings)?;
+//! let clock = Monotonic::new(); // one clock for all threads
+//!
+//! let threads = (0..2).map(|worker| {
+//!     // A handle for each thread.
+//!     let mut handle = proxy.handle(worker).expect("each is taken once");
+//!     thread::spawn(move || {
+//!         // A batch for each wake-up: it has the time, and ends before the thread waits again.
+//!         let mut batch = handle.batch(clock.now());
+//!
+//!         // From a client. What falls through goes on as ever.
+//!         let mut dns = build::udp(client, remote, 40_000, 53, b"a query");
+//!         assert!(matches!(batch.outbound(&mut dns), Outbound::FallThrough(_)));
+//!         let ident = 1 + u16::try_from(worker).expect("a small number");
+//!         let mut request = build::echo_request(client, remote, ident, 7, 64, b"payload");
+//!         let Outbound::Forward { address, remote: to, length, .. } = batch.outbound(&mut request) else {
+//!             panic!("an echo request from a client to outside is forwarded")
+//!         };
+//!         // Now it is to be sent: `&request[..length]`, from gateway address number `address`, to `to`.
+//!         let sent = Ipv4::check(&request[..length]).expect("it was rewritten in place");
+//!         assert_eq!((sent.source(), sent.destination(), sent.ttl()), (gateway, to, 63));
+//!         assert_eq!(batch.address(address), Some(gateway));
+//!
+//!         // From outside (here we are the remote).
+//!         let echo = Echo::check(sent.payload()).expect("an echo");
+//!         let reply = build::echo_reply(remote, gateway, echo.ident(), echo.sequence(), 60, echo.payload());
+//!         let mut first = reply.clone();
+//!         assert_eq!(batch.inbound(&mut first), Inbound::Deliver { client, length: first.len() });
+//!         assert_eq!(first, build::echo_reply(remote, client, ident, 7, 59, b"payload"));
+//!         // A duplicate answers nothing that is still asked.
+//!         let mut second = reply.clone();
+//!         assert_eq!(batch.inbound(&mut second), Inbound::Drop(Reason::NoEcho));
+//!         assert_eq!(second, reply, "and is left as it came");
+//!
+//!         // At each batch's end, what the clock has made due; and this is how long the thread may then wait.
+//!         batch.expire();
+//!         drop(batch);
+//!         assert!(handle.sleep_max(clock.now()).is_some(), "a mapping lives: it will be due");
+//!     })
+//! });
+//! for thread in threads.collect::<Vec<_>>() {
+//!     thread.join().expect("every answer was as expected");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A server that wants the raw sockets done for it adds [`outside::Outside`] (feature `gateway`).
+//!
+//! For it are [`proxy`], [`policy`], [`clock`], [`error`], [`wire`], [`outside`] and [`metrics`]; what [`table`], [`io`] and
+//! [`sys`] show is for the gateway's own tests and benches, and changes without notice.
+//!
 //! # The packet's journey
 //!
 //! ```text

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use crate::table::clients::{Allowance, Rate};
+pub use crate::table::clients::{Allowance, Rate};
 
 /// An IPv4 prefix, `10.66.0.0/24`: an address whose host bits are zero, and a length of 0 to 32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -29,7 +29,8 @@ use crate::clock::Instant;
 use crate::error::SetupError;
 use crate::policy::Policy;
 use crate::table::clients::Allowance;
-use crate::table::echoes::{Consumed, EchoKey, Echoes, Recorded};
+pub use crate::table::echoes::Recorded;
+use crate::table::echoes::{Consumed, EchoKey, Echoes};
 use crate::table::forward::Guard;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
@@ -227,6 +228,22 @@ impl Handle {
 }
 
 /// A bunch of packets at one moment.
+///
+/// It stays on its thread, where it pins the map:
+///
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<echogate::proxy::Batch<'static>>();
+/// ```
+///
+/// The proxy is shared, and a handle goes to the thread that will use it:
+///
+/// ```
+/// fn is_sync<T: Sync>() {}
+/// fn is_send<T: Send>() {}
+/// is_sync::<echogate::proxy::Proxy>();
+/// is_send::<echogate::proxy::Handle>();
+/// ```
 #[derive(Debug)]
 pub struct Batch<'h> {
     proxy: &'h Proxy,
