@@ -52,6 +52,9 @@ const REPEATED: u8 = 3;
 /// Noted on a frame that has become an error of our own.
 const ORIGINATED: u8 = 2;
 
+/// Noted on an error from outside, on its way to the client that it concerns.
+const TOLD: u8 = 4;
+
 /// Packets that may wait for a worker that they were handed over to.
 const INBOX_MAX: usize = 256;
 
@@ -247,9 +250,10 @@ impl<I: PacketIo> Turn<'_, I> {
         match (to, errno) {
             (Side::Outside, 0) if frame.note() == ORIGINATED => counters.originated.count(frame.len()),
             (Side::Outside, _) if frame.note() == ORIGINATED => counters.not_originated.add(1),
+            (_, 0) if frame.note() == TOLD => counters.told.count(frame.len()),
             (Side::Outside, 0) => counters.outside_out.count(frame.len()),
             (Side::Outside, errno) => {
-                if frame.note() != REPEATED && self.batch.withdraw(&frame) {
+                if ![REPEATED, TOLD].contains(&frame.note()) && self.batch.withdraw(&frame) {
                     counters.outstanding.sub(1);
                 }
                 counters.send_outside.count(errno);
@@ -267,6 +271,14 @@ impl<I: PacketIo> Turn<'_, I> {
                 self.counters.outstanding.sub(1);
                 frame.truncate(length);
                 self.io.send_inside(frame);
+            }
+            Inbound::Tell { client, length, from_own } => {
+                frame.truncate(length);
+                frame.set_note(TOLD);
+                match from_own {
+                    None => self.io.send_inside(frame),
+                    Some(address) => self.io.send_outside(frame, address, client),
+                }
             }
             Inbound::Drop(reason) => {
                 if reason.uses_echo_up() {

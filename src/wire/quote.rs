@@ -28,7 +28,6 @@ const ERROR_HEADER_LEN: usize = 8;
 mod field {
     use super::ERROR_HEADER_LEN;
 
-    pub(super) const TYPE: usize = 0;
     pub(super) const QUOTED_VERSION_IHL: usize = ERROR_HEADER_LEN;
     pub(super) const QUOTED_FRAGMENT: usize = ERROR_HEADER_LEN + 6;
     pub(super) const QUOTED_PROTOCOL: usize = ERROR_HEADER_LEN + 9;
