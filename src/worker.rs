@@ -230,6 +230,18 @@ impl<'c, I: PacketIo> Worker<'c, I> {
     }
 }
 
+/// What a client is told when the kernel has no way for its request (RFC 1812, section 5.2.7.1). Nothing where the kernel
+/// would tell nobody: a blackhole, an output rule that drops.
+fn unreachable_code(errno: i32) -> Option<u8> {
+    match errno {
+        libc::ENETUNREACH | libc::ENETDOWN => Some(icmpv4::CODE_NET_UNREACHABLE),
+        libc::EHOSTUNREACH => Some(icmpv4::CODE_HOST_UNREACHABLE),
+        // EACCES is a route of type prohibit, but also a link's broadcast address, about which nobody may be told (RFC 1122,
+        // section 3.2.2).
+        _ => None,
+    }
+}
+
 /// A worker's parts while a batch is open.
 struct Turn<'t, I> {
     batch: Batch<'t>,
@@ -242,7 +254,7 @@ struct Turn<'t, I> {
 }
 
 impl<I: PacketIo> Turn<'_, I> {
-    fn settle(&mut self, Sent { to, frame, errno }: Sent) {
+    fn settle(&mut self, Sent { to, mut frame, errno }: Sent) {
         let counters = self.counters;
         if frame.note() == ORIGINATED {
             *self.originated -= 1;
@@ -257,6 +269,11 @@ impl<I: PacketIo> Turn<'_, I> {
                     counters.outstanding.sub(1);
                 }
                 counters.send_outside.count(errno);
+                if let Some(code) = unreachable_code(errno)
+                    && let Some(address) = self.batch.give_back(&mut frame)
+                {
+                    self.tell_unreachable(frame, address, code);
+                }
             }
             (Side::Inside, 0) if frame.note() == REINJECTED => counters.reinjected.count(frame.len()),
             (Side::Inside, 0) => counters.delivered.count(frame.len()),
@@ -318,7 +335,7 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::Refuse { reason, class, tell_from } => {
                 self.counters.refuse(reason, class);
                 if let Some(address) = tell_from {
-                    self.tell_prohibited(frame, address);
+                    self.tell_unreachable(frame, address, icmpv4::CODE_PROHIBITED);
                 }
             }
             Outbound::Drop(reason) => self.counters.drop(reason),
@@ -356,11 +373,10 @@ impl<I: PacketIo> Turn<'_, I> {
         }
     }
 
-    /// Turns a refused request, in its buffer, into the error that tells its client: unreachable, code 13. It leaves by a
-    /// raw socket, since the kernel would drop a packet with one of its own addresses that came from the TUN.
-    fn tell_prohibited(&mut self, mut frame: Frame, address: u8) {
+    /// Turns a request that goes nowhere, in its buffer, into the error that tells its client. It leaves by a raw socket, since the kernel would drop a packet with one of its own addresses that came from the TUN.
+    fn tell_unreachable(&mut self, mut frame: Frame, address: u8, code: u8) {
         let Some(gateway) = self.batch.address(address) else { return };
-        let (kind, code) = (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PROHIBITED);
+        let kind = icmpv4::DESTINATION_UNREACHABLE;
         frame.truncate(error::QUOTE_LEN_MAX);
         if !frame.prepend(error::HEADERS_LEN) {
             self.counters.not_originated.add(1);

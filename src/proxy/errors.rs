@@ -1,6 +1,6 @@
-//! ICMP errors from outside about proxied echoes.
+//! ICMP errors about proxied echoes: those that come from outside, and what those that the gateway makes need.
 //!
-//! An error belongs to an echo if it comes to the gateway address that the quoted request left from, and if that request
+//! An error from outside belongs to an echo if it comes to the gateway address that the quoted request left from, and if that request
 //! (address, ident, sequence, remote) is outstanding. Then it is the client's: the quote becomes the client's own request
 //! again, type, code and outer source stay (so traceroute shows the router), and it goes to the client. It refreshes no
 //! mapping, ends none, and uses no echo up (RFC 5508 REQ-4 and REQ-6): the reply may come all the same, and whoever forges an error has
@@ -17,6 +17,7 @@ use super::{Batch, Inbound, Reason, Receiver};
 use crate::table::SlotIndex;
 use crate::table::echoes::EchoKey;
 use crate::table::slots::State;
+use crate::wire::icmpv4::Echo;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::quote::{Malformed, Quote};
 
@@ -66,6 +67,23 @@ impl Batch<'_> {
             State::Live | State::Held => Ok(Receiver { address: identity.client(), ident: identity.client_ident() }),
             State::Free => Err(Reason::ErrorUnmatched),
         }
+    }
+
+    /// Makes a packet that `outbound` forwarded, and that could not be sent, the client's own again, so that an error can
+    /// quote it. From which gateway address to tell the client; `None` if it is not to be told, or has been often enough.
+    pub fn give_back(&self, packet: &mut [u8]) -> Option<u8> {
+        let mut packet = Ipv4::check(packet).ok()?;
+        let address = self.proxy.address_number(packet.source())?;
+        let mut echo = Echo::check(packet.payload_mut()).ok()?;
+        let identity = self.proxy.mappings.slots.identity(SlotIndex::new(address, echo.ident()));
+        if identity.state() == State::Free {
+            return None;
+        }
+        echo.set_ident(identity.client_ident());
+        packet.set_source(identity.client());
+        let clients = &self.proxy.mappings.clients;
+        let line = clients.index(self.proxy.policy.place(identity.client()));
+        clients.may_be_told(line, self.now).then_some(address)
     }
 
     /// Addresses what came from outside to the client.

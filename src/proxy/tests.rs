@@ -672,3 +672,17 @@ fn without_icmp_errors_none_is_told() {
     let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
     assert_eq!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Drop(Reason::NotEchoReply));
 }
+
+#[test]
+fn a_request_that_could_not_be_sent_becomes_the_clients_own_again_and_its_client_is_told_now_and_then() {
+    let mut bench = Bench::new(&settings());
+    let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, 7);
+    assert_eq!(bench.handle.batch(bench.now).give_back(&mut sent), Some(0));
+    assert_eq!(sent, build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload"));
+    assert_eq!(bench.handle.batch(bench.now).give_back(&mut sent), None, "it is not the gateway's any more");
+    let told = (0..1000).filter(|sequence| {
+        let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, *sequence);
+        bench.handle.batch(bench.now).give_back(&mut sent).is_some()
+    });
+    assert!((1..100).contains(&told.count()), "all at one moment");
+}

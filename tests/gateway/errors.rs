@@ -73,7 +73,15 @@ fn a_router_and_the_gateways_own_kernel_say_unreachable(setup: &Setup) {
     says(scene.ping(0, "-c 1 -W 10 203.0.113.7"), "From 198.18.0.254 icmp_seq=1 Destination Host Unreachable");
     // Nobody has this address on the gateway's own link: its kernel says so, to itself, when no neighbour answers.
     says(scene.ping(0, "-c 1 -W 10 198.18.0.77"), "From 198.18.0.1 icmp_seq=1 Destination Host Unreachable");
-    assert_eq!(gateway.stop().total("errors passed on"), 2);
+    // Where the gateway has no route at all, the send itself fails, and the error is the gateway's own.
+    run(scene.gateway(), "ip route del default");
+    says(scene.ping(0, "-c 1 -W 10 203.0.113.7"), "From 198.18.0.1 icmp_seq=1 Destination Net Unreachable");
+    // No error about a broadcast (RFC 1122, section 3.2.2).
+    let pings = scene.ping(0, "-b -c 1 -W 1 198.18.0.255");
+    assert!(!pings.text.contains("From"), "{}", pings.text);
+    let totals = gateway.stop();
+    assert_eq!((totals.total("errors passed on"), totals.total("errors sent to clients")), (2, 1));
+    assert_eq!((totals.total("send_outside_enetunreach"), totals.total("send_outside_eacces")), (1, 1));
 }
 
 #[test]
