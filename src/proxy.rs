@@ -5,6 +5,7 @@
 //!            an ICMP echo request from a client to outside? -> recorded, rewritten: Forward
 //!            anything else -> falls through
 //! inbound    an echo reply that an outstanding echo waits for? -> rewritten: Deliver
+//!            an ICMP error that quotes an outstanding echo? -> rewritten, and the quote too: Tell
 //!            anything else -> dropped by reason: it is none of ours
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! time (some systems always use ident 1, a ping in a container has its process id, 1). The sequence is left alone: what
 //! routes by flow outside must see one mapping as one flow.
 
+mod errors;
 mod verdict;
 
 use std::net::Ipv4Addr;
@@ -64,6 +66,8 @@ pub struct Settings {
     pub echo_words_log2: u32,
     /// The largest packet, in bytes, that reaches a client unfragmented.
     pub inside_mtu: usize,
+    /// Whether errors about proxied echoes are brought to the clients; without, traceroute shows no routers.
+    pub icmp_errors: bool,
     /// What each client may do.
     pub allowance: Allowance,
     /// What clients of some prefixes may do instead; of overlapping ones the longest decides.
@@ -85,6 +89,7 @@ impl Settings {
             hold_down: None,
             echo_words_log2: 20,
             inside_mtu: 1500,
+            icmp_errors: true,
             allowance: ORDINARY.into(),
             overrides: Vec::new(),
             workers: 1,
@@ -118,6 +123,7 @@ pub struct Proxy {
     policy: Policy,
     addresses: Vec<Ipv4Addr>,
     inside_mtu: usize,
+    icmp_errors: bool,
     mappings: Mappings,
     echoes: Echoes,
     lifetimes: Lifetimes,
@@ -171,6 +177,7 @@ impl Proxy {
             policy,
             addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
+            icmp_errors: settings.icmp_errors,
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
@@ -381,7 +388,7 @@ impl Batch<'_> {
     }
 
     /// Judges a packet from outside and, if it answers an outstanding echo, uses that up and rewrites the packet in
-    /// place.
+    /// place. An error about an outstanding echo is rewritten too, and uses nothing up.
     pub fn inbound(&mut self, packet: &mut [u8]) -> Inbound {
         let mut packet = match Ipv4::check(packet) {
             Ok(packet) => packet,
@@ -389,16 +396,12 @@ impl Batch<'_> {
         };
         let client = match self.answered(&packet) {
             Ok(client) => client,
+            Err(Reason::NotEchoReply) => return self.inbound_error(packet),
             Err(reason) => return Inbound::Drop(reason),
         };
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Inbound::Drop(Reason::IcmpTruncated) };
         echo.set_ident(client.ident);
-        packet.set_destination(client.address);
-        // A reassembled reply keeps the fragments' DF: too big for the inside path it would be stuck, and the kernel
-        // would complain to the remote about a packet that it never sent.
-        if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
-            packet.clear_dont_fragment();
-        }
+        self.readdress(&mut packet, client.address);
         Inbound::Deliver { client: client.address, length: packet.total_len() }
     }
 
