@@ -56,7 +56,7 @@
 //! | 2 | policy, io |
 //! | 3 | proxy |
 //! | 4 | metrics |
-//! | 5 | worker, host |
+//! | 5 | worker, outside, host |
 //! | 6 | config |
 //! | 7 | gateway, lab |
 //! | 8 | demo |
@@ -85,6 +85,8 @@ pub mod io;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod metrics;
+#[cfg(feature = "gateway")]
+pub mod outside;
 pub mod policy;
 pub mod proxy;
 #[cfg(feature = "gateway")]

@@ -20,6 +20,7 @@
 //! routes by flow outside must see one mapping as one flow.
 
 mod errors;
+mod settings;
 mod verdict;
 
 use std::net::Ipv4Addr;
@@ -28,16 +29,18 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::error::SetupError;
-use crate::policy::{ORDINARY, Override, Policy, Prefix};
+use crate::policy::Policy;
 use crate::table::clients::Allowance;
 use crate::table::echoes::{Consumed, EchoKey, Echoes, Recorded};
 use crate::table::forward::Guard;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
 use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
+use crate::wire::error;
 use crate::wire::icmpv4::{self, Echo, EchoKind};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::transport;
+pub use settings::{Settings, Ttl};
 pub use verdict::{Inbound, Outbound, Passing, Reason};
 
 /// New mappings and expiries a batch at most: a burst of new clients must not stall the live ones.
@@ -48,55 +51,6 @@ pub const BATCH_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// The well-known port of DNS (RFC 1035, section 4.2).
 const DNS_PORT: u16 = 53;
-
-/// What a proxy is made from.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The prefixes that clients come from.
-    pub clients: Vec<Prefix>,
-    /// The gateway's addresses outside: 1 to 16.
-    pub addresses: Vec<Ipv4Addr>,
-    /// A mapping ends when no request has used it for this long (RFC 5508 REQ-2: at least 60 s).
-    pub mapping_idle: Duration,
-    /// How long a reply is waited for.
-    pub echo_timeout: Duration,
-    /// How long an ident rests after its mapping; `None`: just long enough that no echo outlives it.
-    pub hold_down: Option<Duration>,
-    /// Words of the table of outstanding echoes, as a power of two: 14 to 26.
-    pub echo_words_log2: u32,
-    /// The largest packet, in bytes, that reaches a client unfragmented.
-    pub inside_mtu: usize,
-    /// Whether errors about proxied echoes are brought to the clients; without, traceroute shows no routers.
-    pub icmp_errors: bool,
-    /// What each client may do.
-    pub allowance: Allowance,
-    /// What clients of some prefixes may do instead; of overlapping ones the longest decides.
-    pub overrides: Vec<Override>,
-    /// Threads that will take a handle.
-    pub workers: usize,
-    /// Seed of the random choices, for tests and simulations; `None`: the operating system's.
-    pub seed: Option<u64>,
-}
-
-impl Settings {
-    /// The defaults, for these clients and gateway addresses and one worker.
-    pub fn new(clients: Vec<Prefix>, addresses: Vec<Ipv4Addr>) -> Settings {
-        Settings {
-            clients,
-            addresses,
-            mapping_idle: Duration::from_secs(60),
-            echo_timeout: Duration::from_secs(60),
-            hold_down: None,
-            echo_words_log2: 20,
-            inside_mtu: 1500,
-            icmp_errors: true,
-            allowance: ORDINARY.into(),
-            overrides: Vec::new(),
-            workers: 1,
-            seed: None,
-        }
-    }
-}
 
 /// What the tables hold, and what that costs.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -124,6 +78,7 @@ pub struct Proxy {
     addresses: Vec<Ipv4Addr>,
     inside_mtu: usize,
     icmp_errors: bool,
+    ttl: Ttl,
     mappings: Mappings,
     echoes: Echoes,
     lifetimes: Lifetimes,
@@ -178,6 +133,7 @@ impl Proxy {
             addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
             icmp_errors: settings.icmp_errors,
+            ttl: settings.ttl,
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
@@ -190,6 +146,26 @@ impl Proxy {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let owner = owners.get_mut(worker)?.take()?;
         Some(Handle { proxy: Arc::clone(self), owner })
+    }
+
+    /// A handle for a thread that only receives: it owns no idents, so it makes no mappings and has nothing to expire.
+    /// As many as there are such threads; they do not count as [`Settings::workers`].
+    pub fn receiver(self: &Arc<Proxy>) -> Handle {
+        let addresses = self.addresses.len();
+        // The seed does not matter: without idents nothing is ever drawn.
+        let idents = Idents::new(addresses, &[], self.lifetimes, idents::generator(Some(0)));
+        let owner = Owner { idents, shards: Vec::new(), sweep_next: 0, swept: Instant::START };
+        Handle { proxy: Arc::clone(self), owner }
+    }
+
+    /// The gateway's addresses outside, in the order of their numbers.
+    pub fn addresses(&self) -> &[Ipv4Addr] {
+        &self.addresses
+    }
+
+    /// Whether errors about proxied echoes are brought to the clients.
+    pub fn icmp_errors(&self) -> bool {
+        self.icmp_errors
     }
 
     /// What the tables hold and cost.
@@ -329,6 +305,9 @@ impl Batch<'_> {
         };
         echo.set_ident(index.ident());
         packet.set_source(self.proxy.addresses[usize::from(index.address())]);
+        if self.proxy.ttl == Ttl::Decrement {
+            packet.decrement_ttl();
+        }
         Outbound::Forward { address: index.address(), remote, length, recorded }
     }
 
@@ -360,7 +339,7 @@ impl Batch<'_> {
         if !packet.header_is_intact() {
             return Err(Reason::HeaderChecksum);
         }
-        if packet.ttl() == 0 {
+        if packet.ttl() <= self.proxy.ttl.spent() {
             return Err(Reason::TtlExpired);
         }
         self.proxy.policy.check(packet.source(), packet.destination())?;
@@ -405,6 +384,19 @@ impl Batch<'_> {
         Inbound::Deliver { client: client.address, length: packet.total_len() }
     }
 
+    /// Addresses what came from outside to the client, over one more hop.
+    fn readdress(&self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
+        packet.set_destination(client);
+        if self.proxy.ttl == Ttl::Decrement {
+            packet.decrement_ttl();
+        }
+        // A reassembled packet keeps the fragments' DF: too big for the inside path it would be stuck, and the kernel
+        // would complain to its sender about a packet that that one never sent.
+        if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
+            packet.clear_dont_fragment();
+        }
+    }
+
     /// Whose outstanding echo the packet answers; that echo is used up.
     fn answered(&self, packet: &Ipv4<&mut [u8]>) -> Result<Receiver, Reason> {
         if packet.protocol() != ipv4::ICMP {
@@ -419,7 +411,8 @@ impl Batch<'_> {
             Ok(_) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => return Err(Reason::NotEchoReply),
         };
         let address = self.proxy.address_number(packet.destination()).ok_or(Reason::NotOurAddress)?;
-        // Delivered, it would expire on the way in, and the kernel would tell the remote, quoting the client's address.
+        // Delivered, it would expire on the way in (in the kernel's hands or in ours), and whoever says so to the remote
+        // quotes the client's address.
         if packet.ttl() <= 1 {
             return Err(Reason::TtlExpired);
         }
@@ -471,6 +464,14 @@ impl Batch<'_> {
         Some(EchoKey { index, sequence: echo.sequence(), remote })
     }
 
+    /// Makes the error for [`Outbound::Refuse`]'s `tell_from`: unreachable, code 13, about `packet`, which is as it was
+    /// offered. It is for the server to give it to the packet's client. Returns the error's length in `error`; `None` if
+    /// that is shorter than [`error::LEN_MAX`] and too short, or if nothing here can be quoted.
+    pub fn prohibited(&self, packet: &[u8], tell_from: u8, error: &mut [u8]) -> Option<usize> {
+        let gateway = self.address(tell_from)?;
+        error::about(packet, gateway, icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PROHIBITED, error)
+    }
+
     /// The gateway address of this number.
     pub fn address(&self, number: u8) -> Option<Ipv4Addr> {
         self.proxy.addresses.get(usize::from(number)).copied()
@@ -489,6 +490,9 @@ impl Owner {
     /// stamp, which wraps after four of them, is ever misread.
     fn sweep(&mut self, echoes: &Echoes, timeout: Duration, now: Instant) -> u64 {
         let total = self.shards.len() * echoes.shard_buckets();
+        if total == 0 {
+            return 0;
+        }
         let elapsed = now.since(self.swept);
         let due = if elapsed >= timeout {
             self.swept = now;

@@ -21,7 +21,8 @@ use echogate::io::tun::Tun;
 use echogate::io::uring::UringIo;
 use echogate::io::{FallThrough, PacketIo, Ports, Sizes, Waker};
 use echogate::metrics::Counters;
-use echogate::proxy::{Handle, Inbound, Outbound, Proxy, Settings};
+use echogate::outside::Outside;
+use echogate::proxy::{Handle, Inbound, Outbound, Proxy, Settings, Ttl};
 use echogate::sys::namespace;
 use echogate::table::clients::Allowance;
 use echogate::wire::build;
@@ -116,9 +117,22 @@ fn pings(handle: &mut Handle, mappings: std::ops::Range<u16>, sequence: u16, now
     out + back
 }
 
-#[test]
-fn a_million_packets_on_live_mappings_allocate_nothing() {
-    let mut handle = Proxy::new(&settings()).unwrap().handle(0).unwrap();
+mod a_million_packets_on_live_mappings_allocate_nothing {
+    use super::{Ttl, a_million_packets_allocate_nothing};
+
+    #[test]
+    fn as_the_kernel_routes_them() {
+        a_million_packets_allocate_nothing(Ttl::AlreadyDecremented);
+    }
+
+    #[test]
+    fn as_an_embedding_server_routes_them() {
+        a_million_packets_allocate_nothing(Ttl::Decrement);
+    }
+}
+
+fn a_million_packets_allocate_nothing(ttl: Ttl) {
+    let mut handle = Proxy::new(&Settings { ttl, ..settings() }).unwrap().handle(0).unwrap();
     let mut now = Instant::START;
     let mut made = 0;
     // No more than a batch may make.
@@ -138,6 +152,50 @@ fn a_million_packets_on_live_mappings_allocate_nothing() {
         }
     }
     assert_eq!(handle.mappings(), 1000);
+}
+
+/// The whole embedded path: the server's thread and the receiving one, which counts its own in the callback.
+#[test]
+fn the_outside_of_an_embedding_server_allocates_nothing() {
+    let network = namespace::new_network().expect("a network namespace takes CAP_SYS_ADMIN: run the tests as root");
+    let work = || {
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.link_index("lo").unwrap().unwrap();
+        netlink.set_up(lo, true).unwrap();
+        for address in [GATEWAY, REMOTE] {
+            netlink.add_address(lo, address, 32).unwrap();
+        }
+        let clock = Monotonic::new();
+        let proxy = Proxy::new(&Settings { ttl: Ttl::Decrement, ..settings() }).unwrap();
+        let mut handle = proxy.handle(0).unwrap();
+        let (told, taken) = crossbeam::channel::bounded(1024);
+        let outside = Outside::open(&proxy, clock, move |_, _| {
+            // What the receiving thread has allocated by now.
+            told.send(ALLOCATIONS.get()).unwrap();
+            Ok(())
+        })
+        .unwrap();
+        let sender = outside.sender();
+        let mut pings = |sequence: u16| -> (u64, u64) {
+            let mut requests: Vec<Vec<u8>> = (0..20).map(|mapping| request(mapping, sequence)).collect();
+            let own = allocations(|| {
+                let mut batch = handle.batch(clock.now());
+                for packet in &mut requests {
+                    let Outbound::Forward { address, remote, length, .. } = batch.outbound(packet) else { panic!() };
+                    sender.send(&packet[..length], address, remote).unwrap();
+                }
+                batch.expire();
+            });
+            let last = (0..20).map(|_| taken.recv_timeout(Duration::from_secs(5)).unwrap()).last();
+            (own, last.unwrap())
+        };
+        // The first make the mappings, and fill every buffer once.
+        let (_, before) = (0..50).map(&mut pings).last().unwrap();
+        let (own, last) = (50..1000).map(&mut pings).fold((0, 0), |(sum, _), (own, last)| (sum + own, last));
+        assert_eq!((own, last - before), (0, 0), "allocations for 19,000 pings");
+        assert_eq!(outside.stop().unwrap().delivered.packets, 20_000);
+    };
+    namespace::run_in(network.as_fd(), work).expect("the namespace can be entered");
 }
 
 mod a_worker_with_live_mappings_allocates_nothing {

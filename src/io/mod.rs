@@ -15,6 +15,7 @@
 pub mod buffers;
 pub mod memory;
 pub mod raw;
+pub mod receive;
 mod retry;
 pub mod steering;
 pub mod syscalls;

@@ -151,6 +151,17 @@ impl SendSocket {
         Ok(SendSocket(socket))
     }
 
+    /// Sends one datagram, a whole one with its header, to `remote` (which the datagram's own destination equals), without
+    /// waiting: a full queue is an error.
+    pub fn send(&self, datagram: &[u8], remote: Ipv4Addr) -> io::Result<()> {
+        let to = SockAddr::from(SocketAddrV4::new(remote, 0));
+        let sent = self.0.send_to_with_flags(datagram, &to, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+        if sent.is_err() {
+            self.discard_queued_errors();
+        }
+        sent.map(drop)
+    }
+
     /// Throws away what IP_RECVERR has queued: each failed send has told its error already.
     pub(super) fn discard_queued_errors(&self) {
         for _ in 0..BATCH_MAX {

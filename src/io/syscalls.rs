@@ -11,8 +11,11 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::raw::SendSocket;
+use super::receive::Receiving;
 use super::retry::Retry;
-use super::{BATCH_MAX, Events, Frame, PacketIo, Pool, Ports, Sent, Side};
+use super::tun::Tun;
+use super::{BATCH_MAX, Events, Frame, PacketIo, Pool, Ports, Sent, Side, Waker};
 use crate::error::SetupError;
 use crate::sys::event;
 use crate::sys::net::{self, MESSAGES_MAX};
@@ -21,13 +24,12 @@ use crate::sys::poll::{self, Watch};
 /// One worker's I/O by system calls.
 #[derive(Debug)]
 pub struct SyscallsIo {
-    ports: Ports,
+    tun: Tun,
     inside: Rc<Pool>,
-    outside: Rc<Pool>,
     inside_retry: Retry,
-    outside_retry: Retry,
-    /// Whole buffers for the next recvmmsg.
-    vacant: Vec<Frame>,
+    receiving: Receiving,
+    send: Vec<SendSocket>,
+    waker: Waker,
     to_inside: Vec<Frame>,
     to_outside: Vec<Outgoing>,
 }
@@ -43,16 +45,17 @@ struct Outgoing {
 impl SyscallsIo {
     /// Maps the buffers. Nothing is allocated after this.
     pub fn new(ports: Ports) -> Result<SyscallsIo, SetupError> {
-        let inside = Pool::new(ports.sizes.inside)?;
-        let outside = Pool::new(ports.sizes.outside)?;
-        let frames = inside.buffers() + outside.buffers();
+        let Ports { tun, receive, send, waker, sizes } = ports;
+        let inside = Pool::new(sizes.inside)?;
+        let receiving = Receiving::new(receive, sizes.outside)?;
+        let frames = inside.buffers() + receiving.pool().buffers();
         Ok(SyscallsIo {
-            ports,
+            tun,
             inside,
-            outside,
             inside_retry: Retry::new(Side::Inside),
-            outside_retry: Retry::new(Side::Outside),
-            vacant: Vec::with_capacity(MESSAGES_MAX),
+            receiving,
+            send,
+            waker,
             to_inside: Vec::with_capacity(frames),
             to_outside: Vec::with_capacity(frames),
         })
@@ -62,13 +65,13 @@ impl SyscallsIo {
     pub fn pool(&self, side: Side) -> &Rc<Pool> {
         match side {
             Side::Inside => &self.inside,
-            Side::Outside => &self.outside,
+            Side::Outside => self.receiving.pool(),
         }
     }
 
     fn write_all_inside(&mut self, events: &mut Events) {
         for frame in self.to_inside.drain(..) {
-            let errno = match event::write(self.ports.tun.as_fd(), &frame) {
+            let errno = match event::write(self.tun.as_fd(), &frame) {
                 Ok(written) if written == frame.len() => 0,
                 // Not seen: the driver takes a packet or refuses it.
                 Ok(_) => libc::EIO,
@@ -83,7 +86,7 @@ impl SyscallsIo {
         while let Some(first) = rest.first() {
             let address = first.address;
             let run = rest.iter().take(MESSAGES_MAX).take_while(|outgoing| outgoing.address == address).count();
-            let ended = self.ports.send.get(usize::from(address)).map_or_else(
+            let ended = self.send.get(usize::from(address)).map_or_else(
                 || Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)),
                 |socket| {
                     let datagrams = rest[..run].iter().map(|outgoing| (&*outgoing.frame, outgoing.remote));
@@ -111,7 +114,7 @@ impl SyscallsIo {
     fn read_inside(&mut self, events: &mut Events) -> Result<(), SetupError> {
         for _ in 0..BATCH_MAX {
             let Some(mut frame) = self.inside.take() else { break };
-            match event::read(self.ports.tun.as_fd(), &mut frame) {
+            match event::read(self.tun.as_fd(), &mut frame) {
                 // The end of a file, which a TUN does not have.
                 Ok(0) => return self.inside_retry.failed(libc::EIO),
                 Ok(len) => {
@@ -123,29 +126,6 @@ impl SyscallsIo {
         }
         Ok(())
     }
-
-    fn receive_outside(&mut self, events: &mut Events) -> Result<(), SetupError> {
-        let mut lens = [0; MESSAGES_MAX];
-        for _ in 0..BATCH_MAX / MESSAGES_MAX {
-            let missing = MESSAGES_MAX - self.vacant.len();
-            self.vacant.extend(std::iter::from_fn(|| self.outside.take()).take(missing));
-            if self.vacant.is_empty() {
-                break;
-            }
-            let buffers = self.vacant.iter_mut().map(|frame| &mut **frame);
-            let received = match net::receive_many(self.ports.receive.as_fd(), buffers, &mut lens) {
-                Ok(received) => received,
-                Err(error) => return self.outside_retry.failed(errno_of(&error)),
-            };
-            self.outside_retry.succeeded();
-            let frames = self.vacant.drain(..received).zip(lens);
-            events.from_outside.extend(frames.map(|(frame, len)| frame.received(len)));
-            if received < MESSAGES_MAX {
-                break;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl PacketIo for SyscallsIo {
@@ -153,14 +133,13 @@ impl PacketIo for SyscallsIo {
         let ended = (self.in_flight() > 0).then_some(Duration::ZERO);
         self.write_all_inside(events);
         self.send_all_outside(events);
-        let pauses = [self.inside_retry.pause(), self.outside_retry.pause()];
+        let pauses = [self.inside_retry.pause(), self.receiving.pause()];
         let limit = timeout.into_iter().chain(pauses.into_iter().flatten()).chain(ended).min();
         let read_inside = pauses[0].is_none() && self.inside.free() > 0;
-        let read_outside = pauses[1].is_none() && (self.outside.free() > 0 || !self.vacant.is_empty());
         let mut watches = [
-            Watch::readable(read_inside.then(|| self.ports.tun.as_fd())),
-            Watch::readable(read_outside.then(|| self.ports.receive.as_fd())),
-            Watch::readable(Some(self.ports.waker.as_fd())),
+            Watch::readable(read_inside.then(|| self.tun.as_fd())),
+            Watch::readable(self.receiving.watched().filter(|_| pauses[1].is_none())),
+            Watch::readable(Some(self.waker.as_fd())),
         ];
         match poll::poll(&mut watches, limit) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
@@ -171,10 +150,10 @@ impl PacketIo for SyscallsIo {
             self.read_inside(events)?;
         }
         if outside {
-            self.receive_outside(events)?;
+            self.receiving.receive(&mut events.from_outside)?;
         }
         if woken {
-            self.ports.waker.clear().map_err(|error| SetupError::caused("cannot read a wake-up", error))?;
+            self.waker.clear().map_err(|error| SetupError::caused("cannot read a wake-up", error))?;
             events.woken = true;
         }
         Ok(())

@@ -11,8 +11,6 @@
 //!
 //! Limit: whoever sees a request can tell its client any number of errors for as long as the request is outstanding.
 
-use std::net::Ipv4Addr;
-
 use super::{Batch, Inbound, Reason, Receiver};
 use crate::table::SlotIndex;
 use crate::table::echoes::EchoKey;
@@ -84,15 +82,5 @@ impl Batch<'_> {
         let clients = &self.proxy.mappings.clients;
         let line = clients.index(self.proxy.policy.place(identity.client()));
         clients.may_be_told(line, self.now).then_some(address)
-    }
-
-    /// Addresses what came from outside to the client.
-    pub(super) fn readdress(&self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
-        packet.set_destination(client);
-        // A reassembled packet keeps the fragments' DF: too big for the inside path it would be stuck, and the kernel
-        // would complain to its sender about a packet that that one never sent.
-        if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
-            packet.clear_dont_fragment();
-        }
     }
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Limits;
+use crate::policy::{Limits, ORDINARY, Override};
 use crate::wire::build::{self, Datagram};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
@@ -527,6 +527,61 @@ fn what_waits_for_the_next_batch_is_not_charged_twice() {
     }
 }
 
+#[test]
+fn with_decrement_a_request_or_reply_on_its_last_hop_goes_no_further_and_uses_nothing_up() {
+    let mut bench = Bench::new(&Settings { ttl: Ttl::Decrement, ..settings() });
+    for ttl in [0, 1] {
+        let mut packet = build::echo_request(CLIENT, REMOTE, 1, 1, ttl, b"payload");
+        let before = packet.clone();
+        assert_eq!(bench.outbound(&mut packet), Outbound::Drop(Reason::TtlExpired));
+        assert_eq!((packet, bench.handle.mappings()), (before, 0));
+    }
+    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
+    for ttl in [0, 1] {
+        assert_eq!(bench.inbound(&mut answer(&sent, ttl)), Inbound::Drop(Reason::TtlExpired));
+    }
+    let mut reply = answer(&sent, 2);
+    assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { client: CLIENT, .. }));
+    assert_eq!(Ipv4::check(&reply[..]).unwrap().ttl(), 1);
+}
+
+#[test]
+fn a_receivers_handle_delivers_what_others_asked_and_makes_and_expires_nothing() {
+    let mut bench = Bench::new(&settings());
+    let mut receiver = bench.proxy.receiver();
+    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
+    let (unanswered, _) = bench.send(CLIENT, REMOTE, 1, 2);
+    let mut reply = answer(&sent, 60);
+    assert!(matches!(receiver.batch(bench.now).inbound(&mut reply), Inbound::Deliver { client: CLIENT, .. }));
+    let mut request = build::echo_request(OTHER_CLIENT, REMOTE, 1, 1, 64, b"");
+    assert_eq!(receiver.batch(bench.now).outbound(&mut request), Outbound::Elsewhere);
+    let refused = receiver.batch(bench.now).outbound_at_last(&mut request);
+    assert!(matches!(refused, Outbound::Refuse { reason: Reason::NoIdent, .. }), "{refused:?}");
+    let later = bench.now + Duration::from_secs(600);
+    assert_eq!(receiver.batch(later).expire(), Expired::default());
+    assert_eq!((receiver.sleep_max(later), bench.proxy.outstanding()), (None, 1));
+    assert!(bench.handle.batch(bench.now).withdraw(&unanswered));
+    receiver.audit().unwrap();
+}
+
+#[test]
+fn a_refused_client_can_be_told_by_a_packet_to_it_about_its_own() {
+    let allowance = Limits { packets_burst: 1, packets_per_second: 1, ..ORDINARY }.into();
+    let mut bench = Bench::new(&Settings { allowance, ..settings() });
+    bench.send(CLIENT, REMOTE, 1, 1);
+    let mut packet = build::echo_request(CLIENT, REMOTE, 1, 2, 64, b"payload");
+    let Outbound::Refuse { tell_from: Some(address), .. } = bench.outbound(&mut packet) else { panic!("not refused") };
+    let batch = bench.handle.batch(bench.now);
+    let mut error = [0; error::LEN_MAX];
+    let length = batch.prohibited(&packet, address, &mut error).unwrap();
+    let told = Ipv4::check(&error[..length]).unwrap();
+    assert!(told.header_is_intact());
+    assert_eq!((told.source(), told.destination()), (GATEWAY, CLIENT));
+    assert_eq!(told.payload()[..2], [3, 13]);
+    assert_eq!(told.payload()[8..], packet);
+    assert_eq!(batch.prohibited(&packet, 1, &mut error), None, "there is no such address");
+}
+
 proptest! {
     /// Outbound and answered: but for addresses, ident and the checksums that go with them, byte for byte what was sent.
     #[test]
@@ -583,6 +638,39 @@ proptest! {
             !matches!(bench.outbound(&mut bytes), Outbound::Forward { .. })
         };
         prop_assert!(!untouched || bytes == before);
+    }
+
+    /// Whoever counts the hop: the two policies agree on everything but the TTL, and the header stays as sound as it was.
+    #[test]
+    fn decrementing_takes_one_hop_each_way_and_changes_nothing_else(
+        ttl in 2..=255_u8, reply_ttl in 2..=255_u8, ident: u16, sequence: u16, dont_fragment: bool,
+        options in prop::collection::vec(any::<u8>(), 0..=10), payload in prop::collection::vec(any::<u8>(), 0..600),
+    ) {
+        let message = build::echo_message(EchoKind::Request, ident, sequence, &payload);
+        let options = options.iter().flat_map(|byte| [*byte; 4]).collect();
+        let request =
+            Datagram { dont_fragment, ttl, options, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) }.build();
+        let there_and_back = |policy| {
+            let mut bench = Bench::new(&Settings { ttl: policy, inside_mtu: 300, ..settings() });
+            let mut out = request.clone();
+            assert!(matches!(bench.outbound(&mut out), Outbound::Forward { .. }));
+            let mut back = answer(&out, reply_ttl);
+            assert!(matches!(bench.inbound(&mut back), Inbound::Deliver { .. }));
+            (out, back)
+        };
+        let (kept_out, kept_back) = there_and_back(Ttl::AlreadyDecremented);
+        let (out, back) = there_and_back(Ttl::Decrement);
+        for (kept, counted, ttl) in [(kept_out, out, ttl), (kept_back, back, reply_ttl)] {
+            let mut expected = kept;
+            expected[8] = ttl - 1;
+            // From scratch, not by the update that is tested.
+            expected[10..12].fill(0);
+            let header = usize::from(expected[0] & 15) * 4;
+            let check = crate::checksum::checksum(&expected[..header]);
+            expected[10..12].copy_from_slice(&check.to_be_bytes());
+            prop_assert_eq!(&counted, &expected);
+            prop_assert!(is_intact(&counted));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
-//! ICMP errors of the gateway's own (RFC 792), made in the buffer of the packet that they are about.
+//! ICMP errors of the gateway's own (RFC 792).
 //!
-//! Whoever makes one moves the offending packet back by [`HEADERS_LEN`], cut to [`QUOTE_LEN_MAX`]: it is then the quote.
+//! Whoever makes one in place moves the offending packet back by [`HEADERS_LEN`], cut to [`QUOTE_LEN_MAX`]: it is then the
+//! quote ([`complete`]). Whoever cannot move it has a copy made ([`about`]).
 //! RFC 1812, section 4.3.2.3: as much of the original as fits into 576 bytes; section 4.3.2.5: precedence 6.
 
 use std::net::Ipv4Addr;
@@ -14,6 +15,9 @@ pub const HEADERS_LEN: usize = HEADER_LEN_MIN + ICMP_HEADER_LEN;
 
 /// The most bytes that an error quotes.
 pub const QUOTE_LEN_MAX: usize = 576 - HEADERS_LEN;
+
+/// The most bytes that an error has.
+pub const LEN_MAX: usize = HEADERS_LEN + QUOTE_LEN_MAX;
 
 const ICMP_HEADER_LEN: usize = 8;
 
@@ -45,6 +49,15 @@ pub fn complete(bytes: &mut [u8], gateway: Ipv4Addr, kind: u8, code: u8) -> Opti
     Some(client)
 }
 
+/// Writes an error from `gateway` about `packet` into `error`, and tells its length. What the packet's buffer holds beyond
+/// the packet is not quoted. None if that is no IPv4 packet, or if `error` has no room.
+pub fn about(packet: &[u8], gateway: Ipv4Addr, kind: u8, code: u8, error: &mut [u8]) -> Option<usize> {
+    let quote = Ipv4::check(packet).ok()?.total_len().min(QUOTE_LEN_MAX);
+    let error = error.get_mut(..HEADERS_LEN + quote)?;
+    error[HEADERS_LEN..].copy_from_slice(&packet[..quote]);
+    complete(error, gateway, kind, code).map(|_| error.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{build, icmpv4};
@@ -66,6 +79,23 @@ mod tests {
         assert_eq!((packet.payload()[0], packet.payload()[1]), (3, 13));
         assert_eq!(packet.payload()[4..8], [0; 4], "unused");
         assert_eq!(packet.payload()[8..], request);
+    }
+
+    #[test]
+    fn an_error_about_a_packet_is_that_made_in_place_and_leaves_out_what_follows_the_packet() {
+        let kind = icmpv4::DESTINATION_UNREACHABLE;
+        for payload in [0, 7, 519, 520, 521, 1400] {
+            let request = build::echo_request(CLIENT, Ipv4Addr::new(198, 18, 0, 2), 1, 7, 63, &vec![1; payload]);
+            let quote = &request[..request.len().min(QUOTE_LEN_MAX)];
+            let mut expected = [&[0; HEADERS_LEN], quote].concat();
+            complete(&mut expected, GATEWAY, kind, 13).unwrap();
+            let padded = [&request[..], &[0xa5; 6]].concat();
+            let mut error = [0xa5; LEN_MAX];
+            let length = about(&padded, GATEWAY, kind, 13, &mut error).unwrap();
+            assert_eq!(error[..length], expected);
+            assert_eq!(about(&padded, GATEWAY, kind, 13, &mut error[..length - 1]), None, "no room");
+        }
+        assert_eq!(about(&[0x60; 40], GATEWAY, kind, 13, &mut [0; LEN_MAX]), None, "no IPv4");
     }
 
     #[test]

@@ -230,6 +230,11 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
         self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
     }
 
+    /// Takes one from the time to live, which stays zero if it is.
+    pub fn decrement_ttl(&mut self) {
+        self.set_ttl(self.ttl().saturating_sub(1));
+    }
+
     /// Lets routers fragment the datagram.
     pub fn clear_dont_fragment(&mut self) {
         let old = word_at(self.bytes.as_ref(), field::FRAGMENT);
