@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Limits, ORDINARY, Override};
+use crate::policy::{Limits, ORDINARY, Override, Prefix};
 use crate::wire::build::{self, Datagram};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
