@@ -112,6 +112,8 @@ pub struct Mapping {
 pub struct Echo {
     /// A reply later than this is not delivered.
     pub timeout: Duration,
+    /// Whether errors about proxied echoes are brought to the clients.
+    pub icmp_errors: bool,
     /// Size of the table of outstanding echoes, in 64-bit words (one an echo).
     pub table_words: u32,
 }
@@ -149,7 +151,7 @@ impl Default for Mapping {
 
 impl Default for Echo {
     fn default() -> Echo {
-        Echo { timeout: Duration::from_secs(60), table_words: 1 << 20 }
+        Echo { timeout: Duration::from_secs(60), icmp_errors: true, table_words: 1 << 20 }
     }
 }
 

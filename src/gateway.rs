@@ -31,7 +31,7 @@ use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
 use crate::host::netlink::Netlink;
 use crate::host::preflight::{self, Finding, Plan, Status};
-use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards};
+use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards, Wanted};
 use crate::io::steering;
 use crate::io::syscalls::SyscallsIo;
 use crate::io::tun::Tun;
@@ -116,6 +116,7 @@ fn settings(config: &Config) -> Settings {
         hold_down: config.mapping.hold_down,
         echo_words_log2: config.echo.table_words.ilog2(),
         inside_mtu: config.inside.mtu as usize,
+        icmp_errors: config.echo.icmp_errors,
         workers: config.run.workers as usize,
         ..Settings::new(config.inside.clients.clone(), config.outside.addresses.clone())
     }
@@ -369,6 +370,7 @@ fn plan(config: &Config) -> Plan {
         device,
         clients: config.inside.clients.clone(),
         outside: config.outside.addresses.clone(),
+        icmp_errors: config.echo.icmp_errors,
     }
 }
 
@@ -396,10 +398,11 @@ fn divert_settings(config: &Config, device: Device) -> DivertSettings {
 /// The descriptors of worker number `number`.
 fn ports(config: &Config, number: usize, tun: Tun, waker: Waker) -> Result<Ports, SetupError> {
     let shards = Shards::of_worker(number, config.run.workers as usize);
+    let wanted = Wanted::with_errors(config.echo.icmp_errors);
     let send = |address: &Ipv4Addr| SendSocket::open(*address, raw::SOCKET_BUFFER_BYTES);
     Ok(Ports {
         tun,
-        receive: ReceiveSocket::open(shards, raw::SOCKET_BUFFER_BYTES)?,
+        receive: ReceiveSocket::open(shards, wanted, raw::SOCKET_BUFFER_BYTES)?,
         send: config.outside.addresses.iter().map(send).collect::<Result<_, _>>()?,
         waker,
         sizes: io::Sizes::for_mtu(config.inside.mtu),

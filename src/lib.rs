@@ -104,9 +104,10 @@
 //!    RFC 1624 ([`checksum`]). Sequence, payload, TOS, DF and options stay. A damaged payload stays damaged.
 //! 5. **Out.** The send socket of that gateway address ([`io::raw`]). If the kernel refuses, the echo is withdrawn and the
 //!    drop is counted by errno.
-//! 6. **Back.** The raw receive socket gets echo replies only. [`proxy::Batch::inbound`]: own address, ident, sequence and
+//! 6. **Back.** The raw receive socket gets echo replies, and errors that quote an echo request. [`proxy::Batch::inbound`]: own address, ident, sequence and
 //!    remote must be those of an outstanding echo, which is then used up. The ident is the number of the mapping's slot,
-//!    and the slot says whose it is. Destination and ident become the client's again.
+//!    and the slot says whose it is. Destination and ident become the client's again. An error must quote an outstanding
+//!    echo, becomes one about the client's own request, and uses nothing up (`proxy::errors`).
 //! 7. **To the client.** Written to the TUN; the kernel routes it. Whatever did not match was none of ours: dropped, counted
 //!    by reason, not logged.
 //!

@@ -92,6 +92,8 @@ pub struct WorkerCounters {
     pub outside_out: TrafficCounter,
     /// Replies written to the TUN.
     pub delivered: TrafficCounter,
+    /// Errors from outside passed on to the clients that they concern.
+    pub told: TrafficCounter,
     /// Packets written back to the TUN unchanged.
     pub reinjected: TrafficCounter,
     /// Drops by reason, in the order of [`Reason::ALL`].
@@ -200,7 +202,7 @@ impl std::ops::Add for Traffic {
 pub struct Snapshot {
     /// Read from the TUN.
     pub inside_in: Traffic,
-    /// Written to the TUN: replies delivered and packets reinjected.
+    /// To clients: replies delivered, errors told and packets reinjected.
     pub inside_out: Traffic,
     /// Received by the raw sockets.
     pub outside_in: Traffic,
@@ -210,6 +212,8 @@ pub struct Snapshot {
     pub sent_by_worker: Vec<u64>,
     /// Replies delivered to clients (part of `inside_out`).
     pub delivered: Traffic,
+    /// Errors from outside passed on to the clients that they concern (part of `inside_out`).
+    pub told: Traffic,
     /// Packets put back on the existing path (part of `inside_out`).
     pub reinjected: Traffic,
     /// Drops by name, zero ones left out: in = out + the sum of these, exactly, once nothing is in flight.
@@ -257,14 +261,16 @@ fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
     };
     let total =
         |of: fn(&WorkerCounters) -> &Counter| workers.iter().map(|worker| of(worker).get()).fold(0, u64::wrapping_add);
-    let (delivered, reinjected) = (traffic(|w| &w.delivered), traffic(|w| &w.reinjected));
+    let (delivered, told) = (traffic(|w| &w.delivered), traffic(|w| &w.told));
+    let reinjected = traffic(|w| &w.reinjected);
     Snapshot {
         inside_in: traffic(|w| &w.inside_in),
         outside_in: traffic(|w| &w.outside_in),
         outside_out: traffic(|w| &w.outside_out),
         sent_by_worker: workers.iter().map(|worker| worker.outside_out.get().packets).collect(),
-        inside_out: delivered + reinjected,
+        inside_out: delivered + told + reinjected,
         delivered,
+        told,
         reinjected,
         drops: drops(workers),
         refused: (0..workers.first().map_or(0, |worker| worker.refused.len()))

@@ -33,19 +33,19 @@ use crossbeam::queue::ArrayQueue;
 use crate::clock::Clock;
 use crate::error::SetupError;
 use crate::io::buffers::BUFFER_BYTES_MAX;
-use crate::io::raw::{ReceiveSocket, SOCKET_BUFFER_BYTES, SendSocket, Shards};
+use crate::io::raw::{ReceiveSocket, SOCKET_BUFFER_BYTES, SendSocket, Shards, Wanted};
 use crate::io::receive::Receiving;
 use crate::io::{BATCH_MAX, Frame, PoolSize, Waker};
-use crate::metrics::{Counters, Snapshot, WorkerCounters};
+use crate::metrics::{Counters, Snapshot};
 use crate::proxy::{Handle, Inbound, Proxy};
 
 /// The buffers that replies are received into. Each holds the largest datagram, since the kernel hands over reassembled
 /// ones; the pages behind a buffer's first are mostly never touched.
 const BUFFERS: PoolSize = PoolSize { buffers: BATCH_MAX, buffer_bytes: BUFFER_BYTES_MAX };
 
-/// What takes the replies. It is called on the receiving thread and must not block there.
+/// What takes the replies, and the errors about echoes. It is called on the receiving thread and must not block there.
 pub trait Deliver: Send + 'static {
-    /// Takes a reply for `client`: a whole IP datagram, which may be changed in place. An error drops it, and is counted
+    /// Takes a reply for `client`, or an error about its request: a whole IP datagram, which may be changed in place. An error drops it, and is counted
     /// by errno (`send_inside_*`); say ENOBUFS for a queue that is full.
     fn deliver(&mut self, client: Ipv4Addr, packet: &mut [u8]) -> io::Result<()>;
 
@@ -111,7 +111,7 @@ impl Outside {
     {
         let sockets = proxy.addresses().iter().map(|address| SendSocket::open(*address, SOCKET_BUFFER_BYTES));
         let sender = Sender(sockets.collect::<Result<Vec<_>, _>>()?.into());
-        let socket = ReceiveSocket::open(Shards::ALL, SOCKET_BUFFER_BYTES)?;
+        let socket = ReceiveSocket::open(Shards::ALL, Wanted::with_errors(proxy.icmp_errors()), SOCKET_BUFFER_BYTES)?;
         let waker = Waker::new()?;
         let counters = Arc::new(Counters::new(1, 0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -155,7 +155,7 @@ impl Outside {
         self.sender.clone()
     }
 
-    /// What has been received, delivered and dropped by now: `outside_in` = `delivered` + the sum of the drops, once nothing
+    /// What has been received, delivered and dropped by now: `outside_in` = `delivered` + `told` + the sum of the drops, once nothing
     /// is in flight.
     pub fn snapshot(&self) -> Snapshot {
         self.counters.snapshot()
@@ -236,23 +236,21 @@ impl<C: Clock, D: Deliver> Crew<C, D> {
         arrived.iter().for_each(|frame| batch.touch_inbound(frame));
         for mut frame in arrived.drain(..) {
             counters.outside_in.count(frame.len());
-            match batch.inbound(&mut frame) {
-                Inbound::Deliver { client, length } => {
-                    let delivered = self.deliver.deliver(client, &mut frame[..length]);
-                    count_delivered(counters, length, delivered);
+            let (client, length, delivered) = match batch.inbound(&mut frame) {
+                Inbound::Deliver { client, length } => (client, length, &counters.delivered),
+                Inbound::Tell { client, length, .. } => (client, length, &counters.told),
+                Inbound::Drop(reason) => {
+                    counters.drop(reason);
+                    continue;
                 }
-                Inbound::Drop(reason) => counters.drop(reason),
+            };
+            match self.deliver.deliver(client, &mut frame[..length]) {
+                Ok(()) => delivered.count(length),
+                Err(error) => counters.send_inside.count(error.raw_os_error().unwrap_or(libc::EIO)),
             }
         }
         drop(batch);
         self.deliver.flush();
-    }
-}
-
-fn count_delivered(counters: &WorkerCounters, length: usize, delivered: io::Result<()>) {
-    match delivered {
-        Ok(()) => counters.delivered.count(length),
-        Err(error) => counters.send_inside.count(error.raw_os_error().unwrap_or(libc::EIO)),
     }
 }
 

@@ -5,6 +5,7 @@
 //!            an ICMP echo request from a client to outside? -> recorded, rewritten: Forward
 //!            anything else -> falls through
 //! inbound    an echo reply that an outstanding echo waits for? -> rewritten: Deliver
+//!            an ICMP error that quotes an outstanding echo? -> rewritten, and the quote too: Tell
 //!            anything else -> dropped by reason: it is none of ours
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! time (some systems always use ident 1, a ping in a container has its process id, 1). The sequence is left alone: what
 //! routes by flow outside must see one mapping as one flow.
 
+mod errors;
 mod settings;
 mod verdict;
 
@@ -76,6 +78,7 @@ pub struct Proxy {
     policy: Policy,
     addresses: Vec<Ipv4Addr>,
     inside_mtu: usize,
+    icmp_errors: bool,
     ttl: Ttl,
     mappings: Mappings,
     echoes: Echoes,
@@ -130,6 +133,7 @@ impl Proxy {
             policy,
             addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
+            icmp_errors: settings.icmp_errors,
             ttl: settings.ttl,
             echoes,
             lifetimes,
@@ -158,6 +162,11 @@ impl Proxy {
     /// The gateway's addresses outside, in the order of their numbers.
     pub fn addresses(&self) -> &[Ipv4Addr] {
         &self.addresses
+    }
+
+    /// Whether errors about proxied echoes are brought to the clients.
+    pub fn icmp_errors(&self) -> bool {
+        self.icmp_errors
     }
 
     /// What the tables hold and cost.
@@ -375,7 +384,7 @@ impl Batch<'_> {
     }
 
     /// Judges a packet from outside and, if it answers an outstanding echo, uses that up and rewrites the packet in
-    /// place.
+    /// place. An error about an outstanding echo is rewritten too, and uses nothing up.
     pub fn inbound(&mut self, packet: &mut [u8]) -> Inbound {
         let mut packet = match Ipv4::check(packet) {
             Ok(packet) => packet,
@@ -383,20 +392,26 @@ impl Batch<'_> {
         };
         let client = match self.answered(&packet) {
             Ok(client) => client,
+            Err(Reason::NotEchoReply) => return self.inbound_error(packet),
             Err(reason) => return Inbound::Drop(reason),
         };
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Inbound::Drop(Reason::IcmpTruncated) };
         echo.set_ident(client.ident);
-        packet.set_destination(client.address);
+        self.readdress(&mut packet, client.address);
+        Inbound::Deliver { client: client.address, length: packet.total_len() }
+    }
+
+    /// Addresses what came from outside to the client, over one more hop.
+    fn readdress(&self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
+        packet.set_destination(client);
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();
         }
-        // A reassembled reply keeps the fragments' DF: too big for the inside path it would be stuck, and the kernel
-        // would complain to the remote about a packet that it never sent.
+        // A reassembled packet keeps the fragments' DF: too big for the inside path it would be stuck, and the kernel
+        // would complain to its sender about a packet that that one never sent.
         if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
             packet.clear_dont_fragment();
         }
-        Inbound::Deliver { client: client.address, length: packet.total_len() }
     }
 
     /// Whose outstanding echo the packet answers; that echo is used up.

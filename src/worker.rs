@@ -52,6 +52,9 @@ const REPEATED: u8 = 3;
 /// Noted on a frame that has become an error of our own.
 const ORIGINATED: u8 = 2;
 
+/// Noted on an error from outside, on its way to the client that it concerns.
+const TOLD: u8 = 4;
+
 /// Packets that may wait for a worker that they were handed over to.
 const INBOX_MAX: usize = 256;
 
@@ -227,6 +230,18 @@ impl<'c, I: PacketIo> Worker<'c, I> {
     }
 }
 
+/// What a client is told when the kernel has no way for its request (RFC 1812, section 5.2.7.1). Nothing where the kernel
+/// would tell nobody: a blackhole, an output rule that drops.
+fn unreachable_code(errno: i32) -> Option<u8> {
+    match errno {
+        libc::ENETUNREACH | libc::ENETDOWN => Some(icmpv4::CODE_NET_UNREACHABLE),
+        libc::EHOSTUNREACH => Some(icmpv4::CODE_HOST_UNREACHABLE),
+        // EACCES is a route of type prohibit, but also a link's broadcast address, about which nobody may be told (RFC 1122,
+        // section 3.2.2).
+        _ => None,
+    }
+}
+
 /// A worker's parts while a batch is open.
 struct Turn<'t, I> {
     batch: Batch<'t>,
@@ -239,7 +254,7 @@ struct Turn<'t, I> {
 }
 
 impl<I: PacketIo> Turn<'_, I> {
-    fn settle(&mut self, Sent { to, frame, errno }: Sent) {
+    fn settle(&mut self, Sent { to, mut frame, errno }: Sent) {
         let counters = self.counters;
         if frame.note() == ORIGINATED {
             *self.originated -= 1;
@@ -247,12 +262,18 @@ impl<I: PacketIo> Turn<'_, I> {
         match (to, errno) {
             (Side::Outside, 0) if frame.note() == ORIGINATED => counters.originated.count(frame.len()),
             (Side::Outside, _) if frame.note() == ORIGINATED => counters.not_originated.add(1),
+            (_, 0) if frame.note() == TOLD => counters.told.count(frame.len()),
             (Side::Outside, 0) => counters.outside_out.count(frame.len()),
             (Side::Outside, errno) => {
-                if frame.note() != REPEATED && self.batch.withdraw(&frame) {
+                if ![REPEATED, TOLD].contains(&frame.note()) && self.batch.withdraw(&frame) {
                     counters.outstanding.sub(1);
                 }
                 counters.send_outside.count(errno);
+                if let Some(code) = unreachable_code(errno)
+                    && let Some(address) = self.batch.give_back(&mut frame)
+                {
+                    self.tell_unreachable(frame, address, code);
+                }
             }
             (Side::Inside, 0) if frame.note() == REINJECTED => counters.reinjected.count(frame.len()),
             (Side::Inside, 0) => counters.delivered.count(frame.len()),
@@ -267,6 +288,14 @@ impl<I: PacketIo> Turn<'_, I> {
                 self.counters.outstanding.sub(1);
                 frame.truncate(length);
                 self.io.send_inside(frame);
+            }
+            Inbound::Tell { client, length, from_own } => {
+                frame.truncate(length);
+                frame.set_note(TOLD);
+                match from_own {
+                    None => self.io.send_inside(frame),
+                    Some(address) => self.io.send_outside(frame, address, client),
+                }
             }
             Inbound::Drop(reason) => {
                 if reason.uses_echo_up() {
@@ -306,7 +335,7 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::Refuse { reason, class, tell_from } => {
                 self.counters.refuse(reason, class);
                 if let Some(address) = tell_from {
-                    self.tell_prohibited(frame, address);
+                    self.tell_unreachable(frame, address, icmpv4::CODE_PROHIBITED);
                 }
             }
             Outbound::Drop(reason) => self.counters.drop(reason),
@@ -344,11 +373,10 @@ impl<I: PacketIo> Turn<'_, I> {
         }
     }
 
-    /// Turns a refused request, in its buffer, into the error that tells its client: unreachable, code 13. It leaves by a
-    /// raw socket, since the kernel would drop a packet with one of its own addresses that came from the TUN.
-    fn tell_prohibited(&mut self, mut frame: Frame, address: u8) {
+    /// Turns a request that goes nowhere, in its buffer, into the error that tells its client. It leaves by a raw socket, since the kernel would drop a packet with one of its own addresses that came from the TUN.
+    fn tell_unreachable(&mut self, mut frame: Frame, address: u8, code: u8) {
         let Some(gateway) = self.batch.address(address) else { return };
-        let (kind, code) = (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PROHIBITED);
+        let kind = icmpv4::DESTINATION_UNREACHABLE;
         frame.truncate(error::QUOTE_LEN_MAX);
         if !frame.prepend(error::HEADERS_LEN) {
             self.counters.not_originated.add(1);

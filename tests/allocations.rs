@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use echogate::clock::{Clock, Instant, Monotonic};
 use echogate::host::netlink::Netlink;
-use echogate::io::raw::{ReceiveSocket, SendSocket, Shards};
+use echogate::io::raw::{ReceiveSocket, SendSocket, Shards, Wanted};
 use echogate::io::syscalls::SyscallsIo;
 use echogate::io::tun::Tun;
 use echogate::io::uring::UringIo;
@@ -230,7 +230,7 @@ fn ports() -> (Ports, Socket) {
     netlink.add_address(index, Ipv4Addr::new(10, 66, 0, 1), 32).unwrap();
     let ports = Ports {
         tun,
-        receive: ReceiveSocket::open(Shards::ALL, 4 << 20).unwrap(),
+        receive: ReceiveSocket::open(Shards::ALL, Wanted::RepliesAndErrors, 4 << 20).unwrap(),
         send: vec![SendSocket::open(GATEWAY, 1 << 20).unwrap()],
         waker: Waker::new().unwrap(),
         sizes: Sizes::for_mtu(1500),

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use echogate::host::netlink::Netlink;
-use echogate::io::raw::{ReceiveSocket, SendSocket, Shards};
+use echogate::io::raw::{ReceiveSocket, SendSocket, Shards, Wanted};
 use echogate::io::syscalls::SyscallsIo;
 use echogate::io::tun::Tun;
 use echogate::io::uring::UringIo;
@@ -22,6 +22,8 @@ use echogate::io::{Backend, Engine, Events, PacketIo, Pool, PoolSize, Ports, Siz
 use echogate::sys::{event, namespace};
 use echogate::wire::build::{self, Datagram};
 use echogate::wire::icmpv4::EchoKind;
+use echogate::wire::ipv4::Ipv4;
+use echogate::wire::quote::Quote;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const GATEWAY_TOO: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
@@ -100,7 +102,7 @@ fn scene(engine: Engine, sizes: Sizes) -> Scene {
     let waker = Waker::new().unwrap();
     let ports = Ports {
         tun,
-        receive: ReceiveSocket::open(Shards::ALL, 4 << 20).unwrap(),
+        receive: ReceiveSocket::open(Shards::ALL, Wanted::RepliesAndErrors, 4 << 20).unwrap(),
         send: [GATEWAY, GATEWAY_TOO].map(|address| SendSocket::open(address, 1 << 20).unwrap()).into(),
         waker: waker.clone(),
         sizes,
@@ -491,7 +493,8 @@ fn a_receive_socket_takes_only_its_shards_echo_replies() {
         let workers = [0, 1, 2].map(|worker| Shards::of_worker(worker, 3));
         let mut masks = workers.to_vec();
         masks.extend([Shards::ALL, Shards(1 << 63), Shards(1)]);
-        let sockets: Vec<_> = masks.iter().map(|mask| ReceiveSocket::open(*mask, 4 << 20).unwrap()).collect();
+        let sockets: Vec<_> =
+            masks.iter().map(|mask| ReceiveSocket::open(*mask, Wanted::Replies, 4 << 20).unwrap()).collect();
         let deliver = |datagram: Datagram| {
             let bytes = datagram.build();
             let to = std::iter::once((bytes.as_slice(), GATEWAY));
@@ -524,6 +527,54 @@ fn a_receive_socket_takes_only_its_shards_echo_replies() {
             }
             let mine = |ident: &u16| mask >> (ident & 63) & 1 == 1;
             let expected: Vec<_> = (0..200).filter(mine).flat_map(|ident| [ident, ident]).collect();
+            assert_eq!(got, expected, "{mask:#x}");
+        }
+    });
+}
+
+#[test]
+fn errors_about_echo_requests_come_to_the_worker_of_the_quoted_ident_if_they_are_wanted() {
+    in_network(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.link_index("lo").unwrap().unwrap();
+        netlink.set_up(lo, true).unwrap();
+        netlink.add_address(lo, GATEWAY, 32).unwrap();
+        let send = SendSocket::open(GATEWAY, 1 << 20).unwrap();
+        let open = |mask, wanted| ReceiveSocket::open(mask, wanted, 4 << 20).unwrap();
+        let mut sockets: Vec<_> =
+            [Shards::of_worker(0, 3), Shards::of_worker(1, 3), Shards::of_worker(2, 3), Shards::ALL]
+                .map(|mask| (open(mask, Wanted::RepliesAndErrors), mask))
+                .into();
+        sockets.push((open(Shards::ALL, Wanted::Replies), Shards(0)));
+        let deliver = |payload: Vec<u8>, options: Vec<u8>| {
+            let bytes = Datagram { options, ..Datagram::new(GATEWAY, GATEWAY, ICMP, payload) }.build();
+            let to = std::iter::once((bytes.as_slice(), GATEWAY));
+            assert_eq!(echogate::sys::net::send_many(send.as_fd(), to).unwrap(), 1);
+        };
+        let request = |ident: u16, options: Vec<u8>| {
+            let message = build::echo_message(EchoKind::Request, ident, 1, b"quoted");
+            Datagram { options, ..Datagram::new(GATEWAY, REMOTE, ICMP, message) }.build()
+        };
+        for ident in 0..100 {
+            deliver(build::error_message(11, 0, 0, &request(ident, vec![])[..28]), vec![]);
+            deliver(build::error_message(3, 1, 0, &request(ident, vec![1; 12])), vec![1; 8]);
+            deliver(build::error_message(12, 0, 0, &request(ident, vec![1; 40])), vec![]);
+        }
+        // About something else, or not an error of a proxied echo: nobody's.
+        deliver(build::error_message(3, 3, 0, &Datagram::new(GATEWAY, REMOTE, UDP, vec![8; 40]).build()), vec![]);
+        deliver(build::error_message(3, 3, 0, &build::echo_reply(GATEWAY, REMOTE, 1, 1, 64, b"")), vec![]);
+        deliver(build::error_message(11, 0, 0, &request(1, vec![])[..24]), vec![]);
+        deliver(build::error_message(4, 0, 0, &request(1, vec![])), vec![]);
+        deliver(build::error_message(5, 0, 0, &request(1, vec![])), vec![]);
+        for (socket, Shards(mask)) in sockets {
+            let mut got = Vec::new();
+            let mut packet = [0; 256];
+            while let Ok(len) = event::read(socket.as_fd(), &mut packet) {
+                let packet = Ipv4::check(&packet[..len]).unwrap();
+                got.push(Quote::check(packet.payload()).unwrap().ident());
+            }
+            let mine = |ident: &u16| mask >> (ident & 63) & 1 == 1;
+            let expected: Vec<_> = (0..100).filter(mine).flat_map(|ident| [ident; 3]).collect();
             assert_eq!(got, expected, "{mask:#x}");
         }
     });

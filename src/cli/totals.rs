@@ -13,12 +13,13 @@ const BYTES: usize = 24;
 pub(super) fn table(totals: &Snapshot) -> String {
     let mut text = String::new();
     row(&mut text, "totals", "packets", "bytes");
-    let directions: [(&str, Traffic); 6] = [
+    let directions: [(&str, Traffic); 7] = [
         ("from inside", totals.inside_in),
         ("from outside", totals.outside_in),
         ("to outside", totals.outside_out),
         ("to inside", totals.inside_out),
         ("  replies delivered", totals.delivered),
+        ("  errors passed on", totals.told),
         ("  reinjected", totals.reinjected),
     ];
     for (name, traffic) in directions {
@@ -91,6 +92,7 @@ mod tests {
             outside_out: traffic(1004),
             sent_by_worker: vec![1000, 4],
             delivered: traffic(1005),
+            told: traffic(1007),
             reinjected: traffic(1006),
             drops: vec![("not_an_echo_reply".to_owned(), 7), ("late".to_owned(), 8)],
             refused: vec![4, 5],
@@ -109,6 +111,7 @@ from outside                           1,003                 100,300
 to outside                             1,004                 100,400
 to inside                              1,002                 100,200
   replies delivered                    1,005                 100,500
+  errors passed on                     1,007                 100,700
   reinjected                           1,006                 100,600
 sent by worker 0                       1,000
 sent by worker 1                           4

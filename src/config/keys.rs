@@ -241,6 +241,15 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         table: "echo",
+        name: "icmp_errors",
+        flag: Some("icmp-errors"),
+        meaning: "Whether ICMP errors about proxied echoes (time exceeded, unreachable, parameter problem) are brought to \
+                  the clients. Without them traceroute shows no routers and path MTU discovery by ping finds nothing",
+        default: KeyDefault::Value("on"),
+        kind: Kind::Switch(|config| &mut config.echo.icmp_errors),
+    },
+    Key {
+        table: "echo",
         name: "table_words",
         flag: None,
         meaning: "Size of the table of outstanding echoes, a power of two: 8 bytes a word, one word an echo. When it \

@@ -63,6 +63,8 @@ pub struct Plan {
     pub outside: Vec<Ipv4Addr>,
     /// What is diverted into the TUN, if anything.
     pub divert: Option<DivertSettings>,
+    /// Whether errors about proxied echoes are brought to the clients.
+    pub icmp_errors: bool,
 }
 
 /// Examines the host, in the order in which the gateway would stumble.

@@ -1,8 +1,9 @@
 //! The raw sockets: the outside. One to receive for each worker, one to send for each gateway address.
 //!
 //! Receiving. Every raw ICMP socket of a host gets a copy of every ICMP packet, so what a worker does not want must be
-//! refused early: ICMP_FILTER (before the copy is made) refuses all types below 32 but echo replies; a classic BPF
-//! filter refuses the rest and, with several workers, the replies of other workers' shards. A raw socket receives from
+//! refused early: ICMP_FILTER (before the copy is made) refuses all types below 32 but echo replies and, if they are wanted,
+//! errors; a classic BPF filter refuses the rest: errors that do not quote an echo request and, with several workers, the
+//! replies and the errors of other workers' shards (an error's is that of the quoted ident). A raw socket receives from
 //! the moment it exists, so it first gets a filter that refuses everything, is emptied, and then gets the real one:
 //! nothing unfiltered is ever read.
 //!
@@ -38,7 +39,39 @@ pub const ADDRESSES_MAX: usize = 16;
 /// Where send sockets are connected to: an address that is the host's own (127/8) and that nobody uses.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
 
+/// ICMP types (RFC 792).
 const ICMP_ECHO_REPLY: u32 = 0;
+const ICMP_UNREACHABLE: u32 = 3;
+const ICMP_ECHO_REQUEST: u32 = 8;
+const ICMP_TIME_EXCEEDED: u32 = 11;
+const ICMP_PARAMETER_PROBLEM: u32 = 12;
+
+const PROTOCOL_ICMP: u32 = 1;
+
+/// What a receive socket takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// Echo replies.
+    Replies,
+    /// Echo replies, and errors that quote an echo request.
+    RepliesAndErrors,
+}
+
+impl Wanted {
+    /// Echo replies, and errors if they are told to clients.
+    pub fn with_errors(icmp_errors: bool) -> Wanted {
+        if icmp_errors { Wanted::RepliesAndErrors } else { Wanted::Replies }
+    }
+
+    fn types(self) -> &'static [u32] {
+        match self {
+            Wanted::Replies => &[ICMP_ECHO_REPLY],
+            Wanted::RepliesAndErrors => {
+                &[ICMP_ECHO_REPLY, ICMP_UNREACHABLE, ICMP_TIME_EXCEEDED, ICMP_PARAMETER_PROBLEM]
+            }
+        }
+    }
+}
 
 /// Shards, by the lowest six bits of the gateway ident: bit n stands for shard n.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,21 +87,22 @@ impl Shards {
     }
 }
 
-/// A worker's receive socket: echo replies of its shards, as whole IP datagrams.
+/// A worker's receive socket: echo replies and errors of its shards, as whole IP datagrams.
 #[derive(Debug)]
 pub struct ReceiveSocket(Socket);
 
 impl ReceiveSocket {
     /// Opens it in the calling thread's network namespace.
-    pub fn open(shards: Shards, buffer_bytes: u32) -> Result<ReceiveSocket, SetupError> {
+    pub fn open(shards: Shards, wanted: Wanted, buffer_bytes: u32) -> Result<ReceiveSocket, SetupError> {
         let socket = open_raw(Protocol::ICMPV4)?;
+        let refused_types = wanted.types().iter().fold(u32::MAX, |mask, icmp_type| mask & !(1 << icmp_type));
         let prepared = socket
             .attach_filter(&[statement(RET_K, 0)])
-            .and_then(|()| net::set_icmp_filter(socket.as_fd(), !(1 << ICMP_ECHO_REPLY)))
+            .and_then(|()| net::set_icmp_filter(socket.as_fd(), refused_types))
             .and_then(|()| net::ignore_path_mtu(socket.as_fd()))
             .and_then(|()| net::set_receive_buffer(socket.as_fd(), buffer_bytes))
             .and_then(|()| empty(&socket))
-            .and_then(|()| socket.attach_filter(&program(shards)));
+            .and_then(|()| socket.attach_filter(&program(shards, wanted)));
         prepared.map_err(|error| SetupError::caused("cannot prepare the raw socket for echo replies", error))?;
         Ok(ReceiveSocket(socket))
     }
@@ -172,6 +206,8 @@ const LD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_IND;
 const LD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
 const LD_IMM: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_IMM;
 const AND_K: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const LSH_K: u32 = libc::BPF_ALU | libc::BPF_LSH | libc::BPF_K;
+const ADD_X: u32 = libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X;
 const SUB_K: u32 = libc::BPF_ALU | libc::BPF_SUB | libc::BPF_K;
 const RSH_X: u32 = libc::BPF_ALU | libc::BPF_RSH | libc::BPF_X;
 const JEQ_K: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -183,15 +219,34 @@ const RET_K: u32 = libc::BPF_RET | libc::BPF_K;
 const WHOLE_PACKET: u32 = u32::MAX;
 
 /// The filter: offset 0 is the IP header. A load past the packet's end refuses it.
-fn program(shards: Shards) -> Vec<SockFilter> {
-    let is_echo_reply = [
+fn program(shards: Shards, wanted: Wanted) -> Vec<SockFilter> {
+    let type_of_message = [
         statement(LDX_MSH, 0), // X = length of the IP header, options included
         statement(LD_BYTE, 0), // A = ICMP type
-        jump(JEQ_K, ICMP_ECHO_REPLY, 1, 0),
-        statement(RET_K, 0),
     ];
+    let is_echo_reply = [jump(JEQ_K, ICMP_ECHO_REPLY, 1, 0), statement(RET_K, 0)];
+    let is_reply_or_error = [
+        jump(JEQ_K, ICMP_ECHO_REPLY, 17, 0),
+        jump(JEQ_K, ICMP_UNREACHABLE, 3, 0),
+        jump(JEQ_K, ICMP_TIME_EXCEEDED, 2, 0),
+        jump(JEQ_K, ICMP_PARAMETER_PROBLEM, 1, 0),
+        statement(RET_K, 0),
+        statement(LD_BYTE, 8 + 9), // A = protocol of what is quoted
+        jump(JEQ_K, PROTOCOL_ICMP, 1, 0),
+        statement(RET_K, 0),
+        statement(LD_BYTE, 8), // A = version and header length of what is quoted
+        statement(AND_K, 15),
+        statement(LSH_K, 2),
+        statement(ADD_X, 0),
+        statement(TAX, 0),     // X = both headers' length, so that the quoted message is at X + 8
+        statement(LD_BYTE, 8), // A = type of what is quoted
+        jump(JEQ_K, ICMP_ECHO_REQUEST, 1, 0),
+        statement(RET_K, 0),
+        statement(LD_HALF, 8 + 4), // A = quoted ident
+        statement(JA, 1),
+    ];
+    let ident_of_reply = statement(LD_HALF, 4);
     let is_of_these_shards = [
-        statement(LD_HALF, 4), // A = ident
         statement(AND_K, 63),
         jump(JGE_K, 32, 3, 0),
         statement(TAX, 0), // shards 0 to 31: X = bit
@@ -205,7 +260,12 @@ fn program(shards: Shards) -> Vec<SockFilter> {
         jump(JEQ_K, 1, 1, 0),
         statement(RET_K, 0),
     ];
-    let mut program = Vec::from(is_echo_reply);
+    let mut program = Vec::from(type_of_message);
+    match wanted {
+        Wanted::Replies => program.extend(is_echo_reply),
+        Wanted::RepliesAndErrors => program.extend(is_reply_or_error),
+    }
+    program.push(ident_of_reply);
     if shards != Shards::ALL {
         program.extend(is_of_these_shards);
     }

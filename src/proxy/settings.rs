@@ -44,6 +44,8 @@ pub struct Settings {
     pub echo_words_log2: u32,
     /// The largest packet, in bytes, that reaches a client unfragmented.
     pub inside_mtu: usize,
+    /// Whether errors about proxied echoes are brought to the clients; without, traceroute shows no routers.
+    pub icmp_errors: bool,
     /// Who counts the hop that the gateway is.
     pub ttl: Ttl,
     /// What each client may do.
@@ -67,6 +69,7 @@ impl Settings {
             hold_down: None,
             echo_words_log2: 20,
             inside_mtu: 1500,
+            icmp_errors: true,
             ttl: Ttl::AlreadyDecremented,
             allowance: ORDINARY.into(),
             overrides: Vec::new(),

@@ -673,3 +673,104 @@ proptest! {
         }
     }
 }
+
+/// An error from a router about `request` as it left.
+fn error_about(request: &[u8], from: Ipv4Addr, icmp_type: u8, code: u8) -> Vec<u8> {
+    let message = build::error_message(icmp_type, code, 0, request);
+    Datagram::new(from, GATEWAY, ipv4::ICMP, message).build()
+}
+
+const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 1);
+
+#[test]
+fn an_error_about_an_outstanding_echo_is_told_to_its_client_as_if_there_were_no_gateway() {
+    // RFC 5508 REQ-4: quoted headers restored, type and code kept, destination the client.
+    let mut bench = Bench::new(&settings());
+    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 7);
+    let original = build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload");
+    for (icmp_type, code) in [(3, 0), (3, 1), (3, 4), (3, 13), (11, 0), (12, 0)] {
+        for cut in [28, sent.len()] {
+            let mut error = error_about(&sent[..cut], ROUTER, icmp_type, code);
+            let length = error.len();
+            assert_eq!(bench.inbound(&mut error), Inbound::Tell { client: CLIENT, length, from_own: None });
+            let message = build::error_message(icmp_type, code, 0, &original[..cut]);
+            assert_eq!(error, Datagram::new(ROUTER, CLIENT, ipv4::ICMP, message).build());
+        }
+    }
+    let mut own = error_about(&sent, GATEWAY, 3, 1);
+    let length = own.len();
+    assert_eq!(bench.inbound(&mut own), Inbound::Tell { client: CLIENT, length, from_own: Some(0) });
+}
+
+#[test]
+fn an_error_uses_no_echo_up_and_keeps_no_mapping_alive() {
+    // RFC 5508 REQ-6.
+    let mut bench = Bench::new(&settings());
+    let (sent, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    for _ in 0..3 {
+        assert!(matches!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Tell { .. }));
+    }
+    assert!(matches!(bench.reply(REMOTE, ident, 1).0, Inbound::Deliver { .. }));
+    assert_eq!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Drop(Reason::ErrorUnmatched));
+
+    // The mapping ends when no request has used it, whatever the errors say.
+    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 2);
+    bench.pass(Duration::from_secs(50));
+    assert!(matches!(bench.inbound(&mut error_about(&sent, ROUTER, 3, 1)), Inbound::Tell { .. }));
+    assert_eq!(bench.pass(Duration::from_secs(12)).mappings, 1);
+}
+
+#[test]
+fn errors_about_what_was_not_sent_or_that_are_damaged_are_dropped_by_name_and_unchanged() {
+    let mut bench = Bench::new(&settings());
+    let (sent, ident) = bench.send(CLIENT, REMOTE, 1, 1);
+    let quoting = |source, destination, ident, sequence| {
+        error_about(&build::echo_request(source, destination, ident, sequence, 64, b""), ROUTER, 11, 0)
+    };
+    let mut damaged = error_about(&sent, ROUTER, 11, 0);
+    damaged[22] ^= 1;
+    let elsewhere = |ttl, destination| {
+        let message = build::error_message(11, 0, 0, &sent);
+        Datagram { ttl, ..Datagram::new(ROUTER, destination, ipv4::ICMP, message) }.build()
+    };
+    for (packet, reason) in [
+        (quoting(GATEWAY, REMOTE, ident ^ 1, 1), Reason::ErrorUnmatched),
+        (quoting(GATEWAY, REMOTE, ident, 2), Reason::ErrorUnmatched),
+        (quoting(GATEWAY, OTHER_REMOTE, ident, 1), Reason::ErrorUnmatched),
+        (quoting(CLIENT, REMOTE, ident, 1), Reason::ErrorUnmatched),
+        (damaged, Reason::ErrorChecksum),
+        (error_about(&sent[..27], ROUTER, 11, 0), Reason::ErrorQuote),
+        (error_about(&answer(&sent, 64), ROUTER, 11, 0), Reason::ErrorQuote),
+        (elsewhere(64, OTHER_REMOTE), Reason::NotOurAddress),
+        (elsewhere(1, GATEWAY), Reason::TtlExpired),
+        // Source quench (RFC 6633) and redirect.
+        (error_about(&sent, ROUTER, 4, 0), Reason::NotEchoReply),
+        (error_about(&sent, ROUTER, 5, 0), Reason::NotEchoReply),
+    ] {
+        let mut judged = packet.clone();
+        assert_eq!(bench.inbound(&mut judged), Inbound::Drop(reason));
+        assert_eq!(judged, packet);
+    }
+    assert!(matches!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Tell { .. }));
+}
+
+#[test]
+fn without_icmp_errors_none_is_told() {
+    let mut bench = Bench::new(&Settings { icmp_errors: false, ..settings() });
+    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
+    assert_eq!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Drop(Reason::NotEchoReply));
+}
+
+#[test]
+fn a_request_that_could_not_be_sent_becomes_the_clients_own_again_and_its_client_is_told_now_and_then() {
+    let mut bench = Bench::new(&settings());
+    let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, 7);
+    assert_eq!(bench.handle.batch(bench.now).give_back(&mut sent), Some(0));
+    assert_eq!(sent, build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload"));
+    assert_eq!(bench.handle.batch(bench.now).give_back(&mut sent), None, "it is not the gateway's any more");
+    let told = (0..1000).filter(|sequence| {
+        let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, *sequence);
+        bench.handle.batch(bench.now).give_back(&mut sent).is_some()
+    });
+    assert!((1..100).contains(&told.count()), "all at one moment");
+}

@@ -66,6 +66,17 @@ pub enum Inbound {
         /// Its length in bytes.
         length: usize,
     },
+    /// An ICMP error about an echo that this client waits for, rewritten to be about the client's own request. The echo
+    /// stays outstanding.
+    Tell {
+        /// Who asked.
+        client: Ipv4Addr,
+        /// Its length in bytes.
+        length: usize,
+        /// The number of the gateway address that the error comes from, if the gateway's own kernel made it. A kernel drops a
+        /// packet with one of its own addresses that comes from a TUN: this one must be sent.
+        from_own: Option<u8>,
+    },
     /// Not ours, or not deliverable: unchanged. A server with an inbound path of its own carries on with it there.
     Drop(Reason),
 }
@@ -111,9 +122,15 @@ pub enum Reason {
     MappingContended,
     /// Refused: others kept changing the echo's bucket.
     EchoContended,
-    /// From outside: not an echo reply.
+    /// From outside: neither an echo reply nor an error that is asked for.
     NotEchoReply,
-    /// A reply to an address that is not the gateway's.
+    /// An error whose ICMP checksum is wrong (RFC 5508 REQ-3).
+    ErrorChecksum,
+    /// An error that quotes no echo request, or too little of one.
+    ErrorQuote,
+    /// An error about an echo that is not outstanding, or that the gateway never sent.
+    ErrorUnmatched,
+    /// A reply or an error to an address that is not the gateway's.
     NotOurAddress,
     /// A reply that no outstanding echo waits for: unsolicited, a duplicate, or from somebody who was not asked.
     NoEcho,
@@ -125,7 +142,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 24] = [
+    pub const ALL: [Reason; 27] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
@@ -146,6 +163,9 @@ impl Reason {
         Reason::MappingContended,
         Reason::EchoContended,
         Reason::NotEchoReply,
+        Reason::ErrorChecksum,
+        Reason::ErrorQuote,
+        Reason::ErrorUnmatched,
         Reason::NotOurAddress,
         Reason::NoEcho,
         Reason::Late,
@@ -175,6 +195,9 @@ impl Reason {
             Reason::MappingContended => "mapping_contended",
             Reason::EchoContended => "echo_contended",
             Reason::NotEchoReply => "not_echo_reply",
+            Reason::ErrorChecksum => "error_checksum",
+            Reason::ErrorQuote => "error_quote",
+            Reason::ErrorUnmatched => "error_unmatched",
             Reason::NotOurAddress => "not_our_address",
             Reason::NoEcho => "no_echo",
             Reason::Late => "late",
@@ -182,7 +205,8 @@ impl Reason {
         }
     }
 
-    /// Whether the dropped packet was a reply that used its outstanding echo up.
+    /// Whether the dropped packet was a reply that used its outstanding echo up. (An error uses none up, and one about an
+    /// echo without a mapping is `ErrorUnmatched`.)
     pub const fn uses_echo_up(self) -> bool {
         matches!(self, Reason::Late | Reason::NoMapping)
     }

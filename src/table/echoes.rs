@@ -210,6 +210,16 @@ impl Echoes {
         Consumed::Unknown
     }
 
+    /// Whether the echo is outstanding: for errors about it, which must not use it up (RFC 5508 REQ-6).
+    pub fn is_outstanding(&self, key: EchoKey, now: Instant) -> bool {
+        let (bucket, tag) = self.place(key);
+        self.buckets[bucket].0.iter().any(|word| {
+            // Acquire: pairs with `record`'s Release, as in `consume`: the identity that the echo left under is seen.
+            let seen = word.load(Ordering::Acquire);
+            seen != 0 && self.tag(seen) == tag && self.age_ticks(seen, now) <= self.timeout_ticks
+        })
+    }
+
     /// Empties the words of `shard` that have waited longer than the timeout, from bucket `from` of the shard on,
     /// `count` buckets far. Returns how many there were: nobody answered those.
     pub fn sweep(&self, shard: usize, from: usize, count: usize, now: Instant) -> u64 {
@@ -323,6 +333,22 @@ mod tests {
         assert_eq!(echoes.record(key(1, 2, 3), at(0)), Recorded::New);
         assert_eq!(echoes.consume(key(1, 2, 3), at(1)), Consumed::Matched);
         assert_eq!(echoes.consume(key(1, 2, 3), at(1)), Consumed::Unknown);
+    }
+
+    #[test]
+    fn asking_whether_an_echo_is_outstanding_does_not_use_it_up() {
+        let echoes = table(20);
+        assert!(!echoes.is_outstanding(key(1, 2, 3), at(0)));
+        echoes.record(key(1, 2, 3), at(0));
+        for _ in 0..3 {
+            assert!(echoes.is_outstanding(key(1, 2, 3), at(1)));
+        }
+        for other in [key(2, 2, 3), key(1, 3, 3), key(1, 2, 4)] {
+            assert!(!echoes.is_outstanding(other, at(1)));
+        }
+        assert!(!echoes.is_outstanding(key(1, 2, 3), at(62)), "too old");
+        assert_eq!(echoes.consume(key(1, 2, 3), at(1)), Consumed::Matched);
+        assert!(!echoes.is_outstanding(key(1, 2, 3), at(1)));
     }
 
     #[test]

@@ -99,6 +99,18 @@ pub fn echo_message(kind: EchoKind, ident: u16, sequence: u16, payload: &[u8]) -
     message
 }
 
+/// An ICMP error about the packet of which `quoted` is the beginning, without an IP header of its own. `rest` is the second
+/// word of its header: the next-hop MTU, a pointer, or RFC 4884's length.
+pub fn error_message(icmp_type: u8, code: u8, rest: u32, quoted: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(ECHO_HEADER_LEN + quoted.len());
+    message.extend([icmp_type, code, 0, 0]);
+    message.extend(rest.to_be_bytes());
+    message.extend(quoted);
+    let check = checksum::checksum(&message);
+    put_word(&mut message, 2, check);
+    message
+}
+
 /// An echo request in its datagram.
 ///
 /// # Panics

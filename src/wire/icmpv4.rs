@@ -18,6 +18,10 @@ use crate::checksum;
 pub const ECHO_REPLY: u8 = 0;
 /// Destination unreachable.
 pub const DESTINATION_UNREACHABLE: u8 = 3;
+/// Code of a destination unreachable: no route to its network.
+pub const CODE_NET_UNREACHABLE: u8 = 0;
+/// Code of a destination unreachable: nobody there.
+pub const CODE_HOST_UNREACHABLE: u8 = 1;
 /// Code of a destination unreachable: communication administratively prohibited (RFC 1812, section 5.2.7.1).
 pub const CODE_PROHIBITED: u8 = 13;
 /// Source quench (obsolete).

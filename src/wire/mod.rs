@@ -12,6 +12,7 @@ pub mod build;
 pub mod error;
 pub mod icmpv4;
 pub mod ipv4;
+pub mod quote;
 pub mod transport;
 
 /// The big-endian 16-bit word at `at`. Panics outside `bytes`: only for offsets that a `check` has covered.

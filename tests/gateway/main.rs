@@ -10,6 +10,7 @@ mod beside;
 mod delivery;
 mod ear;
 mod ends;
+mod errors;
 mod firewall;
 mod heals;
 mod leaves;

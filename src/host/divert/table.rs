@@ -33,6 +33,9 @@ use crate::sys::poll;
 /// the TUN.
 const BEFORE_DEFRAG: i32 = -450;
 
+/// The errors that are passed on, by nft's names.
+const ERROR_TYPES: &str = "destination-unreachable, time-exceeded, parameter-problem";
+
 /// How long nft may take to execute the line, and to end when told.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -247,6 +250,12 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
              meta mark set meta mark & {kept:#010x} | {mark:#010x} notrack"
         ),
         format!("add rule {table} divert iifname \"{device}\" icmp type echo-reply notrack"),
+        // Errors that are passed on, about requests that conntrack never saw. Not those that clients send, which concern
+        // flows of the kernel's own NAT.
+        format!(
+            "add rule {table} divert iifname \"{device}\" ip saddr != {{ {clients} }} ip daddr {{ {clients} }} \
+             icmp type {{ {ERROR_TYPES} }} notrack"
+        ),
     ];
     format!("{}\n", commands.join("; "))
 }

@@ -1,13 +1,14 @@
 //! Whether the firewall lets through what passes through the gateway, and the lines that make it.
 //!
-//! One ping passes four times: forwarded into the TUN, out of the host, into the host, forwarded out of the TUN. For each
+//! One ping passes four times: forwarded into the TUN, out of the host, into the host, forwarded out of the TUN; an error
+//! about it takes the latter two. For each
 //! the base chains of that hook are evaluated as the kernel would, with three truths: a condition that is not understood
 //! here (a named set, a rate limit, an iptables match) is neither true nor false. A rule that certainly applies decides;
 //! one that perhaps applies is taken as no decision, so a chain counts as dropping only if it drops by a rule that
 //! certainly applies or by its policy. Perhaps-accepting rules on the way are mentioned.
 //!
 //! What is known of the packets: the inside pair is untracked (it is diverted so), the outside pair is tracked, so
-//! requests are new and replies established.
+//! requests are new, replies established, and errors about them related.
 //!
 //! The lines insert at the top of the base chain: an accept there ends that chain whatever follows, and only that chain.
 //!
@@ -22,6 +23,9 @@ use std::net::Ipv4Addr;
 
 use super::Finding;
 use ruleset::{Ruleset, Verdict};
+
+/// The errors that are passed on to clients, by nft's names.
+pub(super) const ERRORS: [&str; 3] = ["destination-unreachable", "time-exceeded", "parameter-problem"];
 
 /// One way of the gateway's packets through a hook.
 #[derive(Clone, Debug)]
@@ -100,6 +104,17 @@ impl<'a> Passage<'a> {
         }
     }
 
+    /// Whether replies take this way.
+    pub(super) fn is_of_replies(&self) -> bool {
+        self.kind == "echo-reply"
+    }
+
+    /// The same way, taken by an error about the echo instead of by the reply.
+    pub(super) fn as_error(&self, kind: &'static str) -> Passage<'a> {
+        let state = if self.state == "established" { "related" } else { self.state };
+        Passage { kind, state, ..self.clone() }
+    }
+
     /// The rule that accepts it.
     fn accepting(&self) -> String {
         let mut rule = String::new();
@@ -107,6 +122,9 @@ impl<'a> Passage<'a> {
             for (key, name) in [("iifname", self.incoming), ("oifname", self.outgoing)] {
                 rule.extend(name.map(|name| format!("{key} \"{name}\" ")));
             }
+        }
+        if ERRORS.contains(&self.kind) {
+            return format!("{rule}icmp type {{ {} }} accept", ERRORS.join(", "));
         }
         rule + "icmp type " + self.kind + " accept"
     }
@@ -150,8 +168,10 @@ fn judge(ruleset: &Ruleset, passages: &[Passage<'_>]) -> Vec<Finding> {
             continue;
         }
         let place = format!("{} {} {}", chain.family, chain.table, chain.name);
-        let lines: Vec<String> =
+        let mut lines: Vec<String> =
             dropped.iter().map(|passage| format!("nft insert rule {place} {}", passage.accepting())).collect();
+        // All errors of one way share a line.
+        lines.dedup();
         let hook = chain.hook.as_deref().unwrap_or_default();
         let what = match unsure {
             true => format!(

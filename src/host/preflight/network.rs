@@ -257,5 +257,9 @@ fn firewall(
     }
     passages.push(Passage::leaving(outside_name.as_deref(), outside, remote));
     passages.push(Passage::returning(outside_name.as_deref(), remote, outside));
+    if plan.icmp_errors {
+        let back: Vec<_> = passages.iter().filter(|passage| passage.is_of_replies()).cloned().collect();
+        passages.extend(back.iter().flat_map(|passage| firewall::ERRORS.map(|kind| passage.as_error(kind))));
+    }
     firewall::examine(&passages)
 }

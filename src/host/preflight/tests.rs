@@ -17,6 +17,7 @@ fn plan() -> Plan {
         clients: divert.clients.clone(),
         outside: vec![OUTSIDE],
         divert: Some(divert),
+        icmp_errors: true,
     }
 }
 
@@ -292,6 +293,36 @@ fn rules_that_do_not_accept_are_not_taken_for_accepting() {
                     nft insert rule inet t c iifname \"echogate0\" oifname \"g0\" icmp type echo-reply accept";
         assert_eq!(findings, [(Status::Missing, both.to_owned())], "{rules}");
     }
+}
+
+#[test]
+fn errors_need_lines_of_their_own() {
+    let namespace = crate::sys::namespace::new_network().expect("run the tests as root");
+    let back = [
+        Passage::out_of_tun("echogate0", Some("g0"), REMOTE, Some(CLIENT)),
+        Passage::returning(Some("w0"), REMOTE, Some(OUTSIDE)),
+    ];
+    assert!(back.iter().all(Passage::is_of_replies));
+    let passages: Vec<_> = back.iter().flat_map(|way| firewall::ERRORS.map(|kind| way.as_error(kind))).collect();
+    let remedies = |rules: &str| {
+        let findings = crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&namespace), || {
+            nft::run(&["-f", "-"], &format!("flush ruleset; {rules}")).expect("rules");
+            firewall::examine(&passages)
+        });
+        let findings = findings.expect("entered").into_iter().filter(|finding| finding.status == Status::Missing);
+        findings.map(|finding| finding.remedy.expect("lines")).collect::<Vec<_>>()
+    };
+    let types = "icmp type { destination-unreachable, time-exceeded, parameter-problem } accept";
+    let chain = |hook: &str, rules: &str| {
+        format!("table inet t {{ chain c {{ type filter hook {hook} priority 0; policy drop; {rules}; }}; }}")
+    };
+    assert_eq!(remedies(&chain("input", "ct state established,related accept")), [""; 0]);
+    assert_eq!(remedies(&chain("input", "icmp type echo-reply accept")), [format!("nft insert rule inet t c {types}")]);
+    let forward = format!("nft insert rule inet t c iifname \"echogate0\" oifname \"g0\" {types}");
+    for rules in ["icmp type echo-reply accept", "icmp type time-exceeded accept", "ct state related accept"] {
+        assert_eq!(remedies(&chain("forward", rules)), [forward.as_str()], "{rules}");
+    }
+    assert_eq!(remedies(&chain("forward", types)), [""; 0]);
 }
 
 #[test]
