@@ -469,7 +469,7 @@ impl Batch<'_> {
     /// that is shorter than [`error::LEN_MAX`] and too short, or if nothing here can be quoted.
     pub fn prohibited(&self, packet: &[u8], tell_from: u8, error: &mut [u8]) -> Option<usize> {
         let gateway = self.address(tell_from)?;
-        error::about(packet, gateway, icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PROHIBITED, error)
+        error::about(packet, gateway, error::Message::Prohibited, error)
     }
 
     /// The gateway address of this number.
