@@ -263,6 +263,34 @@ pub static KEYS: &[Key] = &[
         },
     },
     Key {
+        table: "remotes",
+        name: "deny",
+        flag: Some("deny"),
+        meaning: "Prefixes that clients may not ping, besides those that nobody can (this network, loopback, link-local, \
+                  multicast, reserved, broadcast). The client is told now and then (unreachable, code 13)",
+        default: KeyDefault::Computed("none"),
+        kind: Kind::Prefixes(|config| &mut config.remotes.deny),
+    },
+    Key {
+        table: "remotes",
+        name: "allow",
+        flag: Some("allow"),
+        meaning: "Prefixes that clients may ping in spite of `deny`: the longest prefix of both lists decides. With \
+                  `deny` 0.0.0.0/0 these are all",
+        default: KeyDefault::Computed("none"),
+        kind: Kind::Prefixes(|config| &mut config.remotes.allow),
+    },
+    Key {
+        table: "remotes",
+        name: "own",
+        flag: None,
+        meaning: "Whether requests to the gateway's own outside addresses go back to the kernel, which answers them, or are \
+                  dropped (`remote_own`). Of interest only to who leads packets into the device without `divert`, which \
+                  leaves such requests on the kernel's path",
+        default: KeyDefault::Value("off"),
+        kind: Kind::Switch(|config| &mut config.remotes.own),
+    },
+    Key {
         table: "limits",
         name: "enforce",
         flag: Some("limits"),
