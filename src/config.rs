@@ -87,6 +87,8 @@ pub struct Inside {
 pub struct Outside {
     /// The gateway's addresses; empty until the gateway has put the default route's source address here.
     pub addresses: Vec<Ipv4Addr>,
+    /// Interfaces that lead to the internet; empty: whatever leads there.
+    pub devices: Vec<String>,
 }
 
 /// Table `remotes`: which addresses may be pinged.

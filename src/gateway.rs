@@ -391,6 +391,7 @@ fn divert_settings(config: &Config, device: Device) -> DivertSettings {
         device,
         interfaces: config.inside.divert.clone(),
         clients: config.inside.clients.clone(),
+        outside: config.outside.devices.clone(),
         mark: config.inside.mark,
         mask: config.inside.mark_mask,
         table: config.inside.table,

@@ -187,6 +187,15 @@ pub static KEYS: &[Key] = &[
         kind: Kind::Addresses(|config| &mut config.outside.addresses),
     },
     Key {
+        table: "outside",
+        name: "devices",
+        flag: Some("outside-device"),
+        meaning: "Interfaces that lead to the internet. With `divert`, only requests that the host routes out of one of them \
+                  are taken; pings to networks behind other interfaces stay on the kernel's path, and under its firewall",
+        default: KeyDefault::Computed("every interface"),
+        kind: Kind::Names(|config| &mut config.outside.devices),
+    },
+    Key {
         table: "run",
         name: "workers",
         flag: Some("workers"),

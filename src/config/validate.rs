@@ -40,13 +40,14 @@ impl Config {
         let refuse = |key: &str, refusal: (String, String)| {
             Err(SetupError::new(format!("{}: {}", origins.name(key), refusal.0)).remedy(refusal.1))
         };
-        let checks: [(&str, Check); 12] = [
+        let checks: [(&str, Check); 13] = [
             ("inside.clients", check_clients),
             ("inside.divert", check_divert),
             ("inside.address", check_inside_address),
             ("inside.mark", check_mark),
             ("inside.table", check_table),
             ("outside.addresses", check_outside),
+            ("outside.devices", check_outside_devices),
             ("mapping.hold_down", check_hold_down),
             ("echo.table_words", check_table_words),
             ("remotes.deny", check_deny),
@@ -216,6 +217,28 @@ fn check_divert(config: &Config) -> Verdict {
         if divert[..index].contains(name) {
             return refused(format!("{name} is named twice"), "name each interface once");
         }
+    }
+    Ok(())
+}
+
+fn check_outside_devices(config: &Config) -> Verdict {
+    let devices = &config.outside.devices;
+    for (index, name) in devices.iter().enumerate() {
+        if *name == config.inside.device {
+            return refused(
+                format!("{name} is the gateway's own TUN device"),
+                "name the interfaces that lead to the internet",
+            );
+        }
+        if devices[..index].contains(name) {
+            return refused(format!("{name} is named twice"), "name each interface once");
+        }
+    }
+    if !devices.is_empty() && config.inside.divert.is_empty() {
+        return refused(
+            "without inside.divert it has no effect",
+            "name the interfaces that clients arrive by, or leave it out",
+        );
     }
     Ok(())
 }
