@@ -51,6 +51,8 @@ pub struct Config {
     pub mapping: Mapping,
     /// The requests that wait for their reply.
     pub echo: Echo,
+    /// Which addresses may be pinged.
+    pub remotes: Remotes,
     /// What each client may do.
     pub limits: ClientLimits,
 }
@@ -85,6 +87,19 @@ pub struct Inside {
 pub struct Outside {
     /// The gateway's addresses; empty until the gateway has put the default route's source address here.
     pub addresses: Vec<Ipv4Addr>,
+    /// Interfaces that lead to the internet; empty: whatever leads there.
+    pub devices: Vec<String>,
+}
+
+/// Table `remotes`: which addresses may be pinged.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Remotes {
+    /// Nobody may ping these.
+    pub deny: Vec<Prefix>,
+    /// Unless they are in a longer prefix here.
+    pub allow: Vec<Prefix>,
+    /// Whether requests to the outside addresses are left to the kernel.
+    pub own: bool,
 }
 
 /// Table `run`: how the gateway runs.

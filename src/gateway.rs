@@ -117,6 +117,9 @@ fn settings(config: &Config) -> Settings {
         echo_words_log2: config.echo.table_words.ilog2(),
         inside_mtu: config.inside.mtu as usize,
         icmp_errors: config.echo.icmp_errors,
+        denied: config.remotes.deny.clone(),
+        allowed: config.remotes.allow.clone(),
+        pass_own: config.remotes.own,
         workers: config.run.workers as usize,
         ..Settings::new(config.inside.clients.clone(), config.outside.addresses.clone())
     }
@@ -388,6 +391,7 @@ fn divert_settings(config: &Config, device: Device) -> DivertSettings {
         device,
         interfaces: config.inside.divert.clone(),
         clients: config.inside.clients.clone(),
+        outside: config.outside.devices.clone(),
         mark: config.inside.mark,
         mask: config.inside.mark_mask,
         table: config.inside.table,

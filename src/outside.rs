@@ -204,6 +204,14 @@ impl Sender {
     }
 }
 
+impl Sender {
+    /// What fits into one packet from gateway address number `address` to `remote`, in bytes; for
+    /// [`crate::proxy::Batch::not_sent`]. A few system calls.
+    pub fn mtu_towards(&self, address: u8, remote: Ipv4Addr) -> Option<u16> {
+        self.0.get(usize::from(address))?.mtu_towards(remote).ok()
+    }
+}
+
 /// What the receiving thread takes with it.
 struct Crew<C, D> {
     handle: Handle,

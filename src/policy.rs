@@ -1,10 +1,13 @@
 //! Which remotes may be pinged, by whom.
 
+pub mod remotes;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 pub use crate::table::clients::{Allowance, Rate};
+use remotes::{Remotes, Standing};
 
 /// An IPv4 prefix, `10.66.0.0/24`: an address whose host bits are zero, and a length of 0 to 32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -26,11 +29,21 @@ impl Prefix {
         if length > 32 {
             return Err(PrefixError(format!("{address}/{length}: a prefix length is 0 to 32")));
         }
-        let network = Ipv4Addr::from(u32::from(address) & mask(length));
-        if network != address {
-            return Err(PrefixError(format!("{address}/{length} has host bits set; the prefix is {network}/{length}")));
+        let prefix = Prefix::around(address, length);
+        if prefix.address != address {
+            return Err(PrefixError(format!("{address}/{length} has host bits set; the prefix is {prefix}")));
         }
-        Ok(Prefix { address, length })
+        Ok(prefix)
+    }
+
+    /// The prefix of `length` bits, 32 at most, that holds `address`.
+    fn around(address: Ipv4Addr, length: u8) -> Prefix {
+        Prefix { address: Ipv4Addr::from(u32::from(address) & mask(length)), length }
+    }
+
+    /// Its last address, as a number.
+    fn last(self) -> u32 {
+        u32::from(self.address) | !mask(self.length)
     }
 
     /// The prefix that holds this one address.
@@ -56,6 +69,11 @@ impl Prefix {
     /// Whether `address` is in it.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         u32::from(address) & mask(self.length) == u32::from(self.address)
+    }
+
+    /// Whether all of `other` is in it.
+    pub fn covers(self, other: Prefix) -> bool {
+        self.length <= other.length && self.contains(other.address)
     }
 
     /// Whether the two have an address in common.
@@ -101,21 +119,13 @@ pub enum Refusal {
     OwnSource,
     /// It does not come from a client.
     NotClient,
-    /// Nobody is to ping that.
+    /// Nobody can be pinged there.
     Remote,
+    /// Nobody may ping that: the configuration says so.
+    Denied,
     /// It goes to the gateway itself, which answers for itself.
     OwnRemote,
 }
-
-/// Never a remote: this network (RFC 791), loopback and link-local (RFC 1122, RFC 3927), multicast (RFC 5771), reserved
-/// and the limited broadcast (RFC 1112). The kernel sends to some of them without complaint.
-const NEVER_REMOTES: [Prefix; 5] = [
-    Prefix { address: Ipv4Addr::new(0, 0, 0, 0), length: 8 },
-    Prefix { address: Ipv4Addr::new(127, 0, 0, 0), length: 8 },
-    Prefix { address: Ipv4Addr::new(169, 254, 0, 0), length: 16 },
-    Prefix { address: Ipv4Addr::new(224, 0, 0, 0), length: 4 },
-    Prefix { address: Ipv4Addr::new(240, 0, 0, 0), length: 4 },
-];
 
 /// What clients of a prefix may do, unlike the others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -178,12 +188,19 @@ pub struct Policy {
     own: Vec<Ipv4Addr>,
     everybody: Allowance,
     overrides: Vec<Override>,
+    remotes: Remotes,
 }
 
 impl Policy {
     /// The policy for these clients behind these gateway addresses.
-    pub fn new(clients: &[Prefix], own: &[Ipv4Addr], everybody: Allowance, overrides: &[Override]) -> Policy {
-        Policy { clients: clients.to_vec(), own: own.to_vec(), everybody, overrides: overrides.to_vec() }
+    pub fn new(
+        clients: &[Prefix],
+        own: &[Ipv4Addr],
+        everybody: Allowance,
+        overrides: &[Override],
+        remotes: Remotes,
+    ) -> Policy {
+        Policy { clients: clients.to_vec(), own: own.to_vec(), everybody, overrides: overrides.to_vec(), remotes }
     }
 
     /// What the client may do, and in which class it is: the longest prefix decides.
@@ -227,10 +244,11 @@ impl Policy {
         if self.own.contains(&remote) {
             return Err(Refusal::OwnRemote);
         }
-        if NEVER_REMOTES.iter().any(|prefix| prefix.contains(remote)) {
-            return Err(Refusal::Remote);
+        match self.remotes.standing(remote) {
+            Standing::Allowed => Ok(()),
+            Standing::Denied => Err(Refusal::Denied),
+            Standing::Never => Err(Refusal::Remote),
         }
-        Ok(())
     }
 }
 
@@ -277,8 +295,13 @@ mod tests {
     #[test]
     fn who_may_ping_whom() {
         let own = Ipv4Addr::new(198, 18, 0, 1);
-        let policy =
-            Policy::new(&[prefix("10.66.0.0/24"), prefix("192.168.7.0/24")], &[own], Allowance::UNLIMITED, &[]);
+        let policy = Policy::new(
+            &[prefix("10.66.0.0/24"), prefix("192.168.7.0/24")],
+            &[own],
+            Allowance::UNLIMITED,
+            &[],
+            Remotes::new(&[prefix("198.18.0.64/26")], &[]),
+        );
         let remote = Ipv4Addr::new(198, 18, 0, 2);
         let client = Ipv4Addr::new(10, 66, 0, 2);
         assert_eq!(policy.check(client, remote), Ok(()));
@@ -286,6 +309,7 @@ mod tests {
         assert_eq!(policy.check(Ipv4Addr::new(10, 66, 1, 2), remote), Err(Refusal::NotClient));
         assert_eq!(policy.check(own, remote), Err(Refusal::OwnSource));
         assert_eq!(policy.check(client, own), Err(Refusal::OwnRemote));
+        assert_eq!(policy.check(client, Ipv4Addr::new(198, 18, 0, 64)), Err(Refusal::Denied));
         for never in [
             "0.0.0.0",
             "0.1.2.3",
@@ -302,7 +326,13 @@ mod tests {
 
     #[test]
     fn each_client_has_a_place_of_its_own() {
-        let policy = Policy::new(&[prefix("10.66.0.0/24"), prefix("192.168.7.0/30")], &[], Allowance::UNLIMITED, &[]);
+        let policy = Policy::new(
+            &[prefix("10.66.0.0/24"), prefix("192.168.7.0/30")],
+            &[],
+            Allowance::UNLIMITED,
+            &[],
+            Remotes::new(&[], &[]),
+        );
         assert_eq!(policy.client_addresses(), 260);
         assert_eq!(policy.place(Ipv4Addr::new(10, 66, 0, 255)), 255);
         assert_eq!(policy.place(Ipv4Addr::new(192, 168, 7, 0)), 256);
@@ -315,7 +345,7 @@ mod tests {
         let special =
             |text, mappings| Override { prefix: prefix(text), allowance: Limits { mappings, ..ORDINARY }.into() };
         let overrides = [special("10.66.0.0/25", 1), special("10.66.0.8/32", 2), special("10.66.0.0/30", 3)];
-        let policy = Policy::new(&[prefix("10.66.0.0/24")], &[], ORDINARY.into(), &overrides);
+        let policy = Policy::new(&[prefix("10.66.0.0/24")], &[], ORDINARY.into(), &overrides, Remotes::new(&[], &[]));
         for (host, class, mappings_max) in [(200, 0, 256), (100, 1, 1), (8, 2, 2), (3, 3, 3)] {
             let (found, allowance) = policy.allowance(Ipv4Addr::new(10, 66, 0, host));
             assert_eq!((found, allowance.mappings_max), (class, mappings_max));

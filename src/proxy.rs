@@ -30,6 +30,7 @@ use std::time::Duration;
 use crate::clock::Instant;
 use crate::error::SetupError;
 use crate::policy::Policy;
+use crate::policy::remotes::Remotes;
 use crate::table::clients::Allowance;
 pub use crate::table::echoes::Recorded;
 use crate::table::echoes::{Consumed, EchoKey, Echoes};
@@ -80,6 +81,7 @@ pub struct Proxy {
     inside_mtu: usize,
     icmp_errors: bool,
     ttl: Ttl,
+    pass_own: bool,
     mappings: Mappings,
     echoes: Echoes,
     lifetimes: Lifetimes,
@@ -127,7 +129,9 @@ impl Proxy {
                 Some(Owner { idents, shards, sweep_next: 0, swept: Instant::START })
             })
             .collect();
-        let policy = Policy::new(&settings.clients, &settings.addresses, settings.allowance, &settings.overrides);
+        let remotes = Remotes::new(&settings.denied, &settings.allowed);
+        let policy =
+            Policy::new(&settings.clients, &settings.addresses, settings.allowance, &settings.overrides, remotes);
         Ok(Arc::new(Proxy {
             mappings: Mappings::new(settings.addresses.len(), policy.client_addresses()),
             policy,
@@ -135,6 +139,7 @@ impl Proxy {
             inside_mtu: settings.inside_mtu,
             icmp_errors: settings.icmp_errors,
             ttl: settings.ttl,
+            pass_own: settings.pass_own,
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
@@ -292,6 +297,7 @@ impl Batch<'_> {
         match self.forwardable(&packet) {
             Ok(None) => {}
             Ok(Some(passing)) => return Outbound::FallThrough(passing),
+            Err(reason @ Reason::RemoteDenied) => return self.refuse(packet.source(), reason),
             Err(reason) => return Outbound::Drop(reason),
         }
         let (client, remote) = (packet.source(), packet.destination());
@@ -307,7 +313,7 @@ impl Batch<'_> {
         if live.is_none() && !at_last && !self.owner.idents.is_ready(self.proxy.address_of(client)) {
             return Outbound::Elsewhere;
         }
-        let (class, allowance) = self.proxy.policy.allowance(client);
+        let (_, allowance) = self.proxy.policy.allowance(client);
         let admitted = self.admit(live, asker, allowance, length).and_then(|index| {
             let key = EchoKey { index, sequence: echo.sequence(), remote };
             let recorded = self.proxy.echoes.record(key, self.now);
@@ -315,10 +321,7 @@ impl Batch<'_> {
         });
         let (index, recorded) = match admitted {
             Ok(admitted) => admitted,
-            Err(reason) => {
-                let tell = self.proxy.mappings.clients.may_be_told(line, self.now);
-                return Outbound::Refuse { reason, class, tell_from: tell.then(|| self.proxy.address_of(client)) };
-            }
+            Err(reason) => return self.refuse(client, reason),
         };
         echo.set_ident(index.ident());
         packet.set_source(self.proxy.addresses[usize::from(index.address())]);
@@ -326,6 +329,13 @@ impl Batch<'_> {
             packet.decrement_ttl();
         }
         Outbound::Forward { address: index.address(), remote, length, recorded }
+    }
+
+    fn refuse(&self, client: Ipv4Addr, reason: Reason) -> Outbound {
+        let clients = &self.proxy.mappings.clients;
+        let tell = clients.may_be_told(clients.index(self.proxy.policy.place(client)), self.now);
+        let (class, _) = self.proxy.policy.allowance(client);
+        Outbound::Refuse { reason, class, tell_from: tell.then(|| self.proxy.address_of(client)) }
     }
 
     /// Whether the packet is an echo request that the proxy forwards, or is somebody else's business, or is dropped.
@@ -338,6 +348,9 @@ impl Batch<'_> {
         }
         if self.proxy.policy.is_inside(packet.destination()) {
             return Ok(Some(Passing::ToInside));
+        }
+        if self.proxy.pass_own && self.proxy.address_number(packet.destination()).is_some() {
+            return Ok(Some(Passing::ToOwn));
         }
         if packet.is_later_fragment() {
             return Err(Reason::Fragment);
@@ -486,7 +499,7 @@ impl Batch<'_> {
     /// that is shorter than [`error::LEN_MAX`] and too short, or if nothing here can be quoted.
     pub fn prohibited(&self, packet: &[u8], tell_from: u8, error: &mut [u8]) -> Option<usize> {
         let gateway = self.address(tell_from)?;
-        error::about(packet, gateway, icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PROHIBITED, error)
+        error::about(packet, gateway, error::Message::Prohibited, error)
     }
 
     /// The gateway address of this number.

@@ -35,7 +35,7 @@ use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side, Wak
 use crate::metrics::WorkerCounters;
 use crate::proxy::{Batch, Handle, Inbound, Outbound};
 use crate::table::echoes::Recorded;
-use crate::wire::{error, icmpv4};
+use crate::wire::error::{self, Message};
 
 /// Packets that may wait for a new mapping.
 const WAITING_MAX: usize = 2 * BATCH_MAX;
@@ -230,18 +230,6 @@ impl<'c, I: PacketIo> Worker<'c, I> {
     }
 }
 
-/// What a client is told when the kernel has no way for its request (RFC 1812, section 5.2.7.1). Nothing where the kernel
-/// would tell nobody: a blackhole, an output rule that drops.
-fn unreachable_code(errno: i32) -> Option<u8> {
-    match errno {
-        libc::ENETUNREACH | libc::ENETDOWN => Some(icmpv4::CODE_NET_UNREACHABLE),
-        libc::EHOSTUNREACH => Some(icmpv4::CODE_HOST_UNREACHABLE),
-        // EACCES is a route of type prohibit, but also a link's broadcast address, about which nobody may be told (RFC 1122,
-        // section 3.2.2).
-        _ => None,
-    }
-}
-
 /// A worker's parts while a batch is open.
 struct Turn<'t, I> {
     batch: Batch<'t>,
@@ -269,10 +257,9 @@ impl<I: PacketIo> Turn<'_, I> {
                     counters.outstanding.sub(1);
                 }
                 counters.send_outside.count(errno);
-                if let Some(code) = unreachable_code(errno)
-                    && let Some(address) = self.batch.give_back(&mut frame)
-                {
-                    self.tell_unreachable(frame, address, code);
+                let mtu = |address, remote| self.io.mtu_towards(address, remote);
+                if let Some((address, message)) = self.batch.why_not_sent(&mut frame, errno, mtu) {
+                    self.tell(frame, address, message);
                 }
             }
             (Side::Inside, 0) if frame.note() == REINJECTED => counters.reinjected.count(frame.len()),
@@ -335,7 +322,7 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::Refuse { reason, class, tell_from } => {
                 self.counters.refuse(reason, class);
                 if let Some(address) = tell_from {
-                    self.tell_unreachable(frame, address, icmpv4::CODE_PROHIBITED);
+                    self.tell(frame, address, Message::Prohibited);
                 }
             }
             Outbound::Drop(reason) => self.counters.drop(reason),
@@ -373,16 +360,16 @@ impl<I: PacketIo> Turn<'_, I> {
         }
     }
 
-    /// Turns a request that goes nowhere, in its buffer, into the error that tells its client. It leaves by a raw socket, since the kernel would drop a packet with one of its own addresses that came from the TUN.
-    fn tell_unreachable(&mut self, mut frame: Frame, address: u8, code: u8) {
+    /// Turns a request that goes nowhere, in its buffer, into the error that tells its client. It leaves by a raw socket,
+    /// since the kernel would drop a packet with one of its own addresses that came from the TUN.
+    fn tell(&mut self, mut frame: Frame, address: u8, message: Message) {
         let Some(gateway) = self.batch.address(address) else { return };
-        let kind = icmpv4::DESTINATION_UNREACHABLE;
         frame.truncate(error::QUOTE_LEN_MAX);
         if !frame.prepend(error::HEADERS_LEN) {
             self.counters.not_originated.add(1);
             return;
         }
-        if let Some(client) = error::complete(&mut frame, gateway, kind, code) {
+        if let Some(client) = error::complete(&mut frame, gateway, message) {
             frame.set_note(ORIGINATED);
             *self.originated += 1;
             self.io.send_outside(frame, address, client);

@@ -10,7 +10,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what should not be")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use echogate::proxy::{Proxy, Settings};
 use echogate::wire::build::{self, Datagram};
 use echogate::wire::icmpv4::{Echo, EchoKind};
 use echogate::wire::ipv4::{self, Ipv4};
+use echogate::wire::quote::Quote;
 use echogate::worker::{Post, Worker};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -46,11 +47,15 @@ struct World {
     /// request's number: to the network, a request sent again under the same sequence is the same echo.
     replies_left: HashMap<Asked, u32>,
     number: u64,
+    /// All that was ever asked, for what is told about it.
+    ever_asked: HashSet<Asked>,
     /// Whether clients use a sequence again before it is answered.
     repeat: bool,
     answered: u64,
     passed_by: u64,
     delivered: u64,
+    /// Errors from routers that reached their clients, and errors that the gateway sent.
+    told: [u64; 2],
 }
 
 fn client(host: u8) -> Ipv4Addr {
@@ -63,7 +68,8 @@ fn remote(host: u8) -> Ipv4Addr {
 
 /// A payload that names its request, has a length of its own and never a poisoned byte.
 fn payload(number: u64) -> Vec<u8> {
-    let fill = (0..number % 97).map(|at| match (number.wrapping_mul(31) + at).to_le_bytes()[0] {
+    let length = if number.is_multiple_of(13) { 8 * (number % 97) } else { number % 97 };
+    let fill = (0..length).map(|at| match (number.wrapping_mul(31) + at).to_le_bytes()[0] {
         POISON => 0,
         byte => byte,
     });
@@ -86,10 +92,12 @@ impl World {
             asked: HashMap::new(),
             replies_left: HashMap::new(),
             number: 0,
+            ever_asked: HashSet::new(),
             repeat,
             answered: 0,
             passed_by: 0,
             delivered: 0,
+            told: [0; 2],
         }
     }
 
@@ -117,15 +125,48 @@ impl World {
         let sequence =
             if self.repeat { self.rng.random_range(0..500) } else { u16::try_from(self.number % 65_536).unwrap_or(0) };
         self.asked.insert(self.number, (client, ident, sequence, remote));
-        build::echo_request(client, remote, ident, sequence, 64, &payload(self.number))
+        self.ever_asked.insert((client, ident, sequence, remote));
+        let message = build::echo_message(EchoKind::Request, ident, sequence, &payload(self.number));
+        let dont_fragment = self.rng.random_bool(0.5);
+        Datagram { dont_fragment, ..Datagram::new(client, remote, ipv4::ICMP, message) }.build()
+    }
+
+    /// Checks an ICMP error to a client: that it is about a request of that very client's. None if it is no error.
+    fn about(&self, error: &Ipv4<&[u8]>) -> Option<()> {
+        let quote = Quote::check(error.payload()).ok()?;
+        assert!(quote.is_intact());
+        assert_eq!(quote.source(), error.destination(), "an error about somebody else's request");
+        // Without all of the message nobody knows whether it was damaged on its way to the gateway.
+        let quoted = Ipv4::check(&error.payload()[8..])
+            .ok()
+            .and_then(|packet| Echo::check(packet.payload()).ok().map(|echo| echo.is_intact()));
+        if quoted == Some(true) {
+            let about = (quote.source(), quote.ident(), quote.sequence(), quote.destination());
+            assert!(self.ever_asked.contains(&about), "an error about what nobody asked: {about:?}");
+        }
+        Some(())
+    }
+
+    /// A router further on has something to say about a request.
+    fn complain(&mut self, request: &[u8]) {
+        let quoted = if self.rng.random_bool(0.5) { &request[..28] } else { &request[..request.len().min(548)] };
+        let (icmp_type, code, rest) =
+            [(11, 0, 0), (3, 1, 0), (3, 4, 1400), (12, 0, 20 << 24)][self.rng.random_range(0..4)];
+        let message = build::error_message(icmp_type, code, rest, quoted);
+        let error = Datagram::new(Ipv4Addr::new(203, 0, 113, 1), GATEWAY, ipv4::ICMP, message).build();
+        self.wire.push(Side::Outside, &error);
     }
 
     /// Checks what left the gateway for outside, and lets the remotes answer it.
     fn remotes_answer(&mut self) {
         for Written { bytes, way, errno, .. } in self.wire.take(Side::Outside) {
             let packet = Ipv4::check(&bytes[..]).expect("what is sent is IPv4");
-            let echo = Echo::check(packet.payload()).expect("what is sent is an echo");
             assert_eq!((packet.source(), way), (GATEWAY, Some((0, packet.destination()))));
+            if self.about(&packet).is_some() {
+                self.told[1] += u64::from(errno == 0);
+                continue;
+            }
+            let echo = Echo::check(packet.payload()).expect("what is sent is an echo or an error");
             assert_eq!(echo.kind(), EchoKind::Request);
             if errno != 0 || !echo.is_intact() {
                 continue; // The remote never sees it, or drops it.
@@ -140,6 +181,9 @@ impl World {
             self.wire.push(Side::Outside, &reply);
             if self.rng.random_bool(0.05) {
                 self.attack(&reply);
+            }
+            if self.rng.random_bool(0.1) {
+                self.complain(&bytes);
             }
         }
     }
@@ -164,6 +208,11 @@ impl World {
             };
             let echo = match Echo::check(packet.payload()) {
                 Ok(echo) if packet.protocol() == ipv4::ICMP && echo.kind() == EchoKind::Reply => echo,
+                _ if packet.source() == Ipv4Addr::new(203, 0, 113, 1) => {
+                    self.about(&packet).expect("the router sends nothing else");
+                    self.told[0] += u64::from(errno == 0);
+                    continue;
+                }
                 _ => {
                     self.passed_by += 1;
                     continue;
@@ -250,6 +299,7 @@ fn faulty(seed: u64) -> Faults {
         jitter: Duration::from_millis(rng.random_range(0..40)),
         send_error: rng.random_range(0.0..0.05),
         send_errnos: vec![1, 5, 11, 90, 101, 105, 113],
+        mtu: Some(600),
     }
 }
 
@@ -270,6 +320,9 @@ fn on_a_faulty_wire_no_reply_goes_astray_and_every_packet_is_accounted_for() {
         println!("seed {seed}");
         let (totals, world) = play(seed, faulty(seed), 400);
         assert!(world.delivered > 1000 && world.passed_by > 0, "{totals:?}");
+        // A router's error whose header was damaged on its way is told, but nobody knows it again.
+        assert!(world.told[0] <= totals.told.packets && world.told[1] == totals.originated.packets, "{totals:?}");
+        assert!(world.told.iter().all(|told| *told > 10), "{totals:?}");
         assert!(totals.unanswered > 0 && totals.mappings < totals.mappings_peak, "{totals:?}");
         conserved(&totals, &world);
     }

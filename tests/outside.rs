@@ -69,8 +69,11 @@ fn client(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 66, 0, number)
 }
 
+/// What was delivered, and to whom.
+type Replies = Receiver<(Ipv4Addr, Vec<u8>)>;
+
 /// A callback that passes on what it gets.
-fn passing_on() -> (impl FnMut(Ipv4Addr, &mut [u8]) -> io::Result<()> + Send + 'static, Receiver<(Ipv4Addr, Vec<u8>)>) {
+fn passing_on() -> (impl FnMut(Ipv4Addr, &mut [u8]) -> io::Result<()> + Send + 'static, Replies) {
     let (told, replies) = channel::unbounded();
     let callback = move |client, packet: &mut [u8]| {
         told.send((client, packet.to_vec())).unwrap();

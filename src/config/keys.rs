@@ -187,6 +187,15 @@ pub static KEYS: &[Key] = &[
         kind: Kind::Addresses(|config| &mut config.outside.addresses),
     },
     Key {
+        table: "outside",
+        name: "devices",
+        flag: Some("outside-device"),
+        meaning: "Interfaces that lead to the internet. With `divert`, only requests that the host routes out of one of them \
+                  are taken; pings to networks behind other interfaces stay on the kernel's path, and under its firewall",
+        default: KeyDefault::Computed("every interface"),
+        kind: Kind::Names(|config| &mut config.outside.devices),
+    },
+    Key {
         table: "run",
         name: "workers",
         flag: Some("workers"),
@@ -261,6 +270,34 @@ pub static KEYS: &[Key] = &[
             unit: "words",
             field: |config| &mut config.echo.table_words,
         },
+    },
+    Key {
+        table: "remotes",
+        name: "deny",
+        flag: Some("deny"),
+        meaning: "Prefixes that clients may not ping, besides those that nobody can (this network, loopback, link-local, \
+                  multicast, reserved, broadcast). The client is told now and then (unreachable, code 13)",
+        default: KeyDefault::Computed("none"),
+        kind: Kind::Prefixes(|config| &mut config.remotes.deny),
+    },
+    Key {
+        table: "remotes",
+        name: "allow",
+        flag: Some("allow"),
+        meaning: "Prefixes that clients may ping in spite of `deny`: the longest prefix of both lists decides. With \
+                  `deny` 0.0.0.0/0 these are all",
+        default: KeyDefault::Computed("none"),
+        kind: Kind::Prefixes(|config| &mut config.remotes.allow),
+    },
+    Key {
+        table: "remotes",
+        name: "own",
+        flag: None,
+        meaning: "Whether requests to the gateway's own outside addresses go back to the kernel, which answers them, or are \
+                  dropped (`remote_own`). Of interest only to who leads packets into the device without `divert`, which \
+                  leaves such requests on the kernel's path",
+        default: KeyDefault::Value("off"),
+        kind: Kind::Switch(|config| &mut config.remotes.own),
     },
     Key {
         table: "limits",

@@ -150,7 +150,7 @@ fn bad_files_say_where_what_and_what_is_allowed() {
         ("[insde]\n", "e.toml:1: insde: there is no such table\n  remedy: the nearest table is [inside]"),
         (
             "[zebra]\n",
-            "e.toml:1: zebra: there is no such table\n  remedy: the tables are inside, outside, run, mapping, echo, limits",
+            "e.toml:1: zebra: there is no such table\n  remedy: the tables are inside, outside, run, mapping, echo, remotes, limits",
         ),
         ("workers = 1\n", "e.toml:1: workers: stands outside its table\n  remedy: put it under [run]"),
         ("run = 1\n", "e.toml:1: run: there is no such key\n  remedy: the nearest table is [run]"),
@@ -266,7 +266,7 @@ fn absurd_clients_are_refused() {
 
 #[test]
 fn bad_flags_name_the_flag() {
-    let table: [(&[(&str, &str)], &str); 16] = [
+    let table: [(&[(&str, &str)], &str); 20] = [
         (&[("workers", "0")], "--workers: 0 is out of range\n  remedy: allowed: 1 to 64 threads"),
         (&[("workers", "65")], "--workers: 65 is out of range\n  remedy: allowed: 1 to 64 threads"),
         (&[("workers", "many")], "--workers: \"many\" is no such number\n  remedy: allowed: 1 to 64 threads"),
@@ -303,6 +303,19 @@ fn bad_flags_name_the_flag() {
             &[("divert", "echogate0")],
             "--divert: echogate0 is the gateway's own TUN device\n  remedy: name the interfaces that clients arrive by",
         ),
+        (
+            &[("outside-device", "eth0")],
+            "--outside-device: without inside.divert it has no effect\n  remedy: name the interfaces that clients arrive by, or leave it out",
+        ),
+        (
+            &[("divert", "g0"), ("outside-device", "echogate0")],
+            "--outside-device: echogate0 is the gateway's own TUN device\n  remedy: name the interfaces that lead to the internet",
+        ),
+        (
+            &[("divert", "g0"), ("outside-device", "eth0"), ("outside-device", "eth0")],
+            "--outside-device: eth0 is named twice\n  remedy: name each interface once",
+        ),
+        (&[("allow", "224.0.0.5")], "--allow: 224.0.0.5/32 cannot be pinged by anybody\n  remedy: leave it out"),
         (&[("divert", "g0"), ("divert", "g0")], "--divert: g0 is named twice\n  remedy: name each interface once"),
         (
             &[("device", "a@b")],

@@ -7,7 +7,7 @@ use super::keys::{KEYS, Key, Kind};
 use super::sources::Origins;
 use super::{CLIENTS_MAX, Config};
 use crate::error::SetupError;
-use crate::policy::{Limits, Prefix};
+use crate::policy::{Limits, Prefix, remotes};
 use crate::proxy::BATCH_TIME_MAX;
 use crate::table::ADDRESSES_MAX;
 
@@ -40,15 +40,18 @@ impl Config {
         let refuse = |key: &str, refusal: (String, String)| {
             Err(SetupError::new(format!("{}: {}", origins.name(key), refusal.0)).remedy(refusal.1))
         };
-        let checks: [(&str, Check); 10] = [
+        let checks: [(&str, Check); 13] = [
             ("inside.clients", check_clients),
             ("inside.divert", check_divert),
             ("inside.address", check_inside_address),
             ("inside.mark", check_mark),
             ("inside.table", check_table),
             ("outside.addresses", check_outside),
+            ("outside.devices", check_outside_devices),
             ("mapping.hold_down", check_hold_down),
             ("echo.table_words", check_table_words),
+            ("remotes.deny", check_deny),
+            ("remotes.allow", check_allow),
             ("limits.bytes_burst", check_bytes_burst),
             ("limits.overrides", check_overrides),
         ];
@@ -218,6 +221,28 @@ fn check_divert(config: &Config) -> Verdict {
     Ok(())
 }
 
+fn check_outside_devices(config: &Config) -> Verdict {
+    let devices = &config.outside.devices;
+    for (index, name) in devices.iter().enumerate() {
+        if *name == config.inside.device {
+            return refused(
+                format!("{name} is the gateway's own TUN device"),
+                "name the interfaces that lead to the internet",
+            );
+        }
+        if devices[..index].contains(name) {
+            return refused(format!("{name} is named twice"), "name each interface once");
+        }
+    }
+    if !devices.is_empty() && config.inside.divert.is_empty() {
+        return refused(
+            "without inside.divert it has no effect",
+            "name the interfaces that clients arrive by, or leave it out",
+        );
+    }
+    Ok(())
+}
+
 fn check_inside_address(config: &Config) -> Verdict {
     let address = config.inside.address;
     let remedy = "leave it out: the default (192.0.0.8) is reserved for this";
@@ -299,6 +324,29 @@ fn check_table_words(config: &Config) -> Verdict {
     if !words.is_power_of_two() {
         let below = 1_u32 << words.ilog2();
         return refused(format!("{words} is not a power of two"), format!("{below} or {}", u64::from(below) * 2));
+    }
+    Ok(())
+}
+
+fn check_deny(config: &Config) -> Verdict {
+    check_list(&config.remotes.deny)
+}
+
+fn check_allow(config: &Config) -> Verdict {
+    let allow = &config.remotes.allow;
+    let within = |prefix: &&Prefix| remotes::NEVER.iter().any(|never| never.covers(**prefix));
+    if let Some(prefix) = allow.iter().find(within) {
+        return refused(format!("{prefix} cannot be pinged by anybody"), "leave it out");
+    }
+    check_list(allow)
+}
+
+fn check_list(list: &[Prefix]) -> Verdict {
+    if list.len() > remotes::LIST_MAX {
+        return refused(
+            format!("{} prefixes", list.len()),
+            format!("at most {}: join neighbours into shorter prefixes", remotes::LIST_MAX),
+        );
     }
     Ok(())
 }

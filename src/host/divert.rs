@@ -69,6 +69,8 @@ pub struct DivertSettings {
     pub interfaces: Vec<String>,
     /// Where clients' addresses are from.
     pub clients: Vec<Prefix>,
+    /// Devices that lead outside: what is routed elsewhere is not diverted. None named: whatever device.
+    pub outside: Vec<String>,
     /// The mark.
     pub mark: u32,
     /// Its bits.
@@ -128,12 +130,14 @@ impl DivertSettings {
         }
         // '*' would match a family of names, a quote would end the string.
         let quotable = |byte: u8| byte.is_ascii_graphic() && !b"\"\\*/".contains(&byte);
-        for name in &self.interfaces {
+        for name in self.interfaces.iter().chain(&self.outside) {
             if name.is_empty() || name.len() > 15 || !name.bytes().all(quotable) {
-                return Err(SetupError::new(format!("{name:?} is not the name of an interface to divert from")));
+                return Err(SetupError::new(format!("{name:?} is not the name of an interface")));
             }
             if *name == self.device.name {
-                return Err(SetupError::new(format!("{name} is the gateway's own device: nothing to divert from it")));
+                return Err(SetupError::new(format!(
+                    "{name} is the gateway's own device: nobody comes from or goes there"
+                )));
             }
         }
         if self.interfaces.is_empty() {

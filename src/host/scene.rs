@@ -113,6 +113,7 @@ pub(super) fn settings() -> DivertSettings {
         device: Device { name: DEFAULT_DEVICE.to_owned(), address: DEFAULT_ADDRESS, mtu: 1500, queue_length: 4096 },
         interfaces: vec!["g0".to_owned(), "not-yet".to_owned()],
         clients: vec!["10.66.0.0/24".parse().expect("a prefix")],
+        outside: Vec::new(),
         mark: DEFAULT_MARK,
         mask: DEFAULT_MASK,
         table: DEFAULT_TABLE,

@@ -47,6 +47,8 @@ pub struct Faults {
     pub send_error: f64,
     /// The errnos of failing sends; without any, none fails.
     pub send_errnos: Vec<i32>,
+    /// A longer packet cannot be sent (EMSGSIZE).
+    pub mtu: Option<u16>,
 }
 
 /// A packet that the gateway wrote, or tried to.
@@ -194,7 +196,10 @@ impl Way {
     }
 
     /// The errno of a send now: 0 mostly.
-    fn send_errno(&self, rng: &mut StdRng) -> i32 {
+    fn send_errno(&self, rng: &mut StdRng, length: usize) -> i32 {
+        if self.faults.mtu.is_some_and(|mtu| length > usize::from(mtu)) {
+            return libc::EMSGSIZE;
+        }
         let fails = rng.random_bool(self.faults.send_error);
         if fails { self.faults.send_errnos.choose(rng).copied().unwrap_or(0) } else { 0 }
     }
@@ -237,7 +242,7 @@ impl MemoryIo {
         let mut any = !self.queued.is_empty();
         for Queued { to, frame, way } in self.queued.drain(..) {
             let side = if to == Side::Inside { &mut world.inside } else { &mut world.outside };
-            let errno = side.send_errno(&mut world.rng);
+            let errno = side.send_errno(&mut world.rng, frame.len());
             side.written.push(Written { bytes: frame.to_vec(), way, errno, at: now });
             events.sent.push(Sent { to, frame, errno });
         }
@@ -280,6 +285,10 @@ impl PacketIo for MemoryIo {
 
     fn copy_of(&self, side: Side, packet: &[u8]) -> Option<Frame> {
         self.pool(side).frame_from(packet)
+    }
+
+    fn mtu_towards(&self, _address: u8, _remote: Ipv4Addr) -> Option<u16> {
+        self.wire.0.borrow().outside.faults.mtu
     }
 
     fn in_flight(&self) -> usize {

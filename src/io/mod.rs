@@ -119,6 +119,10 @@ pub trait PacketIo {
     /// is longer than one.
     fn copy_of(&self, side: Side, packet: &[u8]) -> Option<Frame>;
 
+    /// The MTU of the way out from gateway address number `address` to `remote`, in bytes, as the kernel knows it. Asked
+    /// only about a packet that was too large (EMSGSIZE): it takes a few system calls.
+    fn mtu_towards(&self, address: u8, remote: Ipv4Addr) -> Option<u16>;
+
     /// Frames handed to `send_*` that have not come back yet.
     fn in_flight(&self) -> usize;
 }

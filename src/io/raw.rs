@@ -21,7 +21,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
@@ -38,6 +38,9 @@ pub const ADDRESSES_MAX: usize = 16;
 
 /// Where send sockets are connected to: an address that is the host's own (127/8) and that nobody uses.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
+
+/// Any port will do where nothing is sent; this one is for that (RFC 863).
+const DISCARD_PORT: u16 = 9;
 
 /// ICMP types (RFC 792).
 const ICMP_ECHO_REPLY: u32 = 0;
@@ -160,6 +163,18 @@ impl SendSocket {
             self.discard_queued_errors();
         }
         sent.map(drop)
+    }
+
+    /// What fits into one packet from this socket's address to `remote`, in bytes: the MTU of the route or of its
+    /// interface, or what is known of the path, if that is less (getsockopt(2), IP_MTU). Sends nothing.
+    pub fn mtu_towards(&self, remote: Ipv4Addr) -> io::Result<u16> {
+        let unknown = || io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        let own = self.0.local_addr()?.as_socket_ipv4().ok_or_else(unknown)?;
+        // A socket for this question alone: connecting a send socket to a remote would change what it receives.
+        let socket = UdpSocket::bind(SocketAddrV4::new(*own.ip(), 0))?;
+        socket.connect(SocketAddrV4::new(remote, DISCARD_PORT))?;
+        let mtu = net::mtu(socket.as_fd())?;
+        Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
     }
 
     /// Throws away what IP_RECVERR has queued: each failed send has told its error already.

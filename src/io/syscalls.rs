@@ -171,6 +171,10 @@ impl PacketIo for SyscallsIo {
         self.pool(side).frame_from(packet)
     }
 
+    fn mtu_towards(&self, address: u8, remote: Ipv4Addr) -> Option<u16> {
+        self.send.get(usize::from(address))?.mtu_towards(remote).ok()
+    }
+
     fn in_flight(&self) -> usize {
         self.to_inside.len() + self.to_outside.len()
     }

@@ -289,6 +289,10 @@ impl PacketIo for UringIo {
         self.pool(side).frame_from(packet)
     }
 
+    fn mtu_towards(&self, address: u8, remote: Ipv4Addr) -> Option<u16> {
+        self.send.get(usize::from(address))?.mtu_towards(remote).ok()
+    }
+
     fn in_flight(&self) -> usize {
         self.in_flight.len() + self.refused.len()
     }

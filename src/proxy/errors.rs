@@ -11,11 +11,14 @@
 //!
 //! Limit: whoever sees a request can tell its client any number of errors for as long as the request is outstanding.
 
+use std::net::Ipv4Addr;
+
 use super::{Batch, Inbound, Reason, Receiver};
 use crate::table::SlotIndex;
 use crate::table::echoes::EchoKey;
 use crate::table::slots::State;
-use crate::wire::icmpv4::Echo;
+use crate::wire::error::{self, Message};
+use crate::wire::icmpv4::{Echo, EchoKind};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::quote::{Malformed, Quote};
 
@@ -67,9 +70,68 @@ impl Batch<'_> {
         }
     }
 
-    /// Makes a packet that `outbound` forwarded, and that could not be sent, the client's own again, so that an error can
-    /// quote it. From which gateway address to tell the client; `None` if it is not to be told, or has been often enough.
-    pub fn give_back(&self, packet: &mut [u8]) -> Option<u8> {
+    /// What to tell the client of a packet that `outbound` forwarded and whose sending failed with `errno` (as in
+    /// errno(3)), and from which gateway address; the packet becomes the client's own again, so that the error can quote it.
+    /// `mtu` is asked, once at most, what fits on the way out from that gateway address to that remote. `None` if the
+    /// client is not to be told, or has been often enough.
+    pub fn why_not_sent(
+        &self,
+        packet: &mut [u8],
+        errno: i32,
+        mtu: impl FnOnce(u8, Ipv4Addr) -> Option<u16>,
+    ) -> Option<(u8, Message)> {
+        let sent = Ipv4::check(&*packet).ok()?;
+        let (remote, length) = (sent.destination(), sent.total_len());
+        match errno {
+            // RFC 1812, section 5.2.7.1.
+            libc::ENETUNREACH | libc::ENETDOWN => Some((self.give_back(packet)?, Message::NetUnreachable)),
+            libc::EHOSTUNREACH => Some((self.give_back(packet)?, Message::HostUnreachable)),
+            // RFC 4787 REQ-13. Who allows fragments is told nothing: it would look no different from a broken router.
+            libc::EMSGSIZE if sent.dont_fragment() => {
+                let address = self.give_back(packet)?;
+                // Unless the way out has grown meanwhile: the next try will do.
+                let mtu = mtu(address, remote).filter(|mtu| usize::from(*mtu) < length)?;
+                Some((address, Message::FragmentationNeeded { mtu }))
+            }
+            // Nothing where the kernel would tell nobody: a blackhole, an output rule that drops. EACCES is a route of type
+            // prohibit, but also a link's broadcast address, about which nobody may be told (RFC 1122, section 3.2.2).
+            _ => None,
+        }
+    }
+
+    /// For a server that embeds the proxy, after a failed send and [`Batch::withdraw`]: as `why_not_sent`, and writes the
+    /// error, which is for the server to give to the packet's client, into `error`. Returns its length.
+    pub fn not_sent(
+        &self,
+        packet: &mut [u8],
+        errno: i32,
+        mtu: impl FnOnce(u8, Ipv4Addr) -> Option<u16>,
+        error: &mut [u8],
+    ) -> Option<usize> {
+        let (address, message) = self.why_not_sent(packet, errno, mtu)?;
+        error::about(packet, self.address(address)?, message, error)
+    }
+
+    /// Makes the error about a request that has no hop left ([`Reason::TtlExpired`] from `outbound`, under
+    /// [`super::Ttl::Decrement`]): time exceeded, RFC 1812, section 5.3.1. It is for the server to give it to the packet's
+    /// client. Returns the error's length in `error`; `None` if the client is not to be told, or has been often enough.
+    pub fn time_exceeded(&self, packet: &[u8], error: &mut [u8]) -> Option<usize> {
+        let request = Ipv4::check(packet).ok()?;
+        let (client, remote) = (request.source(), request.destination());
+        let is_request = Echo::check(request.payload()).is_ok_and(|echo| echo.kind() == EchoKind::Request);
+        // Nothing about a fragment, or about a packet from or to where nobody is told anything (RFC 1122, section 3.2.2).
+        if request.is_fragment() || !is_request || self.proxy.policy.check(client, remote).is_err() {
+            return None;
+        }
+        let gateway = self.address(self.proxy.address_of(client))?;
+        let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
+        let told = self.proxy.mappings.clients.may_be_told(line, self.now);
+        if told { error::about(packet, gateway, Message::TimeExceeded, error) } else { None }
+    }
+
+    /// Makes a packet that `outbound` forwarded the client's own again. From which gateway address to tell the client;
+    /// `None` if it is no client's any more, or has been told often enough.
+    fn give_back(&self, packet: &mut [u8]) -> Option<u8> {
         let mut packet = Ipv4::check(packet).ok()?;
         let address = self.proxy.address_number(packet.source())?;
         let mut echo = Echo::check(packet.payload_mut()).ok()?;

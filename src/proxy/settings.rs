@@ -48,6 +48,12 @@ pub struct Settings {
     pub icmp_errors: bool,
     /// Who counts the hop that the gateway is.
     pub ttl: Ttl,
+    /// Addresses that nobody may ping, besides those that nobody can ([`crate::policy::remotes::NEVER`]).
+    pub denied: Vec<Prefix>,
+    /// Addresses that may be pinged in spite of `denied`: the longest prefix of both decides.
+    pub allowed: Vec<Prefix>,
+    /// Whether requests to the gateway's own addresses fall through, for whoever answers them, or are dropped.
+    pub pass_own: bool,
     /// What each client may do.
     pub allowance: Allowance,
     /// What clients of some prefixes may do instead; of overlapping ones the longest decides.
@@ -71,6 +77,9 @@ impl Settings {
             inside_mtu: 1500,
             icmp_errors: true,
             ttl: Ttl::AlreadyDecremented,
+            denied: Vec::new(),
+            allowed: Vec::new(),
+            pass_own: false,
             allowance: ORDINARY.into(),
             overrides: Vec::new(),
             workers: 1,

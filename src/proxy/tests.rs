@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::{Limits, ORDINARY, Override, Prefix};
 use crate::wire::build::{self, Datagram};
+use crate::wire::error::Message;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);
@@ -765,12 +766,87 @@ fn without_icmp_errors_none_is_told() {
 fn a_request_that_could_not_be_sent_becomes_the_clients_own_again_and_its_client_is_told_now_and_then() {
     let mut bench = Bench::new(&settings());
     let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, 7);
-    assert_eq!(bench.handle.batch(bench.now).give_back(&mut sent), Some(0));
+    let asked = std::cell::Cell::new(0);
+    let mtu = |_, _| {
+        asked.set(asked.get() + 1);
+        Some(1400)
+    };
+    for errno in [0, libc::EPERM, libc::EACCES, libc::EINVAL, libc::ENOBUFS] {
+        let unchanged = sent.clone();
+        assert_eq!(bench.handle.batch(bench.now).why_not_sent(&mut sent, errno, mtu), None);
+        assert_eq!(sent, unchanged);
+    }
+    let why = |bench: &mut Bench, sent: &mut [u8], errno| bench.handle.batch(bench.now).why_not_sent(sent, errno, mtu);
+    assert_eq!(why(&mut bench, &mut sent, libc::EHOSTUNREACH), Some((0, Message::HostUnreachable)));
     assert_eq!(sent, build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload"));
-    assert_eq!(bench.handle.batch(bench.now).give_back(&mut sent), None, "it is not the gateway's any more");
+    assert_eq!(why(&mut bench, &mut sent, libc::EHOSTUNREACH), None, "it is not the gateway's any more");
     let told = (0..1000).filter(|sequence| {
         let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, *sequence);
-        bench.handle.batch(bench.now).give_back(&mut sent).is_some()
+        why(&mut bench, &mut sent, libc::ENETUNREACH).is_some()
     });
     assert!((1..100).contains(&told.count()), "all at one moment");
+}
+
+#[test]
+fn a_request_that_is_too_large_and_not_to_be_fragmented_is_told_what_fits() {
+    let mut bench = Bench::new(&settings());
+    let mut send = |dont_fragment, mtu| {
+        let message = build::echo_message(EchoKind::Request, 1, 7, &[0xbb; 1472]);
+        let mut packet = Datagram { dont_fragment, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) }.build();
+        let original = packet.clone();
+        assert!(matches!(bench.outbound(&mut packet), Outbound::Forward { .. }));
+        let mut error = [0; error::LEN_MAX];
+        let mut batch = bench.handle.batch(bench.now);
+        assert!(batch.withdraw(&packet));
+        let length = batch.not_sent(
+            &mut packet,
+            libc::EMSGSIZE,
+            |address, remote| {
+                assert_eq!((address, remote), (0, REMOTE));
+                mtu
+            },
+            &mut error,
+        )?;
+        assert_eq!(packet, original);
+        let told = Ipv4::check(&error[..length]).unwrap();
+        assert_eq!((told.source(), told.destination()), (GATEWAY, CLIENT));
+        assert_eq!(told.payload()[8..], original[..error::QUOTE_LEN_MAX]);
+        Some([told.payload()[0], told.payload()[1], told.payload()[6], told.payload()[7]])
+    };
+    assert_eq!(send(true, Some(0x0578)), Some([3, 4, 5, 0x78]));
+    assert_eq!(send(true, None), None, "nobody knows what fits");
+    assert_eq!(send(true, Some(1500)), None, "it fits meanwhile");
+    assert_eq!(send(false, Some(1400)), None, "it may be fragmented");
+}
+
+#[test]
+fn who_counts_the_hop_tells_where_it_was_the_last() {
+    let mut bench = Bench::new(&Settings { ttl: Ttl::Decrement, ..settings() });
+    let told = |bench: &mut Bench, packet: &[u8]| {
+        let mut error = [0; error::LEN_MAX];
+        let length = bench.handle.batch(bench.now).time_exceeded(packet, &mut error)?;
+        let told = Ipv4::check(&error[..length]).unwrap();
+        assert_eq!((told.source(), told.destination(), &told.payload()[..2]), (GATEWAY, CLIENT, &[11, 0][..]));
+        assert_eq!(told.payload()[8..], *packet);
+        Some(())
+    };
+    let mut spent = build::echo_request(CLIENT, REMOTE, 1, 1, 1, b"payload");
+    let original = spent.clone();
+    assert_eq!(bench.outbound(&mut spent), Outbound::Drop(Reason::TtlExpired));
+    assert_eq!(spent, original);
+    assert_eq!(told(&mut bench, &spent), Some(()));
+    for nobody in [
+        build::echo_reply(CLIENT, REMOTE, 1, 1, 1, b""),
+        build::echo_request(Ipv4Addr::new(10, 67, 0, 2), REMOTE, 1, 1, 1, b""),
+        build::echo_request(GATEWAY, REMOTE, 1, 1, 1, b""),
+        build::echo_request(CLIENT, Ipv4Addr::new(224, 0, 0, 1), 1, 1, 1, b""),
+        build::echo_request(CLIENT, Ipv4Addr::BROADCAST, 1, 1, 1, b""),
+        Datagram { more_fragments: true, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, vec![8; 16]) }.build(),
+        error_about(&original, ROUTER, 11, 0),
+        vec![0x45; 19],
+    ] {
+        assert_eq!(told(&mut bench, &nobody), None, "{nobody:?}");
+    }
+    let count = (0..1000).filter(|_| told(&mut bench, &spent).is_some()).count();
+    assert!((1..100).contains(&count), "{count} at one moment");
 }

@@ -17,6 +17,8 @@ pub enum Passing {
     NotEchoRequest,
     /// To an address among the clients' own.
     ToInside,
+    /// To one of the gateway's own addresses, where those are left to others ([`crate::proxy::Settings::pass_own`]).
+    ToOwn,
     /// Not IPv4.
     NotIpv4,
 }
@@ -42,9 +44,9 @@ pub enum Outbound {
     /// This thread has no ident left on the client's gateway address, and another may have: let that one judge the packet,
     /// which is unchanged. Who is asked last says so ([`crate::proxy::Batch::outbound_at_last`]).
     Elsewhere,
-    /// Drop it: a share or a table is used up. Nobody's live mapping was evicted.
+    /// Drop it: a share or a table is used up (nobody's live mapping was evicted), or the remote is denied.
     Refuse {
-        /// What is used up.
+        /// What is used up, or [`Reason::RemoteDenied`].
         reason: Reason,
         /// The client's class.
         class: Class,
@@ -108,6 +110,8 @@ pub enum Reason {
     RemoteRefused,
     /// A request to one of the gateway's own addresses.
     RemoteOwn,
+    /// Refused: a request to an address that the configuration denies.
+    RemoteDenied,
     /// Refused: the client's packets are used up.
     OverPackets,
     /// Refused: the client's bytes are used up.
@@ -142,7 +146,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 27] = [
+    pub const ALL: [Reason; 28] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
@@ -155,6 +159,7 @@ impl Reason {
         Reason::NotClient,
         Reason::RemoteRefused,
         Reason::RemoteOwn,
+        Reason::RemoteDenied,
         Reason::OverPackets,
         Reason::OverBytes,
         Reason::OverNewMappings,
@@ -187,6 +192,7 @@ impl Reason {
             Reason::NotClient => "not_client",
             Reason::RemoteRefused => "remote_refused",
             Reason::RemoteOwn => "remote_own",
+            Reason::RemoteDenied => "remote_denied",
             Reason::OverPackets => "over_packets",
             Reason::OverBytes => "over_bytes",
             Reason::OverNewMappings => "over_new_mappings",
@@ -229,6 +235,7 @@ impl From<Refusal> for Reason {
             Refusal::OwnSource => Reason::OwnSource,
             Refusal::NotClient => Reason::NotClient,
             Refusal::Remote => Reason::RemoteRefused,
+            Refusal::Denied => Reason::RemoteDenied,
             Refusal::OwnRemote => Reason::RemoteOwn,
         }
     }

@@ -37,6 +37,17 @@ pub fn tell_errors(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
 }
 
+/// IP_MTU: what fits into one packet to where the socket is connected, in bytes.
+#[expect(unsafe_code, reason = "getsockopt(2)")]
+pub fn mtu(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut value: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(mem::size_of_val(&value)).unwrap_or(0);
+    let place = ptr::from_mut(&mut value).cast();
+    // SAFETY: the kernel writes at most `len` bytes to `value`, and the length to `len`; both live until after the call.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU, place, &raw mut len) };
+    if result == 0 { Ok(u32::try_from(value).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes the receive buffer `bytes` large, past the system's limit (net.core.rmem_max) where CAP_NET_ADMIN allows.
 pub fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     let bytes = bytes.min(i32::MAX.cast_unsigned()).cast_signed();

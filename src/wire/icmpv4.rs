@@ -22,6 +22,8 @@ pub const DESTINATION_UNREACHABLE: u8 = 3;
 pub const CODE_NET_UNREACHABLE: u8 = 0;
 /// Code of a destination unreachable: nobody there.
 pub const CODE_HOST_UNREACHABLE: u8 = 1;
+/// Code of a destination unreachable: too big for the next link, and not to be fragmented.
+pub const CODE_FRAGMENTATION_NEEDED: u8 = 4;
 /// Code of a destination unreachable: communication administratively prohibited (RFC 1812, section 5.2.7.1).
 pub const CODE_PROHIBITED: u8 = 13;
 /// Source quench (obsolete).

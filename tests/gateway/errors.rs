@@ -10,6 +10,7 @@ in_every_setup!(
     traceroute_shows_every_hop_by_its_own_address,
     a_ping_that_expires_says_where,
     a_path_mtu_is_found,
+    a_packet_too_large_for_the_gateways_own_link_is_told_what_fits,
     a_router_and_the_gateways_own_kernel_say_unreachable,
 );
 
@@ -65,6 +66,20 @@ fn a_path_mtu_is_found(setup: &Setup) {
     assert!(!route.contains("mtu"), "the gateway's host did not: {route}");
 }
 
+/// RFC 4787 REQ-13: the send fails (EMSGSIZE), and the error is the gateway's own.
+fn a_packet_too_large_for_the_gateways_own_link_is_told_what_fits(setup: &Setup) {
+    let scene = behind_a_router();
+    let gateway = scene.serve(setup);
+    run(scene.gateway(), "ip link set wan mtu 1400");
+    let remote = scene.remote(0);
+    let pings = scene.ping(0, &format!("-c 1 -W 10 -M do -s 1373 {remote}"));
+    assert!(pings.text.contains("From 198.18.0.1 icmp_seq=1 Frag needed and DF set (mtu = 1400)"), "{}", pings.text);
+    let pings = scene.ping(1, &format!("-c 3 -i 0.1 -M do -s 1372 {remote}"));
+    assert!(pings.all_came_back(3), "{}", pings.text);
+    let totals = gateway.stop();
+    assert_eq!((totals.total("send_outside_emsgsize"), totals.total("errors sent to clients")), (1, 1));
+}
+
 fn a_router_and_the_gateways_own_kernel_say_unreachable(setup: &Setup) {
     let scene = behind_a_router();
     let gateway = scene.serve(setup);
@@ -76,9 +91,12 @@ fn a_router_and_the_gateways_own_kernel_say_unreachable(setup: &Setup) {
     // Where the gateway has no route at all, the send itself fails, and the error is the gateway's own.
     run(scene.gateway(), "ip route del default");
     says(scene.ping(0, "-c 1 -W 10 203.0.113.7"), "From 198.18.0.1 icmp_seq=1 Destination Net Unreachable");
-    // No error about a broadcast (RFC 1122, section 3.2.2).
-    let pings = scene.ping(0, "-b -c 1 -W 1 198.18.0.255");
-    assert!(!pings.text.contains("From"), "{}", pings.text);
+    // A prohibited route looks as a broadcast does, and there is no error about a broadcast (RFC 1122, section 3.2.2).
+    run(scene.gateway(), "ip route add prohibit 203.0.113.128/25");
+    for nobody in ["203.0.113.200", "-b 198.18.0.255"] {
+        let pings = scene.ping(0, &format!("-c 1 -W 1 {nobody}"));
+        assert!(!pings.text.contains("From"), "{}", pings.text);
+    }
     let totals = gateway.stop();
     assert_eq!((totals.total("errors passed on"), totals.total("errors sent to clients")), (2, 1));
     assert_eq!((totals.total("send_outside_enetunreach"), totals.total("send_outside_eacces")), (1, 1));

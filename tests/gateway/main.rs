@@ -14,6 +14,7 @@ mod errors;
 mod firewall;
 mod heals;
 mod leaves;
+mod policy;
 mod process;
 mod refuses;
 mod scene;

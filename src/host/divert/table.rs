@@ -230,9 +230,14 @@ fn is_listed(table: &str, stamp: &str) -> bool {
 /// The whole table as one line.
 fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
     let table = format!("ip {}", settings.table_name());
-    let interfaces: Vec<String> = settings.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+    let quoted = |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+    let interfaces = quoted(&settings.interfaces);
+    let way_out = match settings.outside.as_slice() {
+        [] => String::new(),
+        names => format!("fib daddr oifname {{ {} }}", quoted(names)),
+    };
     let clients: Vec<String> = settings.disjoint_clients().iter().map(ToString::to_string).collect();
-    let (interfaces, clients) = (interfaces.join(", "), clients.join(", "));
+    let clients = clients.join(", ");
     let (kept, mark) = (!settings.mask, settings.mark);
     let (device, mtu) = (&settings.device.name, settings.device.mtu);
     let commands = [
@@ -242,11 +247,13 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!("add table {table} {flags}"),
         format!("add chain {table} {stamp}"),
         format!("add chain {table} divert {{ type filter hook prerouting priority {BEFORE_DEFRAG}; policy accept; }}"),
-        // A whole packet over the TUN's MTU would reach it in pieces too: the kernel's path takes it. The look-up of the
-        // destination is last: only packets that match all else pay for it.
+        // A whole packet over the TUN's MTU would reach it in pieces too: the kernel's path takes it. So does it what
+        // comes by another interface than the replies would leave by: somebody writes with another client's address. The
+        // look-ups of routes are last: only packets that match all else pay for them.
         format!(
             "add rule {table} divert iifname {{ {interfaces} }} ip saddr {{ {clients} }} ip daddr != {{ {clients} }} \
              ip length <= {mtu} ip frag-off & 0x3fff == 0 icmp type echo-request icmp code 0 fib daddr type != local \
+             fib saddr . iif oif exists {way_out} \
              meta mark set meta mark & {kept:#010x} | {mark:#010x} notrack"
         ),
         format!("add rule {table} divert iifname \"{device}\" icmp type echo-reply notrack"),
