@@ -13,7 +13,9 @@
 //!
 //! use echogate::clock::{Clock, Monotonic};
 //! use echogate::proxy::{Inbound, Outbound, Proxy, Reason, Settings, Ttl};
-//! use echogate::wire::{build, icmpv4::Echo, ipv4::Ipv4};
+//! use echogate::wire::build;
+//! use echogate::wire::icmpv4::Echo;
+//! use echogate::wire::ipv4::{self, Ipv4};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let (client, gateway) = (Ipv4Addr::new(10, 66, 0, 2), Ipv4Addr::new(198, 51, 100, 1));
@@ -34,7 +36,8 @@
 //!         let mut batch = handle.batch(clock.now());
 //!
 //!         // From a client. What falls through goes on as ever.
-//!         let mut dns = build::udp(client, remote, 40_000, 53, b"a query");
+//!         let ports_length_checksum = vec![0x9c, 0x40, 0, 53, 0, 8, 0, 0];
+//!         let mut dns = build::Datagram::new(client, remote, ipv4::UDP, ports_length_checksum).build();
 //!         assert!(matches!(batch.outbound(&mut dns), Outbound::FallThrough(_)));
 //!         let ident = 1 + u16::try_from(worker).expect("a small number");
 //!         let mut request = build::echo_request(client, remote, ident, 7, 64, b"payload");
