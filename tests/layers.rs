@@ -79,9 +79,9 @@ fn no_file_mentions_where_somebody_keeps_a_checkout() {
 }
 
 #[test]
-fn the_proxy_alone_depends_on_the_map_the_queues_and_the_random_numbers_only() {
+fn the_proxy_alone_depends_on_the_map_the_queues_the_random_numbers_and_the_errnos_only() {
     let direct = dependencies(&["--no-default-features", "--depth", "1"]);
-    assert_eq!(direct, ["crossbeam", "foldhash", "papaya", "rand"].map(str::to_owned).into());
+    assert_eq!(direct, ["crossbeam", "foldhash", "libc", "papaya", "rand"].map(str::to_owned).into());
     assert_without(
         &dependencies(&["--no-default-features"]),
         &["io-uring", "serde_json", "socket2", "tracing", "tun-tap"],
