@@ -1,0 +1,193 @@
+//! Echogate in this server: everything that "add ping" takes.
+//!
+//! ```text
+//! client's packet ---> Turn::offer: Batch::outbound --- Forward ---> raw socket ---> internet
+//!                                   |                                                  |
+//!                     not a ping: the existing path                                    |
+//!                                                                                      |
+//! the peer's mailbox <--- Postman <--- Batch::inbound <--- raw socket <--- replies ----+
+//! ```
+//!
+//! The upper line runs on the server's own thread, the lower one on Echogate's (`Outside`). A reply that nobody waits for
+//! ends there: the kernel has its own copy of it for whoever else has asked.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use echogate::clock::{Clock as _, Monotonic};
+use echogate::error::SetupError;
+use echogate::metrics::{Counters, Snapshot, WorkerCounters};
+use echogate::outside::{Outside, Sender};
+use echogate::policy::{Allowance, Prefix};
+use echogate::proxy::{Batch, Handle, Outbound, Proxy, Reason, Settings, Ttl};
+use echogate::wire::error::LEN_MAX;
+
+use crate::mailboxes::Postman;
+
+/// Packets that wait for their mapping, at most: each batch makes a share of new ones.
+const WAITING_MAX: usize = 512;
+
+pub(crate) struct Pings {
+    handle: Handle,
+    outside: Outside,
+    sender: Sender,
+    clock: Monotonic,
+    counters: Counters,
+    waiting: VecDeque<(usize, Vec<u8>)>,
+    error: [u8; LEN_MAX],
+}
+
+/// What is to be done about a packet that was offered.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) enum Answer<'t> {
+    /// It is not for us: the existing path.
+    NotOurs,
+    /// Nothing: it is sent, or dropped.
+    Taken,
+    /// The client is to get this ICMP error.
+    Tell(&'t [u8]),
+}
+
+impl Pings {
+    /// `clients` are the prefixes of all peers; `address` is the host's own that pings leave from; `mtu` is the tunnel's.
+    pub(crate) fn start(
+        clients: Vec<Prefix>,
+        address: Ipv4Addr,
+        mtu: u16,
+        has_limits: bool,
+        clock: Monotonic,
+        postman: Postman,
+    ) -> Result<Pings, SetupError> {
+        let mut settings = Settings::new(clients, vec![address]);
+        // This server is the router that the packet crosses: nobody else lowers its TTL.
+        settings.ttl = Ttl::Decrement;
+        settings.inside_mtu = usize::from(mtu);
+        // Pings to the server itself are the kernel's to answer, as before.
+        settings.pass_own = true;
+        if !has_limits {
+            settings.allowance = Allowance::UNLIMITED;
+        }
+        let proxy = Proxy::new(&settings)?;
+        let outside = Outside::open_with(&proxy, clock, postman)?;
+        Ok(Pings {
+            handle: proxy.handle(0).ok_or_else(|| SetupError::new("Echogate's handle is taken"))?,
+            sender: outside.sender(),
+            outside,
+            clock,
+            counters: Counters::new(1, 1),
+            waiting: VecDeque::with_capacity(WAITING_MAX),
+            error: [0; LEN_MAX],
+        })
+    }
+
+    /// Opens the batch of one wake-up of the loop.
+    pub(crate) fn turn(&mut self) -> Turn<'_> {
+        Turn {
+            batch: self.handle.batch(self.clock.now()),
+            sender: &self.sender,
+            counters: self.counters.worker(0),
+            waiting: &mut self.waiting,
+            error: &mut self.error,
+        }
+    }
+
+    /// How long the loop may sleep.
+    pub(crate) fn sleep_max(&self) -> Option<Duration> {
+        if self.waiting.is_empty() { self.handle.sleep_max(self.clock.now()) } else { Some(Duration::ZERO) }
+    }
+
+    /// Why no replies come any more, should the receiving thread have ended.
+    pub(crate) fn fault(&self) -> Option<SetupError> {
+        self.outside.faults().try_recv().ok()
+    }
+
+    /// Ends the receiving thread. What the clients sent, and what came from outside.
+    pub(crate) fn stop(self) -> Result<(Snapshot, Snapshot), SetupError> {
+        for (_, packet) in &self.waiting {
+            self.counters.worker(0).inside_in.count(packet.len());
+            self.counters.worker(0).ending.add(1);
+        }
+        Ok((self.counters.snapshot(), self.outside.stop()?))
+    }
+}
+
+pub(crate) struct Turn<'t> {
+    batch: Batch<'t>,
+    sender: &'t Sender,
+    counters: &'t WorkerCounters,
+    waiting: &'t mut VecDeque<(usize, Vec<u8>)>,
+    error: &'t mut [u8],
+}
+
+impl Turn<'_> {
+    /// Takes the packet if it is a ping to outside.
+    pub(crate) fn offer(&mut self, peer: usize, packet: &mut [u8]) -> Answer<'_> {
+        // One thread has all idents: there is nobody else to ask for one (`Outbound::Elsewhere`).
+        let verdict = self.batch.outbound_at_last(packet);
+        match verdict {
+            // Fragments are the kernel's, which puts them together for its own translation.
+            Outbound::FallThrough(_) | Outbound::Drop(Reason::Fragment) => return Answer::NotOurs,
+            Outbound::Later if self.waiting.len() < WAITING_MAX => {
+                // Counted when it is offered again.
+                self.waiting.push_back((peer, packet.to_vec()));
+                return Answer::Taken;
+            }
+            _ => self.counters.inside_in.count(packet.len()),
+        }
+        match verdict {
+            Outbound::Forward { address, remote, length, .. } => {
+                let request = &mut packet[..length];
+                match self.sender.send(request, address, remote) {
+                    Ok(()) => {
+                        self.counters.outside_out.count(length);
+                        Answer::Taken
+                    }
+                    Err(error) => {
+                        let errno = error.raw_os_error().unwrap_or_default();
+                        self.counters.send_outside.count(errno);
+                        self.batch.withdraw(request);
+                        let mtu = |address, remote| self.sender.mtu_towards(address, remote);
+                        let told = self.batch.not_sent(request, errno, mtu, self.error);
+                        self.tell(told)
+                    }
+                }
+            }
+            Outbound::Refuse { reason, class, tell_from } => {
+                self.counters.refuse(reason, class);
+                let told = tell_from.and_then(|from| self.batch.prohibited(packet, from, self.error));
+                self.tell(told)
+            }
+            Outbound::Drop(Reason::TtlExpired) => {
+                self.counters.drop(Reason::TtlExpired);
+                let told = self.batch.time_exceeded(packet, self.error);
+                self.tell(told)
+            }
+            Outbound::Drop(reason) => {
+                self.counters.drop(reason);
+                Answer::Taken
+            }
+            Outbound::Later => {
+                self.counters.creations_backlog.add(1);
+                Answer::Taken
+            }
+            Outbound::FallThrough(_) | Outbound::Elsewhere => Answer::NotOurs,
+        }
+    }
+
+    fn tell(&mut self, length: Option<usize>) -> Answer<'_> {
+        let Some(length) = length else { return Answer::Taken };
+        self.counters.originated.count(length);
+        Answer::Tell(&self.error[..length])
+    }
+
+    /// What waited for this batch, to be offered again: as many packets as there are now.
+    pub(crate) fn waiting(&mut self) -> Vec<(usize, Vec<u8>)> {
+        self.waiting.drain(..).collect()
+    }
+
+    /// To be called when the packets of this wake-up are done.
+    pub(crate) fn end(mut self) {
+        self.batch.expire();
+    }
+}
