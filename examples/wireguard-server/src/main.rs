@@ -48,6 +48,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     outside: Option<Ipv4Addr>,
 
+    /// How long a ping's reply is waited for
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600))]
+    echo_timeout: u64,
+
     /// Let each client ping as much as it likes
     #[arg(long)]
     no_limits: bool,

@@ -12,14 +12,12 @@
 //! ends there: the kernel has its own copy of it for whoever else has asked.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use echogate::clock::{Clock as _, Monotonic};
 use echogate::error::SetupError;
 use echogate::metrics::{Counters, Snapshot, WorkerCounters};
 use echogate::outside::{Outside, Sender};
-use echogate::policy::{Allowance, Prefix};
 use echogate::proxy::{Batch, Handle, Outbound, Proxy, Reason, Settings, Ttl};
 use echogate::wire::error::LEN_MAX;
 
@@ -50,24 +48,18 @@ pub(crate) enum Answer<'t> {
 }
 
 impl Pings {
-    /// `clients` are the prefixes of all peers; `address` is the host's own that pings leave from; `mtu` is the tunnel's.
+    /// `settings` are the clients' prefixes, the addresses that pings leave from, and what the operator asked for.
     pub(crate) fn start(
-        clients: Vec<Prefix>,
-        address: Ipv4Addr,
+        mut settings: Settings,
         mtu: u16,
-        has_limits: bool,
         clock: Monotonic,
         postman: Postman,
     ) -> Result<Pings, SetupError> {
-        let mut settings = Settings::new(clients, vec![address]);
         // This server is the router that the packet crosses: nobody else lowers its TTL.
         settings.ttl = Ttl::Decrement;
         settings.inside_mtu = usize::from(mtu);
         // Pings to the server itself are the kernel's to answer, as before.
         settings.pass_own = true;
-        if !has_limits {
-            settings.allowance = Allowance::UNLIMITED;
-        }
         let proxy = Proxy::new(&settings)?;
         let outside = Outside::open_with(&proxy, clock, postman)?;
         Ok(Pings {

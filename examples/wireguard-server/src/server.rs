@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use echogate::clock::{Clock as _, Instant, Monotonic};
 use echogate::error::SetupError;
+use echogate::policy::Allowance;
+use echogate::proxy::Settings;
 use echogate::wire::ipv4::Ipv4;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -113,8 +115,12 @@ impl Server {
                 bell: Arc::clone(&bell),
             };
             let address = arguments.outside.map_or_else(own_address, Ok)?;
-            let limits = !arguments.no_limits;
-            let pings = Pings::start(config.clients(), address, config.mtu, limits, clock, postman)?;
+            let mut settings = Settings::new(config.clients(), vec![address]);
+            settings.echo_timeout = Duration::from_secs(arguments.echo_timeout);
+            if arguments.no_limits {
+                settings.allowance = Allowance::UNLIMITED;
+            }
+            let pings = Pings::start(settings, config.mtu, clock, postman)?;
             tracing::info!("pings leave by Echogate, from {address}");
             Some(pings)
         };

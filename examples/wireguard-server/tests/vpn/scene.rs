@@ -68,25 +68,34 @@ pub(crate) struct Said {
 impl Scene {
     /// With Echogate, or with nothing but the kernel's masquerade.
     pub(crate) fn new(setup: Setup, with_echogate: bool) -> Scene {
-        let flags: &[&str] = if with_echogate { &[] } else { &["--without-echogate"] };
+        if with_echogate {
+            return Scene::with_flags(setup, &[]);
+        }
         let mut scene = Scene::prepare(setup);
-        scene.start_server(flags);
-        if setup == Setup::Stock && with_echogate {
-            scene.gateway = Some(scene.start_gateway());
+        scene.start_server(&["--without-echogate"]);
+        scene.connect_clients();
+        scene
+    }
+
+    /// With Echogate, and further flags for it.
+    pub(crate) fn with_flags(setup: Setup, flags: &[&str]) -> Scene {
+        let mut scene = Scene::prepare(setup);
+        match setup {
+            Setup::Embedded => scene.start_server(flags),
+            Setup::Stock => {
+                scene.start_server(&[]);
+                scene.gateway = Some(scene.start_gateway(flags));
+            }
         }
         scene.connect_clients();
         scene
     }
 
-    /// This package's server with further flags.
-    pub(crate) fn with_flags(flags: &[&str]) -> Scene {
-        let mut scene = Scene::prepare(Setup::Embedded);
-        scene.start_server(flags);
-        scene.connect_clients();
-        scene
-    }
-
     fn prepare(setup: Setup) -> Scene {
+        if setup == Setup::Stock {
+            // Before the clocks of anything run.
+            echogate();
+        }
         let options = LabOptions { clients: CLIENTS, remotes: 3, ..LabOptions::default() };
         let lab = Lab::build(&options).expect(ROOT);
         let files = tempfile::tempdir().expect("a directory for files");
@@ -156,10 +165,10 @@ impl Scene {
         self.server = Some(server);
     }
 
-    fn start_gateway(&self) -> Process {
+    fn start_gateway(&self, flags: &[&str]) -> Process {
         let mut command = Command::new(echogate());
         let outside = SERVER_OUTSIDE.to_string();
-        command.args(["run", "--clients", "10.66.0.0/24", "--divert", "wg0", "--outside", &outside]);
+        command.args(["run", "--clients", "10.66.0.0/24", "--divert", "wg0", "--outside", &outside]).args(flags);
         Process::start(self.host(), &mut command).until(|gateway| gateway.said().contains("serving "))
     }
 
@@ -206,9 +215,13 @@ impl Scene {
         self.server.take().expect("it was started").ended()
     }
 
-    /// What the server has said so far.
-    pub(crate) fn server_said(&self) -> String {
-        self.server.as_ref().expect("it was started").said()
+    /// What the server's processes have said so far.
+    pub(crate) fn said(&self) -> String {
+        [&self.server, &self.gateway].into_iter().flatten().map(Process::said).collect()
+    }
+
+    pub(crate) fn setup(&self) -> Setup {
+        self.setup
     }
 
     /// Where the server runs.
@@ -270,7 +283,7 @@ fn echogate() -> &'static Path {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-        build.args(["build", "--locked", "--package", "echogate", "--bin", "echogate"]);
+        build.args(["build", "--quiet", "--locked", "--package", "echogate", "--bin", "echogate"]);
         build.args(["--message-format", "json-render-diagnostics"]);
         if !cfg!(debug_assertions) {
             build.arg("--release");
