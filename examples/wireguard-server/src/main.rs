@@ -1,12 +1,25 @@
 //! A small WireGuard server in user space: the worked answer to "how do I add ping to my VPN server?".
 //!
-//! Read `server` first: the packet path stands there on one page. `pings` is all that Echogate takes; without it (the flag
+//! Read `path` first: the way of every packet, on one page. `pings` is all that Echogate takes; without it (the flag
 //! `--without-echogate`) this is a server whose clients' pings go to the kernel with everything else.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `path` | where each packet goes |
+//! | `pings` | Echogate: the proxy, its raw sockets, its answers |
+//! | `mailboxes` | the replies that wait for their peer |
+//! | `dns` | the forwarding DNS proxy |
+//! | `peers` | WireGuard: datagrams, keys, endpoints |
+//! | `routes` | which inside address is whose |
+//! | `server` | set-up, the loop, the totals |
+//! | `config` | the file |
+//! | `drops` | what was dropped, by name |
 
 mod config;
 mod dns;
 mod drops;
 mod mailboxes;
+mod path;
 mod peers;
 mod pings;
 mod routes;

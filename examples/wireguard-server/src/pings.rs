@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use echogate::clock::{Clock as _, Monotonic};
+use echogate::clock::{Instant, Monotonic};
 use echogate::error::SetupError;
 use echogate::metrics::{Counters, Snapshot, WorkerCounters};
 use echogate::outside::{Outside, Sender};
@@ -30,7 +30,6 @@ pub(crate) struct Pings {
     handle: Handle,
     outside: Outside,
     sender: Sender,
-    clock: Monotonic,
     counters: Counters,
     waiting: VecDeque<(usize, Vec<u8>)>,
     error: [u8; LEN_MAX],
@@ -49,15 +48,9 @@ pub(crate) enum Answer<'t> {
 
 impl Pings {
     /// `settings` are the clients' prefixes, the addresses that pings leave from, and what the operator asked for.
-    pub(crate) fn start(
-        mut settings: Settings,
-        mtu: u16,
-        clock: Monotonic,
-        postman: Postman,
-    ) -> Result<Pings, SetupError> {
+    pub(crate) fn start(mut settings: Settings, clock: Monotonic, postman: Postman) -> Result<Pings, SetupError> {
         // This server is the router that the packet crosses: nobody else lowers its TTL.
         settings.ttl = Ttl::Decrement;
-        settings.inside_mtu = usize::from(mtu);
         // Pings to the server itself are the kernel's to answer, as before.
         settings.pass_own = true;
         let proxy = Proxy::new(&settings)?;
@@ -66,7 +59,6 @@ impl Pings {
             handle: proxy.handle(0).ok_or_else(|| SetupError::new("Echogate's handle is taken"))?,
             sender: outside.sender(),
             outside,
-            clock,
             counters: Counters::new(1, 1),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             error: [0; LEN_MAX],
@@ -74,9 +66,9 @@ impl Pings {
     }
 
     /// Opens the batch of one wake-up of the loop.
-    pub(crate) fn turn(&mut self) -> Turn<'_> {
+    pub(crate) fn turn(&mut self, now: Instant) -> Turn<'_> {
         Turn {
-            batch: self.handle.batch(self.clock.now()),
+            batch: self.handle.batch(now),
             sender: &self.sender,
             counters: self.counters.worker(0),
             waiting: &mut self.waiting,
@@ -85,8 +77,8 @@ impl Pings {
     }
 
     /// How long the loop may sleep.
-    pub(crate) fn sleep_max(&self) -> Option<Duration> {
-        if self.waiting.is_empty() { self.handle.sleep_max(self.clock.now()) } else { Some(Duration::ZERO) }
+    pub(crate) fn sleep_max(&self, now: Instant) -> Option<Duration> {
+        if self.waiting.is_empty() { self.handle.sleep_max(now) } else { Some(Duration::ZERO) }
     }
 
     /// Why no replies come any more, should the receiving thread have ended.
@@ -94,14 +86,23 @@ impl Pings {
         self.outside.faults().try_recv().ok()
     }
 
-    /// Ends the receiving thread. What the clients sent, and what came from outside.
-    pub(crate) fn stop(self) -> Result<(Snapshot, Snapshot), SetupError> {
+    /// Ends the receiving thread, and tells the totals.
+    pub(crate) fn stop(self, overtaken: u64) -> Result<(), SetupError> {
         for (_, packet) in &self.waiting {
             self.counters.worker(0).inside_in.count(packet.len());
             self.counters.worker(0).ending.add(1);
         }
-        Ok((self.counters.snapshot(), self.outside.stop()?))
+        let (asked, answered) = (self.counters.snapshot(), self.outside.stop()?);
+        tracing::info!("pings sent: {}{}", asked.outside_out.packets, drops(&asked));
+        let (replies, errors) = (answered.delivered.packets, answered.told.packets);
+        tracing::info!("ping replies: {replies}, ICMP errors: {errors}, overtaken: {overtaken}{}", drops(&answered));
+        Ok(())
     }
+}
+
+/// What was dropped, by name.
+fn drops(totals: &Snapshot) -> String {
+    totals.drops.iter().map(|(name, count)| format!(", {name}: {count}")).collect()
 }
 
 pub(crate) struct Turn<'t> {

@@ -291,11 +291,11 @@ fn echogate() -> &'static Path {
         let output = build.stderr(Stdio::inherit()).output().expect("cargo runs");
         assert!(output.status.success(), "{build:?}");
         let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-        let executables = messages.lines().filter_map(|line| {
+        let mut executables = messages.lines().filter_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             message["executable"].as_str().map(PathBuf::from)
         });
-        executables.last().unwrap_or_else(|| panic!("{build:?} tells of no executable: {messages}"))
+        executables.next_back().unwrap_or_else(|| panic!("{build:?} tells of no executable: {messages}"))
     })
 }
 
