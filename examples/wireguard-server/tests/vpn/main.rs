@@ -9,4 +9,5 @@ mod ear;
 mod exchange;
 mod hostile;
 mod process;
+mod router;
 mod scene;

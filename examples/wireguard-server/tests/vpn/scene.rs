@@ -1,9 +1,9 @@
 //! The VPN: two clients, a server, an internet.
 //!
 //! ```text
-//!   client 1  10.66.0.2 (wg0)   192.168.66.2 ──┐                               ┌ 198.18.0.2
-//!                                              ├ server 192.168.66.1, port 51820 │
-//!   client 2  10.66.0.3 (wg0)   192.168.66.3 ──┘ 10.66.0.1 (wg0)  198.18.0.1 ──┴ 198.18.0.3, .4
+//!   client 1  10.66.0.2 (wg0)   203.0.113.2 ──┐                                ┌ 198.18.0.2
+//!                                             ├ 203.0.113.1  server  198.18.0.1 ┤ 198.18.0.3  internet
+//!   client 2  10.66.0.3 (wg0)   203.0.113.3 ──┘      10.66.0.1 (wg0)           └ 198.18.0.4
 //! ```
 //!
 //! The lab gives the cables. The addresses that it gives to the clients' cables become those of their tunnels, and the
@@ -34,7 +34,7 @@ pub(crate) const SERVER_INSIDE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
 /// The server's address outside.
 pub(crate) const SERVER_OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// Where clients reach the server.
-pub(crate) const ENDPOINT: Ipv4Addr = Ipv4Addr::new(192, 168, 66, 1);
+pub(crate) const ENDPOINT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(crate) const PORT: u16 = 51820;
 
 const CLIENTS: usize = 2;
@@ -91,13 +91,24 @@ impl Scene {
         scene
     }
 
+    /// This package's server in a lab of another shape.
+    pub(crate) fn in_lab(options: &LabOptions) -> Scene {
+        let mut scene = Scene::prepare_in(Setup::Embedded, options);
+        scene.start_server(&[]);
+        scene.connect_clients();
+        scene
+    }
+
     fn prepare(setup: Setup) -> Scene {
+        Scene::prepare_in(setup, &LabOptions { clients: CLIENTS, remotes: 3, ..LabOptions::default() })
+    }
+
+    fn prepare_in(setup: Setup, options: &LabOptions) -> Scene {
         if setup == Setup::Stock {
             // Before the clocks of anything run.
             echogate();
         }
-        let options = LabOptions { clients: CLIENTS, remotes: 3, ..LabOptions::default() };
-        let lab = Lab::build(&options).expect(ROOT);
+        let lab = Lab::build(options).expect(ROOT);
         let files = tempfile::tempdir().expect("a directory for files");
         let scene = Scene { lab, files, setup, server: None, gateway: None, clients: Vec::new() };
         for number in 0..CLIENTS {
@@ -246,6 +257,11 @@ impl Scene {
         self.lab.remotes()[number]
     }
 
+    /// The file that this package's server reads.
+    pub(crate) fn configuration(&self) -> PathBuf {
+        self.file("wg0.conf")
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
     }
@@ -302,9 +318,10 @@ fn echogate() -> &'static Path {
 /// Runs a shell's line to its successful end; what it printed.
 pub(crate) fn run(namespace: &Namespace, line: &str) -> String {
     let output = output(namespace, line);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{line} ({}): {complaints}", namespace.name());
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    assert!(output.status.success(), "{line} ({}): {printed}{complaints}", namespace.name());
+    printed
 }
 
 /// Whether a shell's line succeeds.
