@@ -5,6 +5,7 @@
 //! "Nothing came" is proven by a later packet that is the first to come, not by waiting. All of it takes root.
 
 mod acceptance;
+mod documents;
 mod ear;
 mod exchange;
 mod hostile;

@@ -1,9 +1,9 @@
 //! The VPN: two clients, a server, an internet.
 //!
 //! ```text
-//!   client 1  10.66.0.2 (wg0)   203.0.113.2 ──┐                                ┌ 198.18.0.2
-//!                                             ├ 203.0.113.1  server  198.18.0.1 ┤ 198.18.0.3  internet
-//!   client 2  10.66.0.3 (wg0)   203.0.113.3 ──┘      10.66.0.1 (wg0)           └ 198.18.0.4
+//!   client 1  10.66.0.2 (wg0)  203.0.113.2 ──┐                                 ┌ 198.18.0.2
+//!                                            ├ 203.0.113.1  server  198.18.0.1 ─┼ 198.18.0.3  internet
+//!   client 2  10.66.0.3 (wg0)  203.0.113.3 ──┘        10.66.0.1 (wg0)           └ 198.18.0.4
 //! ```
 //!
 //! The lab gives the cables. The addresses that it gives to the clients' cables become those of their tunnels, and the
@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 use crate::process::{Ended, Process};
 
-const ROOT: &str = "these tests make network namespaces: run them as root (scripts/test)";
+pub(crate) const ROOT: &str = "these tests make network namespaces: run them as root (scripts/test)";
 
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -112,7 +112,7 @@ impl Scene {
         let files = tempfile::tempdir().expect("a directory for files");
         let scene = Scene { lab, files, setup, server: None, gateway: None, clients: Vec::new() };
         for number in 0..CLIENTS {
-            scene.lay_cable(number);
+            lay_cable(&scene.lab, number);
         }
         let rules = "
             table ip nat {
@@ -127,26 +127,6 @@ impl Scene {
         fs::write(scene.file("rules"), rules).expect("writes");
         run(scene.host(), &format!("nft -f {}", scene.file("rules").display()));
         scene
-    }
-
-    /// Gives the cable between a client and the server addresses of its own.
-    fn lay_cable(&self, number: usize) {
-        let (outer, inner) = (outer_address(number), self.inside(number));
-        let device = &self.lab.clients()[number].interface;
-        run(
-            self.host(),
-            &format!(
-                "ip route del {inner}/32 dev {device} && ip address del {SERVER_INSIDE}/32 dev {device} &&
-                 ip address add {ENDPOINT}/32 dev {device} && ip route add {outer}/32 dev {device}"
-            ),
-        );
-        run(
-            self.client(number),
-            &format!(
-                "ip address del {inner}/32 dev eth0 && ip address add {outer}/32 dev eth0 &&
-                 ip route add {ENDPOINT}/32 dev eth0 && ip route flush default"
-            ),
-        );
     }
 
     fn start_server(&mut self, flags: &[&str]) {
@@ -274,6 +254,22 @@ impl Scene {
     }
 }
 
+/// Gives the cable between a client and the server addresses of its own.
+pub(crate) fn lay_cable(lab: &Lab, number: usize) {
+    let client = &lab.clients()[number];
+    let (outer, inner, device) = (outer_address(number), client.address, &client.interface);
+    let at_server = format!(
+        "ip route del {inner}/32 dev {device} && ip address del {SERVER_INSIDE}/32 dev {device} &&
+         ip address add {ENDPOINT}/32 dev {device} && ip route add {outer}/32 dev {device}"
+    );
+    let at_client = format!(
+        "ip address del {inner}/32 dev eth0 && ip address add {outer}/32 dev eth0 &&
+         ip route add {ENDPOINT}/32 dev eth0 && ip route flush default"
+    );
+    run(lab.gateway(), &at_server);
+    run(&client.namespace, &at_client);
+}
+
 /// A client's address on its cable.
 pub(crate) fn outer_address(number: usize) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(ENDPOINT) + 1 + u32::try_from(number).expect("few clients"))
@@ -293,7 +289,7 @@ fn public_key(number: usize) -> String {
 }
 
 /// The command `echogate`, built if it is not yet. It is another package's, whose tests may not have run before.
-fn echogate() -> &'static Path {
+pub(crate) fn echogate() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
