@@ -71,8 +71,7 @@ impl Scene {
         if with_echogate {
             return Scene::with_flags(setup, &[]);
         }
-        let mut scene = Scene::prepare(setup);
-        scene.start_server(&["--without-echogate"]);
+        let mut scene = Scene::without_clients(setup, &["--without-echogate"]);
         scene.connect_clients();
         scene
     }
@@ -96,6 +95,13 @@ impl Scene {
         let mut scene = Scene::prepare_in(Setup::Embedded, options);
         scene.start_server(&[]);
         scene.connect_clients();
+        scene
+    }
+
+    /// The server alone: whoever asks brings clients of his own.
+    pub(crate) fn without_clients(setup: Setup, flags: &[&str]) -> Scene {
+        let mut scene = Scene::prepare(setup);
+        scene.start_server(flags);
         scene
     }
 
@@ -209,6 +215,18 @@ impl Scene {
     /// What the server's processes have said so far.
     pub(crate) fn said(&self) -> String {
         [&self.server, &self.gateway].into_iter().flatten().map(Process::said).collect()
+    }
+
+    /// The processor time that the server's process has used so far.
+    pub(crate) fn server_time(&self) -> Duration {
+        let id = self.server.as_ref().expect("it was started").id();
+        let tasks = fs::read_dir(format!("/proc/{id}/task")).expect("it runs");
+        let nanos = tasks.map(|task| {
+            let path = task.expect("a task").path().join("schedstat");
+            let text = fs::read_to_string(path).expect("the kernel keeps schedstat");
+            text.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).expect("a number")
+        });
+        Duration::from_nanos(nanos.sum())
     }
 
     pub(crate) fn setup(&self) -> Setup {
