@@ -306,26 +306,28 @@ fn public_key(number: usize) -> String {
     BASE64.encode(PublicKey::from(&secret(number)).as_bytes())
 }
 
-/// The command `echogate`, built if it is not yet. It is another package's, whose tests may not have run before.
+/// The command `echogate`, built if it is not yet: it is another package's. A test of that package needs it too, so this
+/// asks for that test: what `cargo test --workspace` has built already then serves, and nothing is built twice.
 pub(crate) fn echogate() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-        build.args(["build", "--quiet", "--locked", "--package", "echogate", "--bin", "echogate"]);
+        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).stderr(Stdio::inherit());
+        build.args(["test", "--no-run", "--quiet", "--locked", "--workspace", "--test", "cli"]);
         build.args(["--message-format", "json-render-diagnostics"]);
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        let output = build.stderr(Stdio::inherit()).output().expect("cargo runs");
+        let output = build.output().expect("cargo runs");
         assert!(output.status.success(), "{build:?}");
         let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut executables = messages.lines().filter_map(|line| {
+        let executable = messages.lines().find_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            message["executable"].as_str().map(PathBuf::from)
+            let is_command = message["target"]["name"] == "echogate" && message["target"]["kind"][0] == "bin";
+            message["executable"].as_str().filter(|_| is_command).map(PathBuf::from)
         });
-        executables.next_back().unwrap_or_else(|| panic!("{build:?} tells of no executable: {messages}"))
+        executable.unwrap_or_else(|| panic!("{build:?} tells of no executable: {messages}"))
     })
 }
 
