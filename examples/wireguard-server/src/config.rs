@@ -3,7 +3,7 @@
 //! What wg-quick takes and this server does not do (commands, DNS, routing tables) is refused by name, not ignored: a
 //! file that seems to work and does half of what it says is worse than an error. IPv4 only.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::{fs, str};
 
@@ -186,8 +186,9 @@ impl Peer {
                 }
             }
             "endpoint" => {
-                let endpoint = value.parse();
-                self.endpoint = Some(endpoint.map_err(|_| format!("{value:?} is not an address with a port"))?);
+                let endpoint = value.parse::<SocketAddrV4>();
+                let unfit = |_| format!("{value:?} is not an IPv4 address with a port; names are not looked up");
+                self.endpoint = Some(endpoint.map_err(unfit)?.into());
             }
             "persistentkeepalive" if value == "off" => self.keepalive_seconds = None,
             "persistentkeepalive" => self.keepalive_seconds = Some(number(value)?),
@@ -297,7 +298,8 @@ mod tests {
             (format!("{peer}AllowedIPs = fd00::2/128"), 6, "IPv4"),
             (format!("{peer}AllowedIPs = 10.66.0.2/33"), 6, "10.66.0.2/33"),
             (format!("{peer}PublicKey = {KEY}\nAllowedIPs = 0.0.0.0/0"), 5, "8 bits"),
-            (format!("{peer}Endpoint = vpn.example:51820"), 6, "not an address"),
+            (format!("{peer}Endpoint = vpn.example:51820"), 6, "not an IPv4 address"),
+            (format!("{peer}Endpoint = [fd00::1]:51820"), 6, "not an IPv4 address"),
             (format!("{peer}PublicKey = {KEY}\n[Peer]\nPublicKey = {KEY}"), 8, "two peers"),
             (
                 format!("{peer}PublicKey={KEY}\nAllowedIPs=10.66.0.2\n[Peer]\nPublicKey={OTHER}\nAllowedIPs=10.66.0.2"),

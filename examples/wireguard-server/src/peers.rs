@@ -51,7 +51,7 @@ pub(crate) enum Refused {
     CookieWanted,
     /// From nobody that the configuration names.
     UnknownPeer,
-    /// It was not made with the peer's keys, or it is a repetition, or its session is over.
+    /// It was not made with the peer's keys, or it is a repetition, or its session is over; or what it holds is no IP packet.
     NotAuthentic,
     /// Its source inside is not the peer's.
     ForeignSource,
@@ -337,8 +337,11 @@ mod tests {
 
         /// An echo request from this address inside, encrypted.
         fn sealed(&mut self, source: Ipv4Addr) -> Vec<u8> {
-            let packet = build::echo_request(source, REMOTE, 1, 7, 64, b"payload");
-            match self.tunnel.encapsulate(&packet, &mut self.buffer) {
+            self.sealed_bytes(&build::echo_request(source, REMOTE, 1, 7, 64, b"payload"))
+        }
+
+        fn sealed_bytes(&mut self, packet: &[u8]) -> Vec<u8> {
+            match self.tunnel.encapsulate(packet, &mut self.buffer) {
                 TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
                 other => panic!("{other:?}"),
             }
@@ -421,6 +424,32 @@ mod tests {
         client.send(&datagram);
         assert!(open(&mut peers).unwrap().is_some());
         assert_eq!(peers.drops.of("foreign_source"), 4);
+    }
+
+    #[test]
+    fn what_a_peer_encrypts_may_be_anything() {
+        let mut peers = server();
+        let mut client = Client::new(&peers, 2);
+        client.handshake(&mut peers);
+        let request = build::echo_request(inside(2), REMOTE, 1, 7, 64, b"payload");
+        let with_length = |length: u16| {
+            let mut packet = request.clone();
+            packet[2..4].copy_from_slice(&length.to_be_bytes());
+            packet
+        };
+        for (packet, opened) in [
+            (with_length(0), Ok(Some((0, Vec::new())))),
+            (with_length(7), Ok(Some((0, with_length(7)[..7].to_vec())))),
+            (with_length(u16::MAX), Err(Refused::NotAuthentic)),
+            (vec![0x45; 19], Err(Refused::NotAuthentic)),
+            (vec![0xff; 500], Err(Refused::NotAuthentic)),
+            ([vec![0x60, 0, 0, 0, 0, 0, 59, 64], vec![1; 32]].concat(), Err(Refused::NotIpv4)),
+            (Vec::new(), Ok(None)),
+        ] {
+            let datagram = client.sealed_bytes(&packet);
+            client.send(&datagram);
+            assert_eq!(open(&mut peers), opened, "{packet:02x?}");
+        }
     }
 
     #[test]

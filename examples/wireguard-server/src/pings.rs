@@ -12,13 +12,14 @@
 //! ends there: the kernel has its own copy of it for whoever else has asked.
 
 use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use echogate::clock::{Instant, Monotonic};
 use echogate::error::SetupError;
 use echogate::metrics::{Counters, Snapshot, WorkerCounters};
 use echogate::outside::{Outside, Sender};
-use echogate::proxy::{Batch, Handle, Outbound, Proxy, Reason, Settings, Ttl};
+use echogate::proxy::{Batch, CREATIONS_MAX, Handle, Outbound, Proxy, Reason, Recorded, Settings, Ttl};
 use echogate::wire::error::LEN_MAX;
 
 use crate::mailboxes::Postman;
@@ -116,67 +117,63 @@ pub(crate) struct Turn<'t> {
 impl Turn<'_> {
     /// Takes the packet if it is a ping to outside.
     pub(crate) fn offer(&mut self, peer: usize, packet: &mut [u8]) -> Answer<'_> {
-        // One thread has all idents: there is nobody else to ask for one (`Outbound::Elsewhere`).
+        // One thread has all idents: there is nobody else to ask for one, so `Outbound::Elsewhere` is never the answer.
         let verdict = self.batch.outbound_at_last(packet);
         match verdict {
             // Fragments are the kernel's, which puts them together for its own translation.
-            Outbound::FallThrough(_) | Outbound::Drop(Reason::Fragment) => return Answer::NotOurs,
+            Outbound::FallThrough(_) | Outbound::Drop(Reason::Fragment) | Outbound::Elsewhere => {
+                return Answer::NotOurs;
+            }
+            // Not counted yet: it will be offered again.
             Outbound::Later if self.waiting.len() < WAITING_MAX => {
-                // Counted when it is offered again.
                 self.waiting.push_back((peer, packet.to_vec()));
                 return Answer::Taken;
             }
             _ => self.counters.inside_in.count(packet.len()),
         }
-        match verdict {
-            Outbound::Forward { address, remote, length, .. } => {
-                let request = &mut packet[..length];
-                match self.sender.send(request, address, remote) {
-                    Ok(()) => {
-                        self.counters.outside_out.count(length);
-                        Answer::Taken
-                    }
-                    Err(error) => {
-                        let errno = error.raw_os_error().unwrap_or_default();
-                        self.counters.send_outside.count(errno);
-                        self.batch.withdraw(request);
-                        let mtu = |address, remote| self.sender.mtu_towards(address, remote);
-                        let told = self.batch.not_sent(request, errno, mtu, self.error);
-                        self.tell(told)
-                    }
-                }
+        let told = match verdict {
+            Outbound::Forward { address, remote, length, recorded } => {
+                self.forward(&mut packet[..length], address, remote, recorded)
             }
             Outbound::Refuse { reason, class, tell_from } => {
                 self.counters.refuse(reason, class);
-                let told = tell_from.and_then(|from| self.batch.prohibited(packet, from, self.error));
-                self.tell(told)
-            }
-            Outbound::Drop(Reason::TtlExpired) => {
-                self.counters.drop(Reason::TtlExpired);
-                let told = self.batch.time_exceeded(packet, self.error);
-                self.tell(told)
+                tell_from.and_then(|from| self.batch.prohibited(packet, from, self.error))
             }
             Outbound::Drop(reason) => {
                 self.counters.drop(reason);
-                Answer::Taken
+                if reason == Reason::TtlExpired { self.batch.time_exceeded(packet, self.error) } else { None }
             }
             Outbound::Later => {
                 self.counters.creations_backlog.add(1);
-                Answer::Taken
+                None
             }
-            Outbound::FallThrough(_) | Outbound::Elsewhere => Answer::NotOurs,
-        }
-    }
-
-    fn tell(&mut self, length: Option<usize>) -> Answer<'_> {
-        let Some(length) = length else { return Answer::Taken };
+            Outbound::FallThrough(_) | Outbound::Elsewhere => None,
+        };
+        let Some(length) = told else { return Answer::Taken };
         self.counters.originated.count(length);
         Answer::Tell(&self.error[..length])
     }
 
-    /// What waited for this batch, to be offered again: as many packets as there are now.
+    /// Sends a request. The length of the error for its client, if it could not be sent and the client is to be told.
+    fn forward(&mut self, request: &mut [u8], address: u8, remote: Ipv4Addr, recorded: Recorded) -> Option<usize> {
+        let Err(error) = self.sender.send(request, address, remote) else {
+            self.counters.outside_out.count(request.len());
+            return None;
+        };
+        let errno = error.raw_os_error().unwrap_or_default();
+        self.counters.send_outside.count(errno);
+        // An echo that was outstanding before may still be answered.
+        if recorded != Recorded::Again {
+            self.batch.withdraw(request);
+        }
+        let mtu = |address, remote| self.sender.mtu_towards(address, remote);
+        self.batch.not_sent(request, errno, mtu, self.error)
+    }
+
+    /// What waited for this batch, to be offered before anything else: as much as it makes new mappings for.
     pub(crate) fn waiting(&mut self) -> Vec<(usize, Vec<u8>)> {
-        self.waiting.drain(..).collect()
+        let share = self.waiting.len().min(CREATIONS_MAX);
+        self.waiting.drain(..share).collect()
     }
 
     /// To be called when the packets of this wake-up are done.
