@@ -58,8 +58,8 @@ impl Server {
             drops: Drops::default(),
         };
         let mut server = Server { path, pings: None, bell: Arc::new(bell), clock: Monotonic::new() };
-        let peers = config.peers.len();
-        tracing::info!("serving {peers} peers of {} on UDP port {}", config.network, config.listen_port);
+        let Config { network, listen_port, peers, .. } = config;
+        tracing::info!("serving {network} on UDP port {listen_port}; peers: {}", peers.len());
         if !arguments.without_echogate {
             server.pings = Some(server.start_pings(arguments, config)?);
         }
