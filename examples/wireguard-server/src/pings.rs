@@ -94,7 +94,8 @@ impl Pings {
             self.counters.worker(0).ending.add(1);
         }
         let (asked, answered) = (self.counters.snapshot(), self.outside.stop()?);
-        tracing::info!("pings sent: {}{}", asked.outside_out.packets, drops(&asked));
+        let (requests, own_errors) = (asked.outside_out.packets, asked.originated.packets);
+        tracing::info!("pings sent: {requests}, errors to clients: {own_errors}{}", drops(&asked));
         let (replies, errors) = (answered.delivered.packets, answered.told.packets);
         tracing::info!("ping replies: {replies}, ICMP errors: {errors}, overtaken: {overtaken}{}", drops(&answered));
         Ok(())

@@ -218,3 +218,12 @@ fn a_late_reply_goes_nowhere(scene: &Scene) {
         })
     });
 }
+
+#[test]
+fn stock_wireguard_may_be_made_anew_under_a_running_gateway() {
+    let mut scene = Scene::new(Setup::Stock, true);
+    both_clients_ping_two_hosts_with_equal_idents(&scene);
+    scene.make_wireguard_anew();
+    both_clients_ping_two_hosts_with_equal_idents(&scene);
+    assert_eq!(scene.masqueraded(), 0, "a ping was masqueraded: it did not leave by Echogate");
+}

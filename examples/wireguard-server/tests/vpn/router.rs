@@ -30,7 +30,10 @@ fn clients_are_told_why_a_ping_goes_nowhere() {
         assert!(printed.contains(told) && printed.contains(&SERVER_OUTSIDE.to_string()), "{printed}");
     }
     let said = scene.stop().server.complaints;
-    assert!(said.contains(", send_outside_ehostunreach: 1, ttl_expired: 1"), "{said}");
+    assert!(
+        said.contains("pings sent: 0, errors to clients: 2, send_outside_ehostunreach: 1, ttl_expired: 1\n"),
+        "{said}"
+    );
 }
 
 /// What Echogate does not take is the kernel's as before.
@@ -46,8 +49,11 @@ fn fragments_neighbours_and_the_server_itself_answer_by_the_kernel() {
         assert!(printed.contains("3 packets transmitted, 3 received"), "{printed}");
     }
     assert!(scene.masqueraded() > 0, "the fragments");
+    // The host's own pings: Echogate's socket gets a copy of the replies, and leaves them alone.
+    run(scene.host(), &format!("ping -c 3 -l 3 -i 10 -W 10 {}", scene.remote(0)));
     let said = scene.stop().server.complaints;
-    assert!(said.contains("pings sent: 0\n"), "{said}");
+    assert!(said.contains("pings sent: 0, errors to clients: 0\n"), "{said}");
+    assert!(said.contains("ping replies: 0,"), "{said}");
 }
 
 /// More new idents at once than one batch makes mappings for: the rest waits for the next.
@@ -65,7 +71,22 @@ fn a_burst_of_new_idents_is_served_to_the_last() {
     let answered: BTreeSet<u16> = (2..=IDENTS).map(|_| client.next().ident).collect();
     assert_eq!(answered.len(), usize::from(IDENTS) - 1);
     let said = scene.stop().server.complaints;
-    assert!(said.contains(&format!("pings sent: {IDENTS}\n")), "{said}");
+    assert!(said.contains(&format!("pings sent: {IDENTS}, errors to clients: 0\n")), "{said}");
+}
+
+/// Twice as many idents as a client may have at once: the rest is refused, and the client told so, if not each time.
+#[test]
+fn who_takes_too_many_idents_is_refused_and_told_and_others_are_served() {
+    let scene = Scene::new(Setup::Embedded, true);
+    let client = Ear::at(scene.client(0), scene.inside(0));
+    client.ask(scene.remote(0), 1, 1);
+    client.next();
+    for ident in 2..=512 {
+        client.ask(scene.remote(0), ident, 1);
+    }
+    run(scene.client(1), &format!("ping -c 3 -l 3 -i 10 -W 10 {}", scene.remote(0)));
+    let said = scene.stop().server.complaints;
+    assert!(said.contains("over_new_mappings: ") && !said.contains("errors to clients: 0"), "{said}");
 }
 
 #[test]

@@ -169,6 +169,19 @@ impl Scene {
         Process::start(self.host(), &mut command).until(|gateway| gateway.said().contains("serving "))
     }
 
+    /// Ends the server's wireguard-go and with it wg0, and begins again. The clients forget their sessions: by themselves
+    /// they would do so after the quarter of a minute that WireGuard waits for an answer.
+    pub(crate) fn make_wireguard_anew(&mut self) {
+        self.server.take().expect("it was started").stop();
+        self.start_server(&[]);
+        for (number, client) in self.clients.iter().enumerate() {
+            let control = format!("nsenter --mount --target {} wg", client.id());
+            let forget = format!("{control} set wg0 peer {} remove", public_key(0));
+            let file = self.file(&client_file(number));
+            run(self.client(number), &format!("{forget} && {control} setconf wg0 {}", file.display()));
+        }
+    }
+
     fn connect_clients(&mut self) {
         for number in 0..CLIENTS {
             let configuration = format!(
@@ -176,7 +189,7 @@ impl Scene {
                 private_key(1 + number),
                 public_key(0),
             );
-            let client = self.wireguard_go(self.client(number), &format!("client{number}.conf"), &configuration);
+            let client = self.wireguard_go(self.client(number), &client_file(number), &configuration);
             let inner = self.inside(number);
             run(
                 self.client(number),
@@ -291,6 +304,10 @@ pub(crate) fn lay_cable(lab: &Lab, number: usize) {
 /// A client's address on its cable.
 pub(crate) fn outer_address(number: usize) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(ENDPOINT) + 1 + u32::try_from(number).expect("few clients"))
+}
+
+fn client_file(number: usize) -> String {
+    format!("client{number}.conf")
 }
 
 /// Number 0 is the server's.
