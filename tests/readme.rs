@@ -143,7 +143,9 @@ fn the_totals_are_those_that_are_printed() {
 fn the_files_and_places_that_are_named_exist() {
     for (file, text) in documents() {
         let named = spans(&text).into_iter().filter(|span| {
-            ["src/", "tests/", "docs/", "scripts/", ".ci/", "benches/", "perf/"].iter().any(|top| span.starts_with(top))
+            ["src/", "tests/", "docs/", "scripts/", ".ci/", "benches/", "perf/", "examples/"]
+                .iter()
+                .any(|top| span.starts_with(top))
         });
         for path in named.filter_map(|span| span.split_whitespace().next().map(str::to_owned)) {
             assert!(root().join(&path).exists(), "{}: there is no {path}", file.display());

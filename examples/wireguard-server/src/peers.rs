@@ -19,6 +19,8 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use echogate::error::SetupError;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::config::{Config, Key};
 use crate::drops::Drops;
@@ -29,6 +31,9 @@ pub(crate) const BUFFER_BYTES: usize = 65_536 + 64;
 
 /// Handshakes a second, of all peers, from which on cookies are asked for.
 const HANDSHAKES_PER_SECOND: u64 = 100;
+
+/// Room for what arrives while the server is kept from running: one peer's burst must not cost another his packets.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
 /// A cookie reply (WireGuard's protocol, section 5.4.7).
 const COOKIE_REPLY_BYTES: usize = 64;
@@ -98,6 +103,8 @@ impl Peers {
                 .remedy("choose another ListenPort, or end who has it (ss -ulpn tells)")
         })?;
         udp.set_nonblocking(true).map_err(|cause| SetupError::caused("cannot prepare the UDP socket", cause))?;
+        // Best effort: beyond net.core.rmem_max it takes CAP_NET_ADMIN, which the device takes anyway.
+        let _ = setsockopt(&udp, RcvBufForce, &RECEIVE_BUFFER_BYTES);
         let private_key = StaticSecret::from(config.private_key);
         let public_key = PublicKey::from(&private_key);
         // Tunnels look at handshakes again, and count them; the gate has let them in already.

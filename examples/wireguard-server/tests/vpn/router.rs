@@ -83,10 +83,14 @@ fn who_takes_too_many_idents_is_refused_and_told_and_others_are_served() {
     client.next();
     for ident in 2..=512 {
         client.ask(scene.remote(0), ident, 1);
+        // Not all at once: the queue of the client's own device is shorter.
+        if ident % 32 == 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
     run(scene.client(1), &format!("ping -c 3 -l 3 -i 10 -W 10 {}", scene.remote(0)));
     let said = scene.stop().server.complaints;
-    assert!(said.contains("over_new_mappings: ") && !said.contains("errors to clients: 0"), "{said}");
+    assert!(said.contains(", over_") && !said.contains("errors to clients: 0"), "{said}");
 }
 
 #[test]
