@@ -136,9 +136,10 @@ impl Server {
     fn wait(&self, stop: &UnixStream, next_tick: Instant, more: bool) -> Result<Ready, SetupError> {
         let now = self.clock.now();
         let until_expiry = self.pings.as_ref().and_then(|pings| pings.sleep_max(now)).unwrap_or(TICK);
+        let sleep = if more { Duration::ZERO } else { next_tick.since(now).min(until_expiry) };
         // Rounded up, or the last fraction of a millisecond would be spun away.
-        let sleep = next_tick.since(now).min(until_expiry) + Duration::from_micros(999);
-        let timeout = if more { PollTimeout::ZERO } else { PollTimeout::try_from(sleep).unwrap_or(PollTimeout::ZERO) };
+        let rounded = if sleep.is_zero() { sleep } else { sleep + Duration::from_micros(999) };
+        let timeout = PollTimeout::try_from(rounded).unwrap_or(PollTimeout::ZERO);
         let Path { peers, kernel, dns, .. } = &self.path;
         // Without a resolver its place watches what is watched already.
         let dns = dns.as_ref().map_or(stop.as_fd(), AsFd::as_fd);
