@@ -5,7 +5,7 @@
 //! that of its process, user and system: the kernel works for a packet in the process that sends it, so the way through the
 //! stack, the masquerade and the remote's answer are in it for both alike.
 //!
-//! `cargo bench --package wireguard-server`; the tests run it tiny.
+//! `cargo bench --package wireguard-server --bench pings`; the tests run it tiny.
 #![expect(clippy::print_stdout, reason = "the figures are the output")]
 
 mod peer;

@@ -208,7 +208,7 @@ impl Scene {
         command.args(["--mount", "sh", "-c", "mount -t tmpfs none /run && exec wireguard-go -f wg0"]);
         let process = Process::start(namespace, &mut command);
         let control = format!("nsenter --mount --target {} wg", process.id());
-        let process = process.until(|_| succeeds(namespace, &format!("{control} show wg0")));
+        let process = process.until(has_control_socket);
         run(namespace, &format!("{control} setconf wg0 {}", self.file(file).display()));
         process
     }
@@ -348,6 +348,14 @@ pub(crate) fn echogate() -> &'static Path {
     })
 }
 
+/// Whether wireguard-go can be asked: its socket listens. To ask it earlier would be no way to find out, since `wg` removes
+/// a socket that does not listen.
+fn has_control_socket(process: &Process) -> bool {
+    const LISTENS: &str = "00010000";
+    let sockets = fs::read_to_string(format!("/proc/{}/net/unix", process.id())).unwrap_or_default();
+    sockets.lines().any(|line| line.ends_with("/wireguard/wg0.sock") && line.contains(LISTENS))
+}
+
 /// Runs a shell's line to its successful end; what it printed.
 pub(crate) fn run(namespace: &Namespace, line: &str) -> String {
     let output = output(namespace, line);
@@ -355,11 +363,6 @@ pub(crate) fn run(namespace: &Namespace, line: &str) -> String {
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{line} ({}): {printed}{complaints}", namespace.name());
     printed
-}
-
-/// Whether a shell's line succeeds.
-pub(crate) fn succeeds(namespace: &Namespace, line: &str) -> bool {
-    output(namespace, line).status.success()
 }
 
 pub(crate) fn output(namespace: &Namespace, line: &str) -> Output {
