@@ -162,8 +162,11 @@ fn the_files_and_places_that_are_named_exist() {
 
 #[test]
 fn the_tests_that_are_named_exist() {
-    let code: String =
-        ["src", "tests"].iter().flat_map(|top| files(&root().join(top), "rs")).map(|file| read(&file)).collect();
+    let code: String = ["src", "tests", "examples"]
+        .iter()
+        .flat_map(|top| files(&root().join(top), "rs"))
+        .map(|file| read(&file))
+        .collect();
     let mut named = 0;
     for (file, text) in documents() {
         for span in spans(&text).iter().filter(|span| is_identifier(span) && span.matches('_').count() > 4) {

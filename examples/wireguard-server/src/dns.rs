@@ -361,7 +361,8 @@ mod tests {
         resolver.send_to(&message[..5], from).unwrap();
         respond(&resolver, from, &message);
         respond(&resolver, from, &message);
-        await_answer(&mut dns, at(0));
+        let answer = await_answer(&mut dns, at(0));
+        assert_eq!(answer[28 + DNS_HEADER..][..2], [1, b'a'], "the forged one came first");
         dns.take(&packet(OWN, PORT, &query(8, b'a')), at(1));
         let (message, from) = asked(&resolver);
         dns.take(&packet(OWN, PORT, &query(9, b'z')), at(2));
