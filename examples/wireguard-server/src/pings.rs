@@ -182,3 +182,134 @@ impl Turn<'_> {
         self.batch.expire();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use echogate::clock::Clock as _;
+    use echogate::lab::{GATEWAY_OUTSIDE, Lab, LabOptions};
+    use echogate::policy::{Allowance, Prefix};
+    use echogate::wire::build;
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+    use crate::config::PeerConfig;
+    use crate::mailboxes::Mailboxes;
+    use crate::routes::Routes;
+
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+    const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+
+    /// One peer, on the gateway of a lab whose remote answers.
+    struct Scene {
+        pings: Pings,
+        mailboxes: Arc<Mailboxes>,
+        clock: Monotonic,
+    }
+
+    fn in_lab(work: impl FnOnce(Scene) + Send) {
+        let lab = Lab::build(&LabOptions { clients: 1, ..LabOptions::default() });
+        let lab = lab.expect("network namespaces take root: scripts/test");
+        let play = || {
+            let peer = PeerConfig {
+                public_key: [2; 32],
+                preshared_key: None,
+                allowed: vec![Prefix::host(CLIENT)],
+                endpoint: None,
+                keepalive_seconds: None,
+            };
+            let mailboxes = Mailboxes::new(1);
+            let postman = Postman {
+                mailboxes: Arc::clone(&mailboxes),
+                routes: Routes::new(&[peer]),
+                bell: Arc::new(EventFd::new().unwrap()),
+            };
+            let mut settings = Settings::new(vec![Prefix::host(CLIENT)], vec![GATEWAY_OUTSIDE]);
+            settings.allowance = Allowance::UNLIMITED;
+            let clock = Monotonic::new();
+            work(Scene { pings: Pings::start(settings, clock, postman).unwrap(), mailboxes, clock });
+        };
+        lab.gateway().run(play).expect("the namespace can be entered");
+    }
+
+    fn request(ident: u16) -> Vec<u8> {
+        build::echo_request(CLIENT, REMOTE, ident, 7, 64, b"payload")
+    }
+
+    #[test]
+    fn a_reply_comes_into_its_peers_mailbox_and_a_mapping_ends_when_it_is_idle() {
+        in_lab(|Scene { mut pings, mailboxes, clock }| {
+            let now = clock.now();
+            assert_eq!(pings.sleep_max(now), None, "nothing is due");
+            let mut turn = pings.turn(now);
+            assert_eq!(turn.offer(0, &mut request(9)), Answer::Taken);
+            turn.end();
+            let mut replies = Vec::new();
+            while replies.is_empty() {
+                assert!(clock.now().since(now) < Duration::from_secs(15), "no reply");
+                mailboxes.take(8, |peer, packet| replies.push((peer, packet.to_vec())));
+            }
+            // The remote's TTL is 64, and this server is a router on the way back as well.
+            assert_eq!(
+                replies,
+                [(0, rewritten(&build::echo_reply(REMOTE, CLIENT, 9, 7, 63, b"payload"), &replies[0].1))]
+            );
+
+            let (idle, rest) = (Duration::from_secs(61), Duration::from_secs(62));
+            assert!(pings.sleep_max(now).is_some_and(|sleep| sleep <= idle));
+            pings.turn(now + idle).end();
+            assert_eq!((pings.handle.mappings(), pings.handle.held()), (0, 1));
+            pings.turn(now + idle + rest).end();
+            assert_eq!((pings.handle.held(), pings.sleep_max(now + idle + rest)), (0, None));
+            pings.stop(0).unwrap();
+        });
+    }
+
+    /// The expected packet with what the remote's kernel chose for itself: the identification, and so the checksum.
+    fn rewritten(expected: &[u8], found: &[u8]) -> Vec<u8> {
+        let mut packet = expected.to_vec();
+        for at in [4..8, 10..12] {
+            packet[at.clone()].copy_from_slice(&found[at]);
+        }
+        packet
+    }
+
+    #[test]
+    fn what_needs_more_new_mappings_than_a_batch_makes_waits_for_the_next_and_no_more_than_there_is_room() {
+        in_lab(|Scene { mut pings, clock, .. }| {
+            let now = clock.now();
+            let all = u16::try_from(CREATIONS_MAX + WAITING_MAX + 3).unwrap();
+            let mut turn = pings.turn(now);
+            for ident in 0..all {
+                assert_eq!(turn.offer(0, &mut request(ident)), Answer::Taken);
+            }
+            assert!(turn.waiting.len() == WAITING_MAX && turn.waiting().len() == CREATIONS_MAX);
+            turn.end();
+            assert_eq!(pings.sleep_max(now), Some(Duration::ZERO), "the next batch is due at once");
+            let totals = pings.counters.snapshot();
+            assert_eq!(totals.outside_out.packets, CREATIONS_MAX as u64);
+            assert_eq!(totals.drops, [("creations_backlog".to_owned(), 3)]);
+            assert_eq!(totals.packets_in(), totals.packets_accounted());
+        });
+    }
+
+    #[test]
+    fn what_is_no_ping_to_outside_is_left_alone_byte_for_byte() {
+        in_lab(|Scene { mut pings, clock, .. }| {
+            let mut turn = pings.turn(clock.now());
+            let dns = build::Datagram::new(CLIENT, REMOTE, 17, vec![0x9c, 0x40, 0, 53, 0, 8, 0, 0]).build();
+            let to_neighbour = build::echo_request(CLIENT, CLIENT, 1, 1, 64, b"");
+            let to_server = build::echo_request(CLIENT, GATEWAY_OUTSIDE, 1, 1, 64, b"");
+            let reply = build::echo_reply(CLIENT, REMOTE, 1, 1, 64, b"");
+            let fragment =
+                build::Datagram { more_fragments: true, ..build::Datagram::new(CLIENT, REMOTE, 1, vec![8; 64]) };
+            for packet in [dns, to_neighbour, to_server, reply, fragment.build(), vec![0x60; 60]] {
+                let mut offered = packet.clone();
+                assert_eq!(turn.offer(0, &mut offered), Answer::NotOurs, "{packet:02x?}");
+                assert_eq!(offered, packet);
+            }
+            turn.end();
+        });
+    }
+}
