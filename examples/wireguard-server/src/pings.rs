@@ -302,8 +302,8 @@ mod tests {
             let to_neighbour = build::echo_request(CLIENT, CLIENT, 1, 1, 64, b"");
             let to_server = build::echo_request(CLIENT, GATEWAY_OUTSIDE, 1, 1, 64, b"");
             let reply = build::echo_reply(CLIENT, REMOTE, 1, 1, 64, b"");
-            let fragment =
-                build::Datagram { more_fragments: true, ..build::Datagram::new(CLIENT, REMOTE, 1, vec![8; 64]) };
+            let first = build::Datagram::new(CLIENT, REMOTE, 1, to_server[20..].to_vec());
+            let fragment = build::Datagram { more_fragments: true, ..first };
             for packet in [dns, to_neighbour, to_server, reply, fragment.build(), vec![0x60; 60]] {
                 let mut offered = packet.clone();
                 assert_eq!(turn.offer(0, &mut offered), Answer::NotOurs, "{packet:02x?}");
