@@ -20,6 +20,7 @@ mod refuses;
 mod scene;
 mod serves;
 mod sys;
+mod tools;
 
 /// Makes tests of functions that take a set-up: one for each that moves packets in its own way.
 macro_rules! in_every_setup {
