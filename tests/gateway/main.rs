@@ -8,6 +8,7 @@
 
 mod beside;
 mod delivery;
+mod differs;
 mod ear;
 mod ends;
 mod errors;
