@@ -13,6 +13,7 @@ mod ear;
 mod ends;
 mod errors;
 mod firewall;
+mod forged;
 mod heals;
 mod leaves;
 mod policy;
