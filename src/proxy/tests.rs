@@ -769,6 +769,83 @@ fn errors_about_what_was_not_sent_or_that_are_damaged_are_dropped_by_name_and_un
     assert!(matches!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Tell { .. }));
 }
 
+#[test]
+fn a_mapping_lives_a_minute_unless_it_is_configured_otherwise() {
+    for (mapping_idle, lives, ends) in [(None, 59, 62), (Some(300), 299, 302), (Some(5), 4, 7)] {
+        let mut settings = settings();
+        settings.mapping_idle = mapping_idle.map_or(settings.mapping_idle, Duration::from_secs);
+        let mut bench = Bench::new(&settings);
+        bench.send(CLIENT, REMOTE, 1, 1);
+        bench.pass(Duration::from_secs(lives));
+        assert_eq!(bench.handle.mappings(), 1, "{mapping_idle:?}");
+        bench.pass(Duration::from_secs(ends - lives));
+        assert_eq!(bench.handle.mappings(), 0, "{mapping_idle:?}");
+    }
+}
+
+/// Not about an error, to a multicast or broadcast address, about a fragment, or to nobody in particular.
+#[test]
+fn nobody_is_told_about_what_nobody_may_be_told_about() {
+    // Everything is denied and every share is used up: whoever may be told is.
+    let allowance = Limits { packets_burst: 1, packets_per_second: 1, ..ORDINARY }.into();
+    let mut bench = Bench::new(&Settings { allowance, denied: vec![Prefix::ALL], ..settings() });
+    let request = |source, remote| build::echo_request(source, remote, 1, 1, 64, b"payload");
+    let fragment = |more_fragments, fragment_offset| {
+        let message = build::echo_message(EchoKind::Request, 1, 1, &[0; 24]);
+        Datagram { more_fragments, fragment_offset, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) }.build()
+    };
+    let error = build::error_message(3, 1, 0, &request(CLIENT, REMOTE));
+    for mut packet in [
+        Datagram::new(CLIENT, REMOTE, ipv4::ICMP, error).build(),
+        request(CLIENT, Ipv4Addr::new(224, 0, 0, 1)),
+        request(CLIENT, Ipv4Addr::BROADCAST),
+        request(Ipv4Addr::UNSPECIFIED, REMOTE),
+        request(Ipv4Addr::LOCALHOST, REMOTE),
+        request(Ipv4Addr::new(224, 0, 0, 1), REMOTE),
+        fragment(true, 0),
+        fragment(false, 16),
+    ] {
+        let verdict = bench.outbound(&mut packet);
+        assert!(matches!(verdict, Outbound::Drop(_) | Outbound::FallThrough(_)), "{verdict:?}: {packet:02x?}");
+    }
+    let mut packet = request(CLIENT, REMOTE);
+    assert!(matches!(bench.outbound(&mut packet), Outbound::Refuse { tell_from: Some(0), .. }));
+}
+
+#[test]
+fn of_all_kinds_of_errors_together_a_client_gets_its_share() {
+    let denied = vec![Prefix::host(OTHER_REMOTE)];
+    let mut bench =
+        Bench::new(&Settings { denied, ttl: Ttl::Decrement, allowance: Allowance::UNLIMITED, ..settings() });
+    let told = |bench: &mut Bench| {
+        let mut error = [0; error::LEN_MAX];
+        let failed = |bench: &mut Bench, errno| {
+            let message = build::echo_message(EchoKind::Request, 1, 1, &[0; 100]);
+            let datagram = Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message);
+            let mut packet = Datagram { dont_fragment: true, ..datagram }.build();
+            assert!(matches!(bench.outbound(&mut packet), Outbound::Forward { .. }));
+            bench.handle.batch(bench.now).why_not_sent(&mut packet, errno, |_, _| Some(68)).is_some()
+        };
+        let count = (0..400).filter(|kind| match kind % 5 {
+            0 => failed(bench, libc::ENETUNREACH),
+            1 => failed(bench, libc::EHOSTUNREACH),
+            2 => failed(bench, libc::EMSGSIZE),
+            3 => {
+                let spent = build::echo_request(CLIENT, REMOTE, 1, 1, 1, b"payload");
+                bench.handle.batch(bench.now).time_exceeded(&spent, &mut error).is_some()
+            }
+            _ => {
+                let mut denied = build::echo_request(CLIENT, OTHER_REMOTE, 1, 1, 64, b"payload");
+                matches!(bench.outbound(&mut denied), Outbound::Refuse { tell_from: Some(_), .. })
+            }
+        });
+        count.count()
+    };
+    assert_eq!(told(&mut bench), 20, "at one moment");
+    bench.now = bench.now + Duration::from_secs(1);
+    assert_eq!(told(&mut bench), 10, "a second later");
+}
+
 /// RFC 5508 REQ-3a: a router that took one from the TTL and quotes the old checksum.
 #[test]
 fn a_wrong_checksum_in_the_quoted_header_counts_if_it_is_to() {
