@@ -85,6 +85,7 @@ fn answer(request: &[u8], ttl: u8) -> Vec<u8> {
     build::echo_reply(request.destination(), request.source(), echo.ident(), echo.sequence(), ttl, echo.payload())
 }
 
+/// RFC 5508 REQ-1, REQ-10.
 #[test]
 fn a_ping_goes_out_as_the_gateways_and_comes_back_as_the_clients() {
     let mut bench = Bench::new(&settings());
@@ -99,6 +100,7 @@ fn a_ping_goes_out_as_the_gateways_and_comes_back_as_the_clients() {
     assert_eq!(reply, build::echo_reply(REMOTE, CLIENT, 1, 7, 60, b"payload"));
 }
 
+/// RFC 4787 REQ-11.
 #[test]
 fn two_clients_with_the_same_ident_sequence_and_remote_get_their_own_replies() {
     let mut bench = Bench::new(&settings());
@@ -112,6 +114,7 @@ fn two_clients_with_the_same_ident_sequence_and_remote_get_their_own_replies() {
     }
 }
 
+/// RFC 4787 REQ-11.
 #[test]
 fn one_mapping_serves_all_remotes_and_sequences_of_a_clients_ident() {
     // RFC 5508 REQ-1a: the mapping does not depend on the remote.
@@ -184,6 +187,7 @@ fn unanswered_echoes_are_swept_in_time_however_often_the_worker_turns() {
     assert_eq!(bench.proxy.outstanding(), 0);
 }
 
+/// RFC 6888 REQ-8.
 #[test]
 fn an_ident_is_not_anothers_before_its_hold_down_is_over() {
     let settings = Settings { mapping_idle: Duration::from_secs(1), ..settings() };
@@ -205,6 +209,7 @@ fn a_hold_down_shorter_than_an_echos_life_is_refused() {
     assert!(error.to_string().contains("hold-down of 60s is shorter than an echo can stay outstanding"), "{error}");
 }
 
+/// RFC 4787 REQ-6.
 #[test]
 fn a_mapping_in_use_does_not_end() {
     let mut bench = Bench::new(&settings());
@@ -219,6 +224,7 @@ fn a_mapping_in_use_does_not_end() {
     assert_eq!(bench.proxy.outstanding(), 0);
 }
 
+/// RFC 5508 REQ-11; RFC 7857.
 #[test]
 fn what_is_none_of_ours_falls_through_unchanged() {
     let udp = |port: u16| {
@@ -401,6 +407,7 @@ fn a_batch_makes_its_share_of_mappings_and_live_ones_pass_by() {
     assert!(matches!(batch.outbound(&mut live), Outbound::Forward { .. }));
 }
 
+/// RFC 6888 REQ-11.
 #[test]
 fn when_the_idents_are_used_up_the_new_is_refused_and_the_live_go_on() {
     let mut bench = Bench::new(&Settings { clients: vec!["10.66.0.0/16".parse().unwrap()], ..settings() });
@@ -417,6 +424,7 @@ fn when_the_idents_are_used_up_the_new_is_refused_and_the_live_go_on() {
     bench.handle.audit().unwrap();
 }
 
+/// RFC 6888 REQ-2.
 #[test]
 fn a_client_keeps_its_address_of_several() {
     let addresses: Vec<Ipv4Addr> = (1..=3).map(|host| Ipv4Addr::new(198, 18, 7, host)).collect();
@@ -434,6 +442,7 @@ fn a_client_keeps_its_address_of_several() {
     assert_eq!(used.len(), 3);
 }
 
+/// RFC 6888 REQ-15.
 #[test]
 fn idents_are_not_given_out_in_order() {
     let mut bench = Bench::new(&settings());
@@ -478,6 +487,7 @@ fn two_threads_share_mappings_and_echoes() {
     assert_eq!(proxy.outstanding(), 0);
 }
 
+/// RFC 5508 REQ-8.
 #[test]
 fn a_client_beyond_its_share_is_refused_and_told_now_and_then_and_another_is_not() {
     let limits = Limits { packets_per_second: 10, packets_burst: 5, ..ORDINARY };
@@ -504,6 +514,7 @@ fn a_client_beyond_its_share_is_refused_and_told_now_and_then_and_another_is_not
     assert!(matches!(bench.outbound(&mut request(CLIENT, 1)), Outbound::Forward { .. }));
 }
 
+/// RFC 6888 REQ-4.
 #[test]
 fn a_client_has_no_more_mappings_than_its_share_and_gets_them_back() {
     let limits = Limits { mappings: 3, ..ORDINARY };
@@ -573,6 +584,7 @@ fn a_receivers_handle_delivers_what_others_asked_and_makes_and_expires_nothing()
     receiver.audit().unwrap();
 }
 
+/// RFC 5508 REQ-8.
 #[test]
 fn a_refused_client_can_be_told_by_a_packet_to_it_about_its_own() {
     let allowance = Limits { packets_burst: 1, packets_per_second: 1, ..ORDINARY }.into();
@@ -598,6 +610,7 @@ fn no_source_route() -> impl Strategy<Value = u8> {
 
 proptest! {
     /// Outbound and answered: but for addresses, ident and the checksums that go with them, byte for byte what was sent.
+    /// RFC 792; RFC 1812, section 5.3.13.2.
     #[test]
     fn there_and_back_changes_only_what_it_must(
         ident: u16, sequence: u16, ttl in 2..=255_u8, tos: u8, identification: u16, dont_fragment: bool,
@@ -656,6 +669,7 @@ proptest! {
     }
 
     /// Whoever counts the hop: the two policies agree on everything but the TTL, and the header stays as sound as it was.
+    /// RFC 1812, section 5.3.1.
     #[test]
     fn decrementing_takes_one_hop_each_way_and_changes_nothing_else(
         ttl in 2..=255_u8, reply_ttl in 2..=255_u8, ident: u16, sequence: u16, dont_fragment: bool,
@@ -697,6 +711,7 @@ fn error_about(request: &[u8], from: Ipv4Addr, icmp_type: u8, code: u8) -> Vec<u
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 1);
 
+/// RFC 5508 REQ-3c, REQ-10; RFC 4787 REQ-12a.
 #[test]
 fn an_error_about_an_outstanding_echo_is_told_to_its_client_as_if_there_were_no_gateway() {
     // RFC 5508 REQ-4: quoted headers restored, type and code kept, destination the client.
@@ -717,6 +732,7 @@ fn an_error_about_an_outstanding_echo_is_told_to_its_client_as_if_there_were_no_
     assert_eq!(bench.inbound(&mut own), Inbound::Tell { client: CLIENT, length, from_own: Some(0) });
 }
 
+/// RFC 4787 REQ-12.
 #[test]
 fn an_error_uses_no_echo_up_and_keeps_no_mapping_alive() {
     // RFC 5508 REQ-6.
@@ -735,6 +751,7 @@ fn an_error_uses_no_echo_up_and_keeps_no_mapping_alive() {
     assert_eq!(bench.pass(Duration::from_secs(12)).mappings, 1);
 }
 
+/// RFC 5508 REQ-3, REQ-4a; RFC 6633.
 #[test]
 fn errors_about_what_was_not_sent_or_that_are_damaged_are_dropped_by_name_and_unchanged() {
     let mut bench = Bench::new(&settings());
@@ -769,6 +786,7 @@ fn errors_about_what_was_not_sent_or_that_are_damaged_are_dropped_by_name_and_un
     assert!(matches!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Tell { .. }));
 }
 
+/// RFC 5508 REQ-2, REQ-2a.
 #[test]
 fn a_mapping_lives_a_minute_unless_it_is_configured_otherwise() {
     for (mapping_idle, lives, ends) in [(None, 59, 62), (Some(300), 299, 302), (Some(5), 4, 7)] {
@@ -784,6 +802,7 @@ fn a_mapping_lives_a_minute_unless_it_is_configured_otherwise() {
 }
 
 /// Not about an error, to a multicast or broadcast address, about a fragment, or to nobody in particular.
+/// RFC 1122, section 3.2.2.
 #[test]
 fn nobody_is_told_about_what_nobody_may_be_told_about() {
     // Everything is denied and every share is used up: whoever may be told is.
@@ -812,6 +831,7 @@ fn nobody_is_told_about_what_nobody_may_be_told_about() {
     assert!(matches!(bench.outbound(&mut packet), Outbound::Refuse { tell_from: Some(0), .. }));
 }
 
+/// RFC 1812, section 4.3.2.8.
 #[test]
 fn of_all_kinds_of_errors_together_a_client_gets_its_share() {
     let denied = vec![Prefix::host(OTHER_REMOTE)];
@@ -882,6 +902,7 @@ fn an_error_with_extensions_is_told_with_them() {
 }
 
 /// RFC 6864, section 4.3: two clients may use one identification; from the gateway's address it may not be there twice.
+/// RFC 7857.
 #[test]
 fn the_identification_of_what_can_be_cut_up_is_left_to_the_sender() {
     let mut bench = Bench::new(&settings());
@@ -902,6 +923,7 @@ fn without_icmp_errors_none_is_told() {
     assert_eq!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Drop(Reason::NotEchoReply));
 }
 
+/// RFC 1812, section 5.2.7.1.
 #[test]
 fn a_request_that_could_not_be_sent_becomes_the_clients_own_again_and_its_client_is_told_now_and_then() {
     let mut bench = Bench::new(&settings());
@@ -959,6 +981,7 @@ fn a_request_that_is_too_large_and_not_to_be_fragmented_is_told_what_fits() {
     assert_eq!(send(false, Some(1400)), None, "it may be fragmented");
 }
 
+/// RFC 1812, section 5.3.1; RFC 1122, section 3.2.2.
 #[test]
 fn who_counts_the_hop_tells_where_it_was_the_last() {
     let mut bench = Bench::new(&Settings { ttl: Ttl::Decrement, ..settings() });

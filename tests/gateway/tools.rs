@@ -57,6 +57,7 @@ fn traceroute_and_mtr_show_every_hop_across_three_routers(setup: &Setup) {
     assert_eq!(totals.total("dropped"), 0, "{}", totals.printed);
 }
 
+/// RFC 1812, section 5.3.1.
 fn ping_with_a_ttl_says_which_hop_was_the_last(setup: &Setup) {
     let scene = behind(3);
     let _gateway = scene.serve(setup);
@@ -103,6 +104,7 @@ fn a_smaller_mtu_further_on_is_told_and_then_kept_to(setup: &Setup) {
 }
 
 /// RFC 791's options, TOS; RFC 792: ident 0 is as good as any.
+/// RFC 1812, section 5.3.13.2.
 fn pings_with_options_tos_ident_0_and_a_flood_come_back(setup: &Setup) {
     let scene = behind(1);
     let _gateway = scene.serve(setup);
@@ -177,6 +179,7 @@ fn what_is_damaged_stays_damaged_and_harms_nobody(setup: &Setup) {
 }
 
 /// The kernel has no route for the request: the client is told by the gateway, as fast as it can be.
+/// RFC 1812, section 5.2.7.1.
 #[expect(clippy::print_stdout, reason = "a figure for who runs it with --nocapture")]
 fn a_dead_net_is_unreachable_at_once(setup: &Setup) {
     let scene = behind(0);

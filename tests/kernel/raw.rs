@@ -180,6 +180,7 @@ fn under_ip_recverr_a_forged_unreachable_fails_the_next_send_of_protocol_icmp_bu
     });
 }
 
+/// RFC 6864, section 4.3.
 #[test]
 fn the_send_socket_sends_to_any_remote_and_the_kernel_fills_in_what_only_it_knows() {
     in_namespace(|| {
