@@ -1,11 +1,12 @@
 //! Errors about proxied echoes: from a router further on, from the gateway's own kernel, and none where none are wanted.
 
 use echogate::lab::{GATEWAY_OUTSIDE, LabOptions};
+use echogate::wire::ipv4::Ipv4;
 
 use crate::ear::Ear;
 use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::scene::{Pings, Scene, Setup, run, wait_until};
+use crate::scene::{Pings, Scene, Setup, nft, run, wait_until};
 
 in_every_setup!(
     traceroute_shows_every_hop_by_its_own_address,
@@ -102,6 +103,33 @@ fn a_router_and_the_gateways_own_kernel_say_unreachable(setup: &Setup) {
     let totals = gateway.stop();
     assert_eq!((totals.total("errors passed on"), totals.total("errors sent to clients")), (2, 1));
     assert_eq!((totals.total("send_outside_enetunreach"), totals.total("send_outside_eacces")), (1, 1));
+}
+
+/// A client beside those that are diverted: errors about the replies that the masquerade brings it are translated, and are for
+/// the remote to hear.
+#[test]
+fn what_is_said_about_a_masqueraded_reply_still_leaves() {
+    let scene = Scene::new(2);
+    scene.internet().sysctl(&[("net/ipv4/icmp_echo_ignore_all", "1")]).expect("a sysctl of the lab");
+    nft(
+        scene.gateway(),
+        "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan masquerade; }; }",
+    );
+    let arguments = "--clients 10.66.0.0/24 --outside 198.18.0.1 --workers 1 --divert g1";
+    let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+    let gateway = Echogate::serve(scene.gateway(), &arguments);
+    let client = Ear::at(scene.client(0), scene.client_address(0));
+    let remote = Ear::at(scene.internet(), scene.remote(0));
+    client.ask(scene.remote(0), 7, 1, b"first");
+    let asked = remote.next();
+    assert_eq!(asked.source, GATEWAY_OUTSIDE);
+    let route = format!("{}/32", scene.client_address(0));
+    run(scene.gateway(), &format!("ip route del {route} && ip route add unreachable {route}"));
+    remote.reply(GATEWAY_OUTSIDE, asked.ident, 1, b"first");
+    let said = Ipv4::check(remote.packet()).expect("an IPv4 packet");
+    assert_eq!((said.source(), said.payload()[0]), (GATEWAY_OUTSIDE, 3));
+    assert_eq!(said.payload()[8 + 16..8 + 20], GATEWAY_OUTSIDE.octets(), "to whom the quoted reply was sent");
+    assert_eq!(gateway.stop().total("from inside"), 0);
 }
 
 /// The client has no route any more when its reply comes: the kernel tells the remote, which knows nothing of clients.
