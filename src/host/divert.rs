@@ -15,8 +15,8 @@
 //! are left alone, as all but the first have no ICMP type; the chain stands before the kernel puts them together. Pings
 //! to the host's own addresses stay as they are, tracked: a stateful input policy knows only tracked ones as new.
 //!
-//! An error about a reply on its way to the client (it has no neighbour, it is too small a link) would go to the remote, which knows the
-//! gateway only, and quote the client's address. None may leave.
+//! An error about a reply that cannot reach its client (no neighbour, no route, too small a link) would go to the remote,
+//! which knows the gateway only, and quote the client's address. None may leave.
 //!
 //! The `throw` routes send a marked packet *to* a client on to the host's other tables. None is marked by us, but where
 //! `src_valid_mark` is set (wg-quick does) the kernel's reverse-path check of a request asks for the way back to the

@@ -10,7 +10,7 @@ use echogate::wire::ipv4::Ipv4;
 use crate::ear::Ear;
 use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::scene::{Scene, Setup, run};
+use crate::scene::{Scene, Setup, run, wait_until};
 
 in_every_setup!(
     traceroute_and_mtr_show_every_hop_across_three_routers,
@@ -171,8 +171,11 @@ fn what_is_damaged_stays_damaged_and_harms_nobody(setup: &Setup) {
     assert!(text.contains("5 packets transmitted, 0 packets received"), "{text}");
     let counted = responder::counters(scene.internet()).expect("counters");
     assert_eq!((counted.requests_in, counted.checksum_errors), (0, 5));
+    // Intact ones pass beside. hping3 waits a second at its end: on a busy machine the counters know more.
     let text = hping("");
-    assert!(text.contains("5 packets transmitted, 5 packets received"), "{text}");
+    assert!(text.contains("5 packets transmitted"), "{text}");
+    let arrived = || responder::counters(scene.internet()).expect("counters").replies_out == 5;
+    wait_until("the remote has answered five", arrived);
     let totals = gateway.stop();
     assert_eq!((totals.total("to outside"), totals.total("replies delivered")), (10, 5), "{}", totals.printed);
     assert_eq!(totals.total("echoes outstanding"), 5, "nobody answers those: {}", totals.printed);
