@@ -610,7 +610,7 @@ fn no_source_route() -> impl Strategy<Value = u8> {
 
 proptest! {
     /// Outbound and answered: but for addresses, ident and the checksums that go with them, byte for byte what was sent.
-    /// RFC 792; RFC 1812, section 5.3.13.2.
+    /// RFC 792; RFC 1812, section 5.3.13.
     #[test]
     fn there_and_back_changes_only_what_it_must(
         ident: u16, sequence: u16, ttl in 2..=255_u8, tos: u8, identification: u16, dont_fragment: bool,

@@ -104,7 +104,7 @@ fn a_smaller_mtu_further_on_is_told_and_then_kept_to(setup: &Setup) {
 }
 
 /// RFC 791's options, TOS; RFC 792: ident 0 is as good as any.
-/// RFC 1812, section 5.3.13.2.
+/// RFC 1812, section 5.3.13.
 fn pings_with_options_tos_ident_0_and_a_flood_come_back(setup: &Setup) {
     let scene = behind(1);
     let _gateway = scene.serve(setup);
