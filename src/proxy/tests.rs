@@ -447,8 +447,9 @@ fn a_client_keeps_its_address_of_several() {
 fn idents_are_not_given_out_in_order() {
     let mut bench = Bench::new(&settings());
     let idents: Vec<u16> = (0..64).map(|ident| bench.send(CLIENT, REMOTE, ident, 1).1).collect();
-    let in_order = idents.windows(2).filter(|pair| pair[0].wrapping_add(1) == pair[1]).count();
-    assert!(in_order < 8, "{idents:?}");
+    // In whatever order: from one to the next it would be one of a few steps.
+    let steps: std::collections::BTreeSet<u16> = idents.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+    assert!(steps.len() > 48, "{idents:?}");
 }
 
 #[test]
