@@ -41,6 +41,13 @@ pub fn update_u32(check: u16, old: u32, new: u32) -> u16 {
     !fold(u64::from(!check) + u64::from(!old) + u64::from(new))
 }
 
+/// The checksum after fields that it covers, aligned to 16 bits, changed, given the sum of their old values and the sum of
+/// their new ones as numbers, each below 2^33.
+pub fn update_sums(check: u16, old: u64, new: u64) -> u16 {
+    // The negative of a number of 48 bits, in one's complement.
+    !fold(u64::from(!check) + (0xFFFF_FFFF_FFFF - old) + new)
+}
+
 /// Adds the carries back in until none is left. Zero only for zero.
 fn fold(total: u64) -> u16 {
     let total = (total & 0xFFFF_FFFF) + (total >> 32); // at most 33 bits

@@ -326,11 +326,13 @@ impl Batch<'_> {
             Err(reason) => return self.refuse(client, reason),
         };
         echo.set_ident(index.ident());
-        packet.set_source(self.proxy.addresses[usize::from(index.address())]);
-        // RFC 6864, section 4.3: what can be cut up on its way needs an identification that is unique among all that the gateway's
-        // address sends there, by whichever client. The kernel keeps count of those; zero asks it for the next.
-        if !packet.dont_fragment() {
-            packet.clear_identification();
+        let gateway = self.proxy.addresses[usize::from(index.address())];
+        // RFC 6864, section 4.3: what can be cut up on its way needs an identification that is unique among all that the
+        // gateway's address sends there, by whichever client. The kernel keeps count of those; zero asks it for the next.
+        if packet.dont_fragment() {
+            packet.set_source(gateway)
+        } else {
+            packet.set_source_anew(gateway)
         }
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();

@@ -177,6 +177,79 @@ fn the_tests_that_are_named_exist() {
     assert!(named > 0, "no test is named anywhere");
 }
 
+/// A row of docs/compliance.md.
+struct Requirement {
+    rfc: String,
+    number: String,
+    answer: String,
+    tests: Vec<String>,
+}
+
+/// The number of the RFC that a text names first: `RFC 5508`.
+fn rfc_named_in(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("RFC ")?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    (!digits.is_empty()).then(|| format!("RFC {digits}"))
+}
+
+fn requirements() -> Vec<Requirement> {
+    let text = read(Path::new("docs/compliance.md"));
+    let mut heading = "";
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.starts_with("## ") {
+            heading = line;
+        }
+        let Some(row) = line.strip_prefix("| ").filter(|row| !row.starts_with("number ") && !row.starts_with("---"))
+        else {
+            continue;
+        };
+        let cells: Vec<&str> = row.trim_end().trim_end_matches('|').split('|').map(str::trim).collect();
+        let [number, _, _, answer, shown_by] = cells.as_slice() else { panic!("not five cells: {line}") };
+        let rfc = rfc_named_in(number).or_else(|| rfc_named_in(heading)).unwrap_or_else(|| panic!("whose? {line}"));
+        let (number, answer) = ((*number).to_owned(), (*answer).to_owned());
+        found.push(Requirement { rfc, number, answer, tests: spans(shown_by) });
+    }
+    found
+}
+
+#[test]
+fn what_is_said_of_the_rfcs_is_shown_by_tests_that_cite_them() {
+    let requirements = requirements();
+    assert!(requirements.len() > 40, "docs/compliance.md is written in another way: mend this test");
+    let sources: Vec<String> =
+        ["src", "tests"].iter().flat_map(|top| files(&root().join(top), "rs")).map(|file| read(&file)).collect();
+    let mut numbers = BTreeSet::new();
+    for Requirement { rfc, number, answer, tests } in &requirements {
+        assert!(numbers.insert((rfc, number)), "{rfc} {number} is there twice");
+        let words = ["yes", "by configuration", "no", "not applicable here", "open"];
+        let word = words.iter().rfind(|word| answer.starts_with(**word));
+        let word = word.unwrap_or_else(|| panic!("{rfc} {number}: {answer:?} begins with none of {words:?}"));
+        let needs_test = ["yes", "by configuration"].contains(word);
+        assert_eq!(needs_test, !tests.is_empty(), "{rfc} {number} ({word}) and its tests do not fit");
+        for test in tests {
+            let source = sources.iter().find(|source| source.contains(&format!("fn {test}(")));
+            let source = source.unwrap_or_else(|| panic!("{rfc} {number}: there is no test {test}"));
+            let citation = citation(source, test);
+            let cites = |what: &str| {
+                let at = citation.split(what).nth(1).and_then(|rest| rest.chars().next());
+                at.is_some_and(|next| !next.is_ascii_alphanumeric())
+            };
+            assert!(cites(rfc), "{test} does not cite {rfc}");
+            assert!(!number.starts_with("REQ-") || cites(number), "{test} does not cite {rfc} {number}");
+        }
+    }
+}
+
+/// What stands above a function, and its first lines.
+fn citation(source: &str, function: &str) -> String {
+    let lines: Vec<&str> = source.lines().collect();
+    let at = lines.iter().position(|line| line.contains(&format!("fn {function}("))).unwrap_or(0);
+    let is_above = |line: &&&str| line.trim_start().starts_with("///") || line.trim_start().starts_with("#[");
+    let above = lines[..at].iter().rev().take_while(is_above).count();
+    lines[at - above..(at + 4).min(lines.len())].join("\n")
+}
+
 fn is_identifier(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! prerouting, priority -450   an echo request from a client behind a divert interface to outside: mark, notrack
 //!                             (an echo reply that enters from the TUN: notrack)
+//! postrouting, priority 310   an error to a remote about a reply that we brought: dropped
 //! ip rule                     fwmark 0x0ec00000/0x0ff00000 lookup 3776
 //! ip route, table 3776        default dev echogate0; throw CLIENTS
 //! ```
@@ -13,6 +14,9 @@
 //! rewriting the client's source on its way into the TUN, and keeps replies from being dropped as invalid. Fragments
 //! are left alone, as all but the first have no ICMP type; the chain stands before the kernel puts them together. Pings
 //! to the host's own addresses stay as they are, tracked: a stateful input policy knows only tracked ones as new.
+//!
+//! An error about a reply that cannot reach its client (no neighbour, no route, too small a link) would go to the remote,
+//! which knows the gateway only, and quote the client's address. None may leave.
 //!
 //! The `throw` routes send a marked packet *to* a client on to the host's other tables. None is marked by us, but where
 //! `src_valid_mark` is set (wg-quick does) the kernel's reverse-path check of a request asks for the way back to the

@@ -5,7 +5,8 @@
 //! errors; a classic BPF filter refuses the rest: errors that do not quote an echo request and, with several workers, the
 //! replies and the errors of other workers' shards (an error's is that of the quoted ident). A raw socket receives from
 //! the moment it exists, so it first gets a filter that refuses everything, is emptied, and then gets the real one:
-//! nothing unfiltered is ever read.
+//! nothing unfiltered is ever read. What the kernel has written into IP options on the way up (its own address, the time)
+//! is not in the header checksum that it leaves, so that one is renewed: the kernel has looked at it before.
 //!
 //! Sending. IPPROTO_RAW (the header comes with the packet), bound to the gateway address, or policy routing would not
 //! see the source. It never receives: no packet has its protocol number but by forgery, and it is connected to an
@@ -29,6 +30,7 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 use super::BATCH_MAX;
 use crate::error::SetupError;
 use crate::sys::net;
+use crate::wire::ipv4::Ipv4;
 
 /// The default size of each socket's buffer, in bytes.
 pub const SOCKET_BUFFER_BYTES: u32 = 4 << 20;
@@ -41,6 +43,9 @@ const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
 
 /// Any port will do where nothing is sent; this one is for that (RFC 863).
 const DISCARD_PORT: u16 = 9;
+
+/// How the header of a datagram without options begins.
+const PLAIN_HEADER: u8 = 0x45;
 
 /// ICMP types (RFC 792).
 const ICMP_ECHO_REPLY: u32 = 0;
@@ -203,6 +208,15 @@ fn open_raw(protocol: Protocol) -> Result<Socket, SetupError> {
             plain
         }
     })
+}
+
+/// Makes the header of a received datagram one that may be sent on. Without options nothing has changed.
+pub(super) fn mend_options(datagram: &mut [u8]) {
+    if datagram.first() != Some(&PLAIN_HEADER)
+        && let Ok(mut datagram) = Ipv4::check(datagram)
+    {
+        datagram.renew_header_checksum();
+    }
 }
 
 /// Reads until nothing is left. Ends because the filter lets nothing in meanwhile.

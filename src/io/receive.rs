@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::raw::ReceiveSocket;
+use super::raw::{ReceiveSocket, mend_options};
 use super::retry::Retry;
 use super::{BATCH_MAX, Frame, Pool, PoolSize, Side, Waker};
 use crate::error::SetupError;
@@ -61,7 +61,11 @@ impl Receiving {
             };
             self.retry.succeeded();
             let frames = self.vacant.drain(..received).zip(lens);
-            arrived.extend(frames.map(|(frame, len)| frame.received(len)));
+            arrived.extend(frames.map(|(frame, len)| {
+                let mut frame = frame.received(len);
+                mend_options(&mut frame);
+                frame
+            }));
             if received < MESSAGES_MAX {
                 break;
             }

@@ -36,7 +36,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use self::in_flight::{Flying, InFlight};
 use self::provided::BufferRing;
-use super::raw::{ADDRESSES_MAX, SendSocket};
+use super::raw::{ADDRESSES_MAX, SendSocket, mend_options};
 use super::retry::Retry;
 use super::{BATCH_MAX, Events, Frame, PacketIo, Pool, PoolSize, Ports, Sent, Side, Sizes, Waker};
 use crate::error::SetupError;
@@ -210,7 +210,11 @@ impl UringIo {
             let Some(completion) = completions.next() else { break };
             match completion.user_data() {
                 INSIDE_TOKEN => self.inside.completed(&completion, &mut events.from_inside)?,
-                OUTSIDE_TOKEN => self.outside.completed(&completion, &mut events.from_outside)?,
+                OUTSIDE_TOKEN => {
+                    let before = events.from_outside.len();
+                    self.outside.completed(&completion, &mut events.from_outside)?;
+                    events.from_outside[before..].iter_mut().for_each(|frame| mend_options(frame));
+                }
                 WAKER_TOKEN => {
                     self.wake_armed = cqueue::more(completion.flags());
                     woken(&self.waker, completion.result(), events)?;

@@ -26,6 +26,7 @@
 //! (net.core.netdev_max_backlog, 1,000 packets by default) belongs to the machine, not to the lab: more than that in
 //! flight at once is lost, whoever forwards.
 
+pub mod forger;
 pub mod load;
 mod namespace;
 mod payload;

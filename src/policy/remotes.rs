@@ -2,7 +2,8 @@
 //!
 //! Two lists of prefixes, denied and allowed, of which the longest that holds an address decides; and prefixes that nothing
 //! opens. Flattened at the start into ranges of addresses, sorted, so that a request costs one binary search, whatever the
-//! lists' length: n prefixes make 2n + 1 ranges at most.
+//! lists' length: n prefixes make 2n + 1 ranges at most. Most first octets have one answer for all their addresses, which
+//! is looked up without a search.
 //!
 //! Rejected: a trie. It is faster from some thousands of prefixes on, which nobody writes by hand.
 
@@ -40,6 +41,8 @@ pub struct Remotes {
     /// Each range's first address, ascending from 0; it ends before the next.
     starts: Vec<u32>,
     standings: Vec<Standing>,
+    /// What holds for all addresses of a first octet, if one thing does.
+    by_octet: Box<[Option<Standing>; 256]>,
 }
 
 impl Remotes {
@@ -50,7 +53,7 @@ impl Remotes {
         let mut points: Vec<u32> = prefixes().map(|prefix| u32::from(prefix.address)).chain(ends).chain([0]).collect();
         points.sort_unstable();
         points.dedup();
-        let mut remotes = Remotes { starts: Vec::new(), standings: Vec::new() };
+        let mut remotes = Remotes { starts: Vec::new(), standings: Vec::new(), by_octet: Box::new([None; 256]) };
         for start in points {
             let standing = standing(Ipv4Addr::from(start), denied, allowed);
             if remotes.standings.last() != Some(&standing) {
@@ -58,13 +61,21 @@ impl Remotes {
                 remotes.standings.push(standing);
             }
         }
+        for octet in 0..=u8::MAX {
+            let [first, last] = [0, u8::MAX].map(|rest| remotes.range(Ipv4Addr::new(octet, rest, rest, rest)));
+            remotes.by_octet[usize::from(octet)] = (first == last).then(|| remotes.standings[first]);
+        }
         remotes
     }
 
     /// What holds for `remote`.
     pub fn standing(&self, remote: Ipv4Addr) -> Standing {
-        let range = self.starts.partition_point(|start| *start <= u32::from(remote)) - 1;
-        self.standings[range]
+        let [octet, ..] = remote.octets();
+        self.by_octet[usize::from(octet)].unwrap_or_else(|| self.standings[self.range(remote)])
+    }
+
+    fn range(&self, remote: Ipv4Addr) -> usize {
+        self.starts.partition_point(|start| *start <= u32::from(remote)) - 1
     }
 }
 

@@ -28,7 +28,8 @@ pub enum Passing {
 pub enum Outbound {
     /// Carry on as before, unchanged.
     FallThrough(Passing),
-    /// Rewritten and recorded: send it from gateway address number `address` to `remote`.
+    /// Rewritten and recorded: send it from gateway address number `address` to `remote`. Without DF its identification is
+    /// zero, for the sender to choose one (RFC 6864, section 4.3): a raw socket's kernel does.
     Forward {
         /// Which of the settings' addresses it leaves from.
         address: u8,

@@ -296,6 +296,7 @@ mod tests {
         assert_eq!(clients.charge(FIRST, &bytes, 1000, at(100)), Ok(()));
     }
 
+    /// RFC 6888 REQ-4.
     #[test]
     fn mappings_are_bounded_at_once_and_in_their_rate() {
         let clients = Clients::new(1);

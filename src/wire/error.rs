@@ -117,6 +117,7 @@ mod tests {
         assert_eq!(packet.payload()[8..], request);
     }
 
+    /// RFC 1812, section 4.3.2.3.
     #[test]
     fn an_error_about_a_packet_is_that_made_in_place_and_leaves_out_what_follows_the_packet() {
         let message = Message::FragmentationNeeded { mtu: 1280 };
@@ -129,6 +130,7 @@ mod tests {
             let mut error = [0xa5; LEN_MAX];
             let length = about(&padded, GATEWAY, message, &mut error).unwrap();
             assert_eq!(error[..length], expected);
+            assert_eq!(length, (20 + 8 + request.len()).min(576), "as much as fits");
             assert_eq!(about(&padded, GATEWAY, message, &mut error[..length - 1]), None, "no room");
         }
         assert_eq!(about(&[0x60; 40], GATEWAY, message, &mut [0; LEN_MAX]), None, "no IPv4");

@@ -195,7 +195,12 @@ impl<B: AsRef<[u8]>> Ipv4<B> {
 
     /// Whether an option names hosts to pass on the way, so that the destination is not where it ends (RFC 791: loose and
     /// strict source routes). Options that cannot be read end the search: nobody on the way could read on either.
+    #[inline]
     pub fn has_source_route(&self) -> bool {
+        self.header_len > HEADER_LEN_MIN && self.finds_source_route()
+    }
+
+    fn finds_source_route(&self) -> bool {
         let mut options = self.options();
         while let [kind, rest @ ..] = options {
             options = match *kind {
@@ -271,11 +276,23 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
         self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
     }
 
-    /// Makes the identification zero: whoever sends the datagram is to choose one.
-    pub fn clear_identification(&mut self) {
-        let old = self.identification();
-        put_word(self.bytes.as_mut(), field::IDENTIFICATION, 0);
-        self.set_header_checksum(checksum::update(self.header_checksum(), old, 0));
+    /// Replaces the source address and makes the identification zero: whoever sends the datagram is to choose one.
+    pub fn set_source_anew(&mut self, source: Ipv4Addr) {
+        // One update for both fields: the sum does not care in how many parts it is made.
+        let (old, identification) = (self.address(field::SOURCE), self.identification());
+        let check = self.header_checksum();
+        let bytes = self.bytes.as_mut();
+        put_word(bytes, field::IDENTIFICATION, 0);
+        bytes[field::SOURCE..field::DESTINATION].copy_from_slice(&source.octets());
+        let (old, new) = (u64::from(u32::from(old)) + u64::from(identification), u32::from(source));
+        self.set_header_checksum(checksum::update_sums(check, old, new.into()));
+    }
+
+    /// Computes the header checksum afresh. It vouches for what is there: only for a header that is known to be sound.
+    pub fn renew_header_checksum(&mut self) {
+        self.set_header_checksum(0);
+        let check = checksum::checksum(self.header());
+        self.set_header_checksum(check);
     }
 
     fn set_address(&mut self, at: usize, new: Ipv4Addr) {
@@ -335,7 +352,7 @@ mod tests {
                 packet.set_destination(CLIENT);
                 packet.set_ttl(1);
                 packet.clear_dont_fragment();
-                packet.clear_identification();
+                packet.set_source_anew(REMOTE);
                 let _ = packet.has_source_route();
                 packet.payload_mut().fill(0xFF);
                 assert_eq!((packet.source(), packet.destination(), packet.ttl()), (REMOTE, CLIENT, 1));
@@ -475,9 +492,13 @@ mod tests {
             packet.set_destination(destination.into());
             packet.set_ttl(ttl);
             packet.clear_dont_fragment();
+            packet.set_source_anew(destination.into());
             let updated = packet.header_checksum();
+            packet.renew_header_checksum();
+            let renewed = packet.header_checksum();
             put_word(&mut bytes, field::CHECKSUM, 0);
-            prop_assert_eq!(updated, checksum::checksum(&bytes[..header_len]));
+            let expected = checksum::checksum(&bytes[..header_len]);
+            prop_assert_eq!((updated, renewed), (expected, expected));
         }
     }
 }

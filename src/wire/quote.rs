@@ -171,6 +171,7 @@ mod tests {
         Datagram { options: vec![1; options_len], ..Datagram::new(source, REMOTE, ICMP, message) }.build()
     }
 
+    /// RFC 5508 REQ-3b.
     #[test]
     fn the_quote_becomes_the_clients_request_byte_for_byte() {
         for options_len in [0, 4, 40] {

@@ -36,12 +36,17 @@ impl Ear {
         Ear(socket.expect("the namespace can be entered").expect("raw sockets take root: scripts/test"))
     }
 
-    /// The next packet, which must be an echo message of whatever kind.
-    pub(crate) fn next(&self) -> Heard {
+    /// The next packet, whole.
+    pub(crate) fn packet(&self) -> Vec<u8> {
         let mut packet = vec![0; 65_536];
         let length = (&self.0).read(&mut packet).expect("a packet arrives");
         packet.truncate(length);
-        let packet = Ipv4::check(packet).expect("an IPv4 packet");
+        packet
+    }
+
+    /// The next packet, which must be an echo message of whatever kind.
+    pub(crate) fn next(&self) -> Heard {
+        let packet = Ipv4::check(self.packet()).expect("an IPv4 packet");
         let echo = Echo::check(packet.payload()).expect("an echo message");
         assert!(echo.is_intact(), "its checksum is wrong");
         let payload = echo.payload().to_vec();

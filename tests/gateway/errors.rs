@@ -1,10 +1,12 @@
 //! Errors about proxied echoes: from a router further on, from the gateway's own kernel, and none where none are wanted.
 
-use echogate::lab::LabOptions;
+use echogate::lab::{GATEWAY_OUTSIDE, LabOptions};
+use echogate::wire::ipv4::Ipv4;
 
+use crate::ear::Ear;
 use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::scene::{Pings, Scene, Setup, run};
+use crate::scene::{Pings, Scene, Setup, nft, run, wait_until};
 
 in_every_setup!(
     traceroute_shows_every_hop_by_its_own_address,
@@ -12,6 +14,7 @@ in_every_setup!(
     a_path_mtu_is_found,
     a_packet_too_large_for_the_gateways_own_link_is_told_what_fits,
     a_router_and_the_gateways_own_kernel_say_unreachable,
+    no_error_about_a_reply_on_its_way_to_the_client_leaves,
 );
 
 fn behind_a_router() -> Scene {
@@ -100,6 +103,53 @@ fn a_router_and_the_gateways_own_kernel_say_unreachable(setup: &Setup) {
     let totals = gateway.stop();
     assert_eq!((totals.total("errors passed on"), totals.total("errors sent to clients")), (2, 1));
     assert_eq!((totals.total("send_outside_enetunreach"), totals.total("send_outside_eacces")), (1, 1));
+}
+
+/// A client beside those that are diverted: errors about the replies that the masquerade brings it are translated, and are for
+/// the remote to hear.
+#[test]
+fn what_is_said_about_a_masqueraded_reply_still_leaves() {
+    let scene = Scene::new(2);
+    scene.internet().sysctl(&[("net/ipv4/icmp_echo_ignore_all", "1")]).expect("a sysctl of the lab");
+    nft(
+        scene.gateway(),
+        "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan masquerade; }; }",
+    );
+    let arguments = "--clients 10.66.0.0/24 --outside 198.18.0.1 --workers 1 --divert g1";
+    let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+    let gateway = Echogate::serve(scene.gateway(), &arguments);
+    let client = Ear::at(scene.client(0), scene.client_address(0));
+    let remote = Ear::at(scene.internet(), scene.remote(0));
+    client.ask(scene.remote(0), 7, 1, b"first");
+    let asked = remote.next();
+    assert_eq!(asked.source, GATEWAY_OUTSIDE);
+    let route = format!("{}/32", scene.client_address(0));
+    run(scene.gateway(), &format!("ip route del {route} && ip route add unreachable {route}"));
+    remote.reply(GATEWAY_OUTSIDE, asked.ident, 1, b"first");
+    let said = Ipv4::check(remote.packet()).expect("an IPv4 packet");
+    assert_eq!((said.source(), said.payload()[0]), (GATEWAY_OUTSIDE, 3));
+    assert_eq!(said.payload()[8 + 16..8 + 20], GATEWAY_OUTSIDE.octets(), "to whom the quoted reply was sent");
+    assert_eq!(gateway.stop().total("from inside"), 0);
+}
+
+/// The client has no route any more when its reply comes: the kernel tells the remote, which knows nothing of clients.
+fn no_error_about_a_reply_on_its_way_to_the_client_leaves(setup: &Setup) {
+    let scene = Scene::new(1);
+    scene.internet().sysctl(&[("net/ipv4/icmp_echo_ignore_all", "1")]).expect("a sysctl of the lab");
+    let gateway = scene.serve(setup);
+    let client = Ear::at(scene.client(0), scene.client_address(0));
+    let remote = Ear::at(scene.internet(), scene.remote(0));
+    client.ask(scene.remote(0), 7, 1, b"first");
+    let asked = remote.next();
+    let route = format!("{}/32", scene.client_address(0));
+    run(scene.gateway(), &format!("ip route del {route} && ip route add unreachable {route}"));
+    remote.reply(GATEWAY_OUTSIDE, asked.ident, 1, b"first");
+    let complaints = || run(scene.gateway(), "cat /proc/net/snmp").contains("OutType3");
+    wait_until("the gateway's kernel complains", complaints);
+    run(scene.gateway(), &format!("ip route del unreachable {route} && ip route add {route} dev g0"));
+    client.ask(scene.remote(0), 7, 2, b"second");
+    assert_eq!(remote.next().sequence, 2, "the next that the remote hears");
+    assert_eq!(gateway.stop().total("replies delivered"), 1, "as far as the device");
 }
 
 #[test]

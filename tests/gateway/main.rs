@@ -8,10 +8,12 @@
 
 mod beside;
 mod delivery;
+mod differs;
 mod ear;
 mod ends;
 mod errors;
 mod firewall;
+mod forged;
 mod heals;
 mod leaves;
 mod policy;
@@ -20,6 +22,7 @@ mod refuses;
 mod scene;
 mod serves;
 mod sys;
+mod tools;
 
 /// Makes tests of functions that take a set-up: one for each that moves packets in its own way.
 macro_rules! in_every_setup {

@@ -1,5 +1,8 @@
 //! Who may be pinged, by whom, and by which way: what the configuration says, in a whole gateway.
 
+use echogate::lab::GATEWAY_OUTSIDE;
+
+use crate::ear::Ear;
 use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::scene::{Scene, Setup, run};
@@ -41,7 +44,29 @@ fn a_denied_remote_is_not_reached_and_the_client_is_told(setup: &Setup) {
     assert_eq!(counted, [2, 2, 2]);
 }
 
+/// Not of those that are served, refused or lost, nor of one that answers nobody.
+/// RFC 6888 REQ-12.
+#[test]
+fn no_level_of_logging_names_a_client_or_a_remote() {
+    let scene = Scene::new(1);
+    let [open, closed] = [0, 1].map(|number| scene.remote(number));
+    let setup = Setup { io: "uring", workers: 2 };
+    let gateway = serve(&scene, &setup, &format!("--deny {closed} --log trace"));
+    assert!(scene.pings(0, 3, open, "").all_came_back(3));
+    scene.ping(0, &format!("-c 1 -W 10 {closed}"));
+    let remote = Ear::at(scene.internet(), open);
+    remote.reply(GATEWAY_OUTSIDE, 1, 1, b"that nobody asked for");
+    assert!(scene.pings(0, 3, open, "").all_came_back(3));
+    let ended = gateway.stop();
+    assert!(ended.complaints.contains("SIGTERM received"), "this is the log: {}", ended.complaints);
+    let client = scene.client_address(0);
+    for address in [client, open, closed] {
+        assert!(!ended.complaints.contains(&format!("{address}")), "{address}: {}", ended.complaints);
+    }
+}
+
 /// What is routed out of another interface than those that lead outside is not the gateway's business.
+/// RFC 6888 REQ-6.
 #[test]
 fn what_is_routed_elsewhere_stays_on_the_kernels_path() {
     let scene = Scene::new(2);

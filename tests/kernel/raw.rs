@@ -114,6 +114,23 @@ fn a_raw_socket_delivers_a_wrong_icmp_checksum() {
 }
 
 #[test]
+fn a_raw_socket_delivers_options_that_the_kernel_has_filled_in_under_the_old_header_checksum() {
+    in_namespace(|| {
+        let outside = Tun::outside();
+        let socket = receiver();
+        let message = echo_message(EchoKind::Reply, 7, 1, b"echo");
+        // Room for two addresses: the kernel, for which the datagram is, adds its own.
+        let options = [&[7, 11, 4][..], &[0; 8]].concat();
+        let sent = Datagram { options, ..Datagram::new(REMOTE, GATEWAY, ICMP, message) }.build();
+        outside.inject(&sent);
+        let received = receive(&socket);
+        assert_eq!(received.options(), [&[7, 11, 8][..], &GATEWAY.octets(), &[0; 5]].concat());
+        assert_eq!(received.header_checksum().to_be_bytes(), sent[10..12]);
+        assert!(!received.header_is_intact());
+    });
+}
+
+#[test]
 fn a_raw_socket_delivers_whole_datagrams_that_came_in_fragments() {
     in_namespace(|| {
         let outside = Tun::outside();
@@ -163,6 +180,7 @@ fn under_ip_recverr_a_forged_unreachable_fails_the_next_send_of_protocol_icmp_bu
     });
 }
 
+/// RFC 6864, section 4.3.
 #[test]
 fn the_send_socket_sends_to_any_remote_and_the_kernel_fills_in_what_only_it_knows() {
     in_namespace(|| {

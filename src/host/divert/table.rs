@@ -26,12 +26,16 @@ use std::time::{Duration, Instant};
 use super::DivertSettings;
 use crate::error::SetupError;
 use crate::host::nft::{self, Failure};
+use crate::policy::Prefix;
 use crate::sys::poll;
 
 /// The chain's priority, the kernel's NF_IP_PRI_RAW_BEFORE_DEFRAG. At `raw` (-300) a host that tracks connections has
 /// put fragments together already: a fragmented request would look whole, be diverted, and be cut up again on its way into
 /// the TUN.
 const BEFORE_DEFRAG: i32 = -450;
+
+/// After every translation of addresses (NF_IP_PRI_NAT_SRC is 100, and helpers of connections come at 300).
+const AFTER_NAT: i32 = 310;
 
 /// The errors that are passed on, by nft's names.
 const ERROR_TYPES: &str = "destination-unreachable, time-exceeded, parameter-problem";
@@ -238,6 +242,12 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
     };
     let clients: Vec<String> = settings.disjoint_clients().iter().map(ToString::to_string).collect();
     let clients = clients.join(", ");
+    // What is read from within the packet is a number to nft, not an address.
+    let range = |prefix: &Prefix| {
+        let first = u32::from(prefix.address());
+        format!("{first:#010x}-{:#010x}", first | u32::MAX.checked_shr(prefix.length().into()).unwrap_or(0))
+    };
+    let ranges: Vec<String> = settings.disjoint_clients().iter().map(range).collect();
     let (kept, mark) = (!settings.mask, settings.mark);
     let (device, mtu) = (&settings.device.name, settings.device.mtu);
     let commands = [
@@ -262,6 +272,16 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!(
             "add rule {table} divert iifname \"{device}\" ip saddr != {{ {clients} }} ip daddr {{ {clients} }} \
              icmp type {{ {ERROR_TYPES} }} notrack"
+        ),
+        // What the kernel, or a router before the client, has to say to a remote about a reply that we brought: that one
+        // never sent it to the client, whose address the quote would tell. By this priority a masquerade has made the
+        // errors about replies of its own what they are to be. Looked at: the quoted header's length, protocol and
+        // destination, and the type of what it carries.
+        format!("add chain {table} private {{ type filter hook postrouting priority {AFTER_NAT}; policy accept; }}"),
+        format!(
+            "add rule {table} private icmp type {{ {ERROR_TYPES} }} ip daddr != {{ {clients} }} \
+             @th,64,8 0x45 @th,136,8 1 @th,224,8 0 @th,192,32 {{ {} }} drop",
+            ranges.join(", ")
         ),
     ];
     format!("{}\n", commands.join("; "))
