@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
 use crossbeam::channel::{self, Receiver, Sender};
-use rand::Rng as _;
 
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
@@ -39,12 +38,15 @@ use crate::io::uring::UringIo;
 use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
 use crate::metrics::{Counters, Snapshot};
 use crate::proxy::{Handle, Proxy, Settings, Sizes};
-use crate::table::idents;
 use crate::worker::{Inbox, Post, Worker};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
 const LAST_REPLIES_POLL: Duration = Duration::from_millis(5);
+
+/// What every path to a client carries in one piece (RFC 791: what every host takes). What the links behind the TUN carry is
+/// not ours to know, and may change; a larger reply with DF could bring its sender an error about a packet to a client.
+const CLIENT_PATH_MTU: usize = 576;
 
 /// A gateway that is serving.
 #[derive(Debug)]
@@ -115,7 +117,7 @@ fn settings(config: &Config) -> Settings {
         echo_timeout: config.echo.timeout,
         hold_down: config.mapping.hold_down,
         echo_words_log2: config.echo.table_words.ilog2(),
-        inside_mtu: config.inside.mtu as usize,
+        inside_mtu: CLIENT_PATH_MTU,
         icmp_errors: config.echo.icmp_errors,
         denied: config.remotes.deny.clone(),
         allowed: config.remotes.allow.clone(),
@@ -136,7 +138,7 @@ impl Gateway {
 
         let device = device(&config);
         let tuns = Tun::open(&device.name, config.run.workers as usize)?;
-        steer(&tuns);
+        steer(&tuns, proxy.fragment_seed());
         let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
         device.configure(&mut netlink)?;
 
@@ -414,9 +416,8 @@ fn ports(config: &Config, number: usize, tun: Tun, waker: Waker) -> Result<Ports
 }
 
 /// Lets the pings between one pair of hosts use all workers, where the kernel lets us say how.
-fn steer(tuns: &[Tun]) {
+fn steer(tuns: &[Tun], seed: u64) {
     let [first, _, ..] = tuns else { return };
-    let seed = idents::generator(None).next_u64();
     if let Err(error) = steering::attach(first, seed) {
         tracing::warn!(%error, "pings between one pair of hosts stay on one worker");
     }

@@ -42,7 +42,7 @@ impl Prefix {
     }
 
     /// Its last address, as a number.
-    fn last(self) -> u32 {
+    pub(crate) fn last(self) -> u32 {
         u32::from(self.address) | !mask(self.length)
     }
 

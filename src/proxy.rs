@@ -20,12 +20,15 @@
 //! routes by flow outside must see one mapping as one flow.
 
 mod errors;
+mod fragments;
 mod settings;
 mod verdict;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use rand::RngExt as _;
 
 use crate::clock::Instant;
 use crate::error::SetupError;
@@ -35,6 +38,8 @@ use crate::table::clients::Allowance;
 pub use crate::table::echoes::Recorded;
 use crate::table::echoes::{Consumed, EchoKey, Echoes};
 use crate::table::forward::Guard;
+use crate::table::fragments::Fragments;
+use crate::table::identifications::Identifications;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
 use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
@@ -82,6 +87,8 @@ pub struct Proxy {
     icmp_errors: bool,
     ttl: Ttl,
     pass_own: bool,
+    workers: usize,
+    fragment_seed: u64,
     mappings: Mappings,
     echoes: Echoes,
     lifetimes: Lifetimes,
@@ -90,9 +97,13 @@ pub struct Proxy {
     owners: Mutex<Vec<Option<Owner>>>,
 }
 
-/// What one thread owns: the idents of its shards, and its progress in sweeping their echoes.
+/// What one thread owns: the idents of its shards, its progress in sweeping their echoes, and its part of the requests in
+/// fragments.
 #[derive(Debug)]
 struct Owner {
+    number: usize,
+    fragments: Fragments,
+    identifications: Identifications,
     idents: Idents,
     shards: Vec<usize>,
     /// Next bucket to sweep, counted over all the owner's shards.
@@ -122,16 +133,24 @@ impl Proxy {
             .remedy(format!("leave mapping.hold_down out, or set it to {} s", hold_down_min.as_secs() + 1)));
         }
         let lifetimes = Lifetimes { idle: settings.mapping_idle, hold_down };
+        let remotes = Remotes::new(&settings.denied, &settings.allowed);
+        let policy =
+            Policy::new(&settings.clients, &settings.addresses, settings.allowance, &settings.overrides, remotes);
         let owners = (0..settings.workers)
             .map(|worker| {
                 let shards: Vec<usize> = (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect();
                 let idents = Idents::new(settings.addresses.len(), &shards, lifetimes, idents::split(&mut rng));
-                Some(Owner { idents, shards, sweep_next: 0, swept: Instant::START })
+                Some(Owner {
+                    number: worker,
+                    fragments: Fragments::new(policy.client_addresses()),
+                    identifications: Identifications::new(worker, settings.workers, &mut rng),
+                    idents,
+                    shards,
+                    sweep_next: 0,
+                    swept: Instant::START,
+                })
             })
             .collect();
-        let remotes = Remotes::new(&settings.denied, &settings.allowed);
-        let policy =
-            Policy::new(&settings.clients, &settings.addresses, settings.allowance, &settings.overrides, remotes);
         Ok(Arc::new(Proxy {
             mappings: Mappings::new(settings.addresses.len(), policy.client_addresses()),
             policy,
@@ -140,6 +159,8 @@ impl Proxy {
             icmp_errors: settings.icmp_errors,
             ttl: settings.ttl,
             pass_own: settings.pass_own,
+            workers: settings.workers,
+            fragment_seed: rng.random(),
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
@@ -158,15 +179,28 @@ impl Proxy {
     /// As many as there are such threads; they do not count as [`Settings::workers`].
     pub fn receiver(self: &Arc<Proxy>) -> Handle {
         let addresses = self.addresses.len();
-        // The seed does not matter: without idents nothing is ever drawn.
-        let idents = Idents::new(addresses, &[], self.lifetimes, idents::generator(Some(0)));
-        let owner = Owner { idents, shards: Vec::new(), sweep_next: 0, swept: Instant::START };
+        let mut rng = idents::generator(None);
+        let owner = Owner {
+            number: self.workers,
+            fragments: Fragments::new(0),
+            identifications: Identifications::new(0, 1, &mut rng),
+            idents: Idents::new(addresses, &[], self.lifetimes, rng),
+            shards: Vec::new(),
+            sweep_next: 0,
+            swept: Instant::START,
+        };
         Handle { proxy: Arc::clone(self), owner }
     }
 
     /// The gateway's addresses outside, in the order of their numbers.
     pub fn addresses(&self) -> &[Ipv4Addr] {
         &self.addresses
+    }
+
+    /// By which the fragments of a request are given to one of the threads: for [`crate::io::steering`], so that they come to
+    /// that one by themselves.
+    pub fn fragment_seed(&self) -> u64 {
+        self.fragment_seed
     }
 
     /// Whether errors about proxied echoes are brought to the clients.
@@ -294,12 +328,17 @@ impl Batch<'_> {
             Err(ipv4::Malformed::Version) => return Outbound::FallThrough(Passing::NotIpv4),
             Err(malformed) => return Outbound::Drop(malformed.into()),
         };
-        match self.forwardable(&packet) {
-            Ok(None) => {}
-            Ok(Some(passing)) => return Outbound::FallThrough(passing),
-            Err(reason @ Reason::RemoteDenied) => return self.refuse(packet.source(), reason),
-            Err(reason) => return Outbound::Drop(reason),
+        match self.business(&packet) {
+            Ok(Business::Request) => self.judge_request(&mut packet, at_last),
+            Ok(Business::Fragment) => self.outbound_fragment(&mut packet),
+            Ok(Business::Others(passing)) => Outbound::FallThrough(passing),
+            Err(reason @ Reason::RemoteDenied) => self.refuse(packet.source(), reason),
+            Err(reason) => Outbound::Drop(reason),
         }
+    }
+
+    /// Admits a request that may leave, and rewrites it: a whole one, or its first fragment.
+    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, at_last: bool) -> Outbound {
         let (client, remote) = (packet.source(), packet.destination());
         let length = packet.total_len();
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Outbound::Drop(Reason::IcmpTruncated) };
@@ -324,11 +363,19 @@ impl Batch<'_> {
             Err(reason) => return self.refuse(client, reason),
         };
         echo.set_ident(index.ident());
-        packet.set_source(self.proxy.addresses[usize::from(index.address())]);
+        // What is whole for good needs none (RFC 6864, section 4.1).
+        if !packet.dont_fragment() || packet.is_fragment() {
+            packet.set_identification(self.owner.identifications.next(remote));
+        }
+        self.leave_from(packet, index.address());
+        Outbound::Forward { address: index.address(), remote, length, recorded }
+    }
+
+    fn leave_from(&self, packet: &mut Ipv4<&mut [u8]>, address: u8) {
+        packet.set_source(self.proxy.addresses[usize::from(address)]);
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();
         }
-        Outbound::Forward { address: index.address(), remote, length, recorded }
     }
 
     fn refuse(&self, client: Ipv4Addr, reason: Reason) -> Outbound {
@@ -338,33 +385,34 @@ impl Batch<'_> {
         Outbound::Refuse { reason, class, tell_from: tell.then(|| self.proxy.address_of(client)) }
     }
 
-    /// Whether the packet is an echo request that the proxy forwards, or is somebody else's business, or is dropped.
-    fn forwardable(&self, packet: &Ipv4<&mut [u8]>) -> Result<Option<Passing>, Reason> {
+    /// Whose business the packet is, or why it goes nowhere.
+    fn business(&self, packet: &Ipv4<&mut [u8]>) -> Result<Business, Reason> {
         if transport::destination_port(packet) == Some(DNS_PORT) {
-            return Ok(Some(Passing::Dns));
+            return Ok(Business::Others(Passing::Dns));
         }
         if packet.protocol() != ipv4::ICMP {
-            return Ok(Some(Passing::NotEchoRequest));
+            return Ok(Business::Others(Passing::NotEchoRequest));
         }
         if self.proxy.policy.is_inside(packet.destination()) {
-            return Ok(Some(Passing::ToInside));
+            return Ok(Business::Others(Passing::ToInside));
         }
         if self.proxy.pass_own && self.proxy.address_number(packet.destination()).is_some() {
-            return Ok(Some(Passing::ToOwn));
-        }
-        if packet.is_later_fragment() {
-            return Err(Reason::Fragment);
-        }
-        match Echo::check(packet.payload()).map(|echo| echo.kind()) {
-            Ok(EchoKind::Request) => {}
-            Err(icmpv4::Malformed::Truncated) => return Err(Reason::IcmpTruncated),
-            Ok(EchoKind::Reply) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => {
-                return Ok(Some(Passing::NotEchoRequest));
-            }
+            return Ok(Business::Others(Passing::ToOwn));
         }
         if packet.is_fragment() {
-            return Err(Reason::Fragment);
+            return Ok(Business::Fragment);
         }
+        match Echo::check(packet.payload()).map(|echo| echo.kind()) {
+            Ok(EchoKind::Request) => self.may_leave(packet).map(|()| Business::Request),
+            Err(icmpv4::Malformed::Truncated) => Err(Reason::IcmpTruncated),
+            Ok(EchoKind::Reply) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => {
+                Ok(Business::Others(Passing::NotEchoRequest))
+            }
+        }
+    }
+
+    /// Whether an echo request, or a fragment of one, may go outside.
+    fn may_leave(&self, packet: &Ipv4<&mut [u8]>) -> Result<(), Reason> {
         // The kernel writes a new header checksum when it sends: a damaged header must not leave as an intact one.
         if !packet.header_is_intact() {
             return Err(Reason::HeaderChecksum);
@@ -372,8 +420,7 @@ impl Batch<'_> {
         if packet.ttl() <= self.proxy.ttl.spent() {
             return Err(Reason::TtlExpired);
         }
-        self.proxy.policy.check(packet.source(), packet.destination())?;
-        Ok(None)
+        Ok(self.proxy.policy.check(packet.source(), packet.destination())?)
     }
 
     /// Charges the client for the packet; then its live mapping, or a new one.
@@ -415,7 +462,7 @@ impl Batch<'_> {
     }
 
     /// Addresses what came from outside to the client, over one more hop.
-    fn readdress(&self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
+    fn readdress(&mut self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
         packet.set_destination(client);
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();
@@ -424,6 +471,8 @@ impl Batch<'_> {
         // would complain to its sender about a packet that that one never sent.
         if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
             packet.clear_dont_fragment();
+            // Whole for good, it needed no identification of its own; in fragments it does.
+            packet.set_identification(self.owner.identifications.next(client));
         }
     }
 
@@ -489,6 +538,9 @@ impl Batch<'_> {
 
     /// The key of the echo that the packet asks or answers, if `own` is an address of the gateway.
     fn echo_key(&self, packet: &Ipv4<&[u8]>, own: Ipv4Addr, remote: Ipv4Addr) -> Option<EchoKey> {
+        if packet.is_later_fragment() {
+            return None;
+        }
         let echo = Echo::check(packet.payload()).ok()?;
         let index = SlotIndex::new(self.proxy.address_number(own)?, echo.ident());
         Some(EchoKey { index, sequence: echo.sequence(), remote })
@@ -500,6 +552,16 @@ impl Batch<'_> {
     pub fn prohibited(&self, packet: &[u8], tell_from: u8, error: &mut [u8]) -> Option<usize> {
         let gateway = self.address(tell_from)?;
         error::about(packet, gateway, error::Message::Prohibited, error)
+    }
+
+    /// The time of this batch.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The number of this gateway address.
+    pub fn address_number(&self, address: Ipv4Addr) -> Option<u8> {
+        self.proxy.address_number(address)
     }
 
     /// The gateway address of this number.
@@ -545,6 +607,16 @@ impl Owner {
         }
         unanswered
     }
+}
+
+/// Whose business an outbound packet is.
+enum Business {
+    /// A whole echo request that may leave.
+    Request,
+    /// A fragment of ICMP: of what, only the first tells.
+    Fragment,
+    /// Somebody else's.
+    Others(Passing),
 }
 
 /// Who gets a reply.

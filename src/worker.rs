@@ -19,11 +19,19 @@
 //! bounded queue; a copy that has been everywhere is refused. (Where the steering program cannot be loaded, all pings
 //! between two hosts come to one worker, and must not be bounded by its share of the idents.)
 //!
+//! A fragment may have to go to another worker, which judges its request's other ones, or to wait, in its buffer, until that
+//! request's first one has come: a second, not longer, and not too many of them.
+//!
+//! A packet without DF that is larger than the way out is cut, for the kernel does not cut what brings its own header: the
+//! send fails and tells so, and the packet leaves again in pieces. The first of them is the packet in all counts, the
+//! others are counted by themselves.
+//!
 //! A worker ends when it is told to (it drains first: no more reads are awaited, what is in flight comes back) or with
 //! a fault, which is returned, never swallowed.
 
 use std::collections::VecDeque;
 use std::mem;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,9 +41,12 @@ use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
 use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side, Waker};
 use crate::metrics::WorkerCounters;
-use crate::proxy::{Batch, Handle, Inbound, Outbound};
+use crate::proxy::{Batch, Handle, Inbound, Outbound, Reason};
 use crate::table::echoes::Recorded;
+use crate::table::fragments::EARLY_TIME;
 use crate::wire::error::{self, Message};
+use crate::wire::fragment;
+use crate::wire::ipv4::Ipv4;
 
 /// Packets that may wait for a new mapping.
 const WAITING_MAX: usize = 2 * BATCH_MAX;
@@ -54,6 +65,18 @@ const ORIGINATED: u8 = 2;
 
 /// Noted on an error from outside, on its way to the client that it concerns.
 const TOLD: u8 = 4;
+
+/// Noted on a fragment that is not its request's first: nothing is recorded for it that could be withdrawn.
+const LATER: u8 = 5;
+
+/// Noted on what was cut off a packet that was too large: no packet that came in.
+const CUT_OFF: u8 = 6;
+
+/// Fragments that may wait for their request's first one.
+const EARLY_MAX: usize = 2 * BATCH_MAX;
+
+/// Pieces that a packet may be cut into: the largest one, for a way out that carries 1,100 bytes.
+const PIECES_MAX: usize = 64;
 
 /// Packets that may wait for a worker that they were handed over to.
 const INBOX_MAX: usize = 256;
@@ -84,32 +107,53 @@ impl Inbox {
 /// Where a worker gets requests that others had no ident for, and where it hands over its own.
 #[derive(Debug)]
 pub struct Post {
-    inbox: Inbox,
-    /// The next worker's inbox, and what wakes it; none for a lone worker.
-    next: Option<(Inbox, Waker)>,
-    workers: usize,
+    /// This worker's number.
+    number: usize,
+    /// The workers' inboxes by their numbers, and what wakes them; for a lone worker its own, and nothing.
+    inboxes: Vec<(Inbox, Option<Waker>)>,
 }
 
 impl Post {
     /// For a worker that is alone.
     pub fn alone() -> Post {
-        Post { inbox: Inbox::new(1), next: None, workers: 1 }
+        Post { number: 0, inboxes: vec![(Inbox::new(1), None)] }
     }
 
-    /// One for each of the workers that these wakers wake: each hands over to the next, the last to the first.
+    /// One for each of the workers that these wakers wake: each hands over to the next, the last to the first; and a
+    /// fragment to the one it belongs to.
     pub fn ring(wakers: &[Waker]) -> Vec<Post> {
-        let inboxes: Vec<Inbox> = wakers.iter().map(|_| Inbox::new(INBOX_MAX)).collect();
-        let post = |number: usize| {
-            let next = (number + 1) % wakers.len();
-            let next = (next != number).then(|| (inboxes[next].clone(), wakers[next].clone()));
-            Post { inbox: inboxes[number].clone(), next, workers: wakers.len() }
-        };
-        (0..wakers.len()).map(post).collect()
+        let inbox = |waker: &Waker| (Inbox::new(INBOX_MAX), Some(waker.clone()));
+        let inboxes: Vec<_> = wakers.iter().map(inbox).collect();
+        (0..wakers.len()).map(|number| Post { number, inboxes: inboxes.clone() }).collect()
     }
 
     /// This worker's own queue.
     pub fn inbox(&self) -> Inbox {
-        self.inbox.clone()
+        self.inboxes[self.number].0.clone()
+    }
+
+    fn workers(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    /// The worker after this one.
+    fn next(&self) -> usize {
+        (self.number + 1) % self.inboxes.len()
+    }
+
+    /// The next packet that others handed over.
+    fn take(&self) -> Option<Parcel> {
+        self.inboxes[self.number].0.0.pop()
+    }
+
+    /// Hands a packet over to another worker. Whether that has room.
+    fn put(&self, worker: usize, parcel: Parcel) -> bool {
+        let Some((inbox, Some(waker))) = self.inboxes.get(worker) else { return false };
+        let taken = inbox.0.push(parcel).is_ok();
+        if taken {
+            waker.wake();
+        }
+        taken
     }
 }
 
@@ -124,8 +168,13 @@ pub struct Worker<'c, I> {
     events: Events,
     /// With how many other workers had no ident for it.
     waiting: VecDeque<(Frame, usize)>,
-    /// Errors of our own that are in flight: no packet that came in becomes one, it has been dropped.
+    /// Fragments that wait for their request's first one, and until when.
+    early: VecDeque<(Frame, Instant)>,
+    /// Room for what is cut off one packet.
+    pieces: Vec<Frame>,
+    /// In flight, and no packets that came in: errors of our own (their packets have been dropped), pieces of others.
     originated: usize,
+    cut_off: usize,
 }
 
 impl<'c, I: PacketIo> Worker<'c, I> {
@@ -137,14 +186,27 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         counters: &'c WorkerCounters,
         fall_through: FallThrough,
     ) -> Worker<'c, I> {
-        let (events, waiting) = (Events::with_capacity(), VecDeque::with_capacity(WAITING_MAX));
-        Worker { io, handle, counters, fall_through, post, events, waiting, originated: 0 }
+        Worker {
+            io,
+            handle,
+            counters,
+            fall_through,
+            post,
+            events: Events::with_capacity(),
+            waiting: VecDeque::with_capacity(WAITING_MAX),
+            early: VecDeque::with_capacity(EARLY_MAX),
+            pieces: Vec::with_capacity(PIECES_MAX),
+            originated: 0,
+            cut_off: 0,
+        }
     }
 
     /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
     pub fn turn(&mut self, clock: &impl Clock, sleep_max: Option<Duration>) -> Result<(), SetupError> {
         let sleep = if self.waiting.is_empty() {
-            self.handle.sleep_max(clock.now()).into_iter().chain(sleep_max).min()
+            let now = clock.now();
+            let early = self.early.front().map(|(_, until)| until.since(now));
+            self.handle.sleep_max(now).into_iter().chain(sleep_max).chain(early).min()
         } else {
             Some(Duration::ZERO)
         };
@@ -164,8 +226,9 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             }
             self.io.wait(&mut self.events, Some(until.since(now)))?;
         }
-        self.counters.ending.add((self.io.in_flight() - self.originated) as u64);
+        self.counters.ending.add((self.io.in_flight() - self.originated - self.cut_off) as u64);
         self.counters.not_originated.add(self.originated as u64);
+        self.counters.cut_off_lost.add(self.cut_off as u64);
         if cfg!(debug_assertions) {
             self.audit().map_err(|what| SetupError::new(format!("the tables contradict one another: {what}")))?;
         }
@@ -180,7 +243,10 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             fall_through: self.fall_through,
             post: &self.post,
             waiting: &mut self.waiting,
+            early: &mut self.early,
+            pieces: &mut self.pieces,
             originated: &mut self.originated,
+            cut_off: &mut self.cut_off,
         };
         for sent in self.events.sent.drain(..) {
             turn.settle(sent);
@@ -198,13 +264,14 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         if mem::take(&mut self.events.woken) {
             turn.outbound_of_others();
         }
+        turn.outbound_early();
         turn.expire();
         drop(turn);
         self.publish();
     }
 
     fn settle_only(&mut self, now: Instant) {
-        let mut given_up = self.waiting.drain(..).count();
+        let mut given_up = self.waiting.drain(..).count() + self.early.drain(..).count();
         for frame in self.events.from_inside.drain(..) {
             self.counters.inside_in.count(frame.len());
             given_up += 1;
@@ -213,7 +280,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             self.counters.outside_in.count(frame.len());
             given_up += 1;
         }
-        given_up += self.post.inbox.give_up();
+        given_up += self.post.inbox().give_up();
         self.counters.ending.add(given_up as u64);
         self.process(now);
     }
@@ -238,34 +305,81 @@ struct Turn<'t, I> {
     fall_through: FallThrough,
     post: &'t Post,
     waiting: &'t mut VecDeque<(Frame, usize)>,
+    early: &'t mut VecDeque<(Frame, Instant)>,
+    pieces: &'t mut Vec<Frame>,
     originated: &'t mut usize,
+    cut_off: &'t mut usize,
 }
 
 impl<I: PacketIo> Turn<'_, I> {
-    fn settle(&mut self, Sent { to, mut frame, errno }: Sent) {
+    fn settle(&mut self, Sent { to, frame, errno }: Sent) {
         let counters = self.counters;
-        if frame.note() == ORIGINATED {
-            *self.originated -= 1;
+        match frame.note() {
+            ORIGINATED => *self.originated -= 1,
+            CUT_OFF => *self.cut_off -= 1,
+            _ => {}
         }
         match (to, errno) {
             (Side::Outside, 0) if frame.note() == ORIGINATED => counters.originated.count(frame.len()),
             (Side::Outside, _) if frame.note() == ORIGINATED => counters.not_originated.add(1),
+            (Side::Outside, 0) if frame.note() == CUT_OFF => counters.cut_off.count(frame.len()),
+            (Side::Outside, _) if frame.note() == CUT_OFF => counters.cut_off_lost.add(1),
             (_, 0) if frame.note() == TOLD => counters.told.count(frame.len()),
             (Side::Outside, 0) => counters.outside_out.count(frame.len()),
-            (Side::Outside, errno) => {
-                if ![REPEATED, TOLD].contains(&frame.note()) && self.batch.withdraw(&frame) {
-                    counters.outstanding.sub(1);
-                }
-                counters.send_outside.count(errno);
-                let mtu = |address, remote| self.io.mtu_towards(address, remote);
-                if let Some((address, message)) = self.batch.why_not_sent(&mut frame, errno, mtu) {
-                    self.tell(frame, address, message);
-                }
-            }
+            (Side::Outside, errno) => self.not_sent(frame, errno),
             (Side::Inside, 0) if frame.note() == REINJECTED => counters.reinjected.count(frame.len()),
             (Side::Inside, 0) => counters.delivered.count(frame.len()),
             (Side::Inside, errno) => counters.send_inside.count(errno),
         }
+    }
+
+    fn not_sent(&mut self, frame: Frame, errno: i32) {
+        let frame = if errno == libc::EMSGSIZE { self.cut(frame) } else { Some(frame) };
+        let Some(mut frame) = frame else { return };
+        if ![REPEATED, TOLD, LATER].contains(&frame.note()) && self.batch.withdraw(&frame) {
+            self.counters.outstanding.sub(1);
+        }
+        self.counters.send_outside.count(errno);
+        let mtu = |address, remote| self.io.mtu_towards(address, remote);
+        if let Some((address, message)) = self.batch.why_not_sent(&mut frame, errno, mtu) {
+            self.tell(frame, address, message);
+        }
+    }
+
+    /// Sends a packet that was too large for the way out again, in pieces. Gives it back if it cannot be cut.
+    fn cut(&mut self, mut frame: Frame) -> Option<Frame> {
+        let Some((address, remote, first)) = self.make_pieces(&frame) else {
+            self.pieces.clear();
+            return Some(frame);
+        };
+        let Some(length) = fragment::cut(&mut frame, first) else { return Some(frame) };
+        frame.truncate(length);
+        self.io.send_outside(frame, address, remote);
+        *self.cut_off += self.pieces.len();
+        for piece in self.pieces.drain(..) {
+            self.io.send_outside(piece, address, remote);
+        }
+        None
+    }
+
+    /// What is to be cut off the packet; where it goes, and where its own part of the payload ends then.
+    fn make_pieces(&mut self, frame: &Frame) -> Option<(u8, Ipv4Addr, usize)> {
+        let packet = Ipv4::check(&**frame).ok().filter(|packet| !packet.dont_fragment())?;
+        let (address, remote) = (self.batch.address_number(packet.source())?, packet.destination());
+        let mut parts = fragment::parts(&packet, self.io.mtu_towards(address, remote)?.into())?;
+        if !(2..=PIECES_MAX).contains(&parts.len()) {
+            return None;
+        }
+        let first = parts.next()?.end;
+        for part in parts {
+            let mut piece = self.io.copy_of(Side::Inside, &frame[..packet.header_len() + part.len()])?;
+            if !fragment::write(&packet, part, &mut piece) {
+                return None;
+            }
+            piece.set_note(CUT_OFF);
+            self.pieces.push(piece);
+        }
+        Some((address, remote, first))
     }
 
     fn inbound(&mut self, mut frame: Frame) {
@@ -309,6 +423,11 @@ impl<I: PacketIo> Turn<'_, I> {
                 frame.truncate(length);
                 self.io.send_outside(frame, address, remote);
             }
+            Outbound::Carry { address, remote, length } => {
+                frame.set_note(LATER);
+                frame.truncate(length);
+                self.io.send_outside(frame, address, remote);
+            }
             Outbound::FallThrough(_) => match self.fall_through {
                 FallThrough::Reinject => {
                     frame.set_note(REINJECTED);
@@ -319,6 +438,11 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back((frame, refusals)),
             Outbound::Later => self.counters.creations_backlog.add(1),
             Outbound::Elsewhere => self.hand_over(frame, refusals + 1),
+            Outbound::BelongsTo { worker } => self.put(worker, &frame, refusals),
+            Outbound::Hold if self.early.len() < EARLY_MAX => {
+                self.early.push_back((frame, self.batch.now() + EARLY_TIME));
+            }
+            Outbound::Hold => self.counters.drop(Reason::FragmentEarly),
             Outbound::Refuse { reason, class, tell_from } => {
                 self.counters.refuse(reason, class);
                 if let Some(address) = tell_from {
@@ -331,25 +455,27 @@ impl<I: PacketIo> Turn<'_, I> {
 
     /// To the next worker, or, if all have been asked, judged here at last.
     fn hand_over(&mut self, mut frame: Frame, refusals: usize) {
-        match &self.post.next {
-            Some((inbox, waker)) if refusals < self.post.workers => {
-                let parcel = Parcel { packet: Box::from(&*frame), refusals };
-                match inbox.0.push(parcel) {
-                    Ok(()) => waker.wake(),
-                    Err(_) => self.counters.hand_over_full.add(1),
-                }
-            }
-            _ => {
-                let verdict = self.batch.outbound_at_last(&mut frame);
-                self.carry_out(verdict, frame, refusals);
-            }
+        if refusals < self.post.workers() {
+            self.put(self.post.next(), &frame, refusals);
+        } else {
+            let verdict = self.batch.outbound_at_last(&mut frame);
+            self.carry_out(verdict, frame, refusals);
         }
     }
 
-    /// Requests that other workers had no ident for. They were counted as read by the worker that read them.
+    /// A copy of the packet to another worker.
+    fn put(&self, worker: usize, frame: &Frame, refusals: usize) {
+        let parcel = Parcel { packet: Box::from(&**frame), refusals };
+        if !self.post.put(worker, parcel) {
+            self.counters.hand_over_full.add(1);
+        }
+    }
+
+    /// Requests that other workers had no ident for, and fragments that are this one's. They were counted as read by the
+    /// worker that read them.
     fn outbound_of_others(&mut self) {
         for _ in 0..INBOX_MAX {
-            let Some(Parcel { packet, refusals }) = self.post.inbox.0.pop() else { break };
+            let Some(Parcel { packet, refusals }) = self.post.take() else { break };
             match self.io.copy_of(Side::Inside, &packet) {
                 Some(mut frame) => {
                     let verdict = self.batch.outbound(&mut frame);
@@ -357,6 +483,25 @@ impl<I: PacketIo> Turn<'_, I> {
                 }
                 None => self.counters.hand_over_full.add(1),
             }
+        }
+    }
+
+    /// Fragments whose request's first one has come by now, or has not come in time.
+    fn outbound_early(&mut self) {
+        if self.batch.take_awaited() {
+            for _ in 0..self.early.len() {
+                let Some((mut frame, until)) = self.early.pop_front() else { break };
+                if self.batch.is_decided(&frame) {
+                    let verdict = self.batch.outbound(&mut frame);
+                    self.carry_out(verdict, frame, 0);
+                } else {
+                    self.early.push_back((frame, until));
+                }
+            }
+        }
+        while self.early.front().is_some_and(|(_, until)| *until <= self.batch.now()) {
+            self.early.pop_front();
+            self.counters.drop(Reason::FragmentEarly);
         }
     }
 
@@ -380,7 +525,7 @@ impl<I: PacketIo> Turn<'_, I> {
     fn outbound_waiting(&mut self) {
         for _ in 0..self.waiting.len() {
             let Some((mut frame, refusals)) = self.waiting.pop_front() else { break };
-            let verdict = if refusals < self.post.workers {
+            let verdict = if refusals < self.post.workers() {
                 self.batch.outbound(&mut frame)
             } else {
                 self.batch.outbound_at_last(&mut frame)

@@ -11,12 +11,15 @@
 //! see the source. It never receives: no packet has its protocol number but by forgery, and it is connected to an
 //! address that no packet comes from. IP_RECVERR, or the kernel reports a packet that a full queue dropped as sent.
 //!
+//! Fragments leave as they are (IP_NODEFRAG): connection tracking would put them together on their way out, in memory that the
+//! fragments of replies need too, and a client that sends parts of requests only would fill it for everybody.
+//!
 //! Path MTU. Both kinds of socket use IP_PMTUDISC_INTERFACE. On the receiving one, because the kernel would otherwise
 //! take any forged "fragmentation needed" for a ping never sent and set the path MTU of that destination for the whole
 //! host. On the sending one, because what the kernel has learned about a path, by whomever, must not decide about a
 //! client's packet: a packet up to the interface's MTU leaves as it is, DF included, and a router further on that
 //! cannot forward it says so to us. A larger one is refused (EMSGSIZE), with DF or without: the
-//! kernel does not fragment a packet that brings its header. The price: an MTU configured on a route (not on the
+//! kernel does not fragment a packet that brings its header, and the worker does. The price: an MTU configured on a route (not on the
 //! interface) is not looked at.
 
 use std::io;
@@ -149,6 +152,7 @@ impl SendSocket {
         })?;
         net::ignore_path_mtu(socket.as_fd())
             .and_then(|()| net::tell_errors(socket.as_fd()))
+            .and_then(|()| net::keep_fragments(socket.as_fd()))
             .and_then(|()| net::set_send_buffer(socket.as_fd(), buffer_bytes))
             .map_err(|error| SetupError::caused(format!("cannot prepare the raw socket of {address}"), error))?;
         Ok(SendSocket(socket))

@@ -24,7 +24,7 @@ use crate::wire::quote::{Malformed, Quote};
 
 impl Batch<'_> {
     /// Judges what came from outside and is no echo reply.
-    pub(super) fn inbound_error(&self, mut packet: Ipv4<&mut [u8]>) -> Inbound {
+    pub(super) fn inbound_error(&mut self, mut packet: Ipv4<&mut [u8]>) -> Inbound {
         let client = match self.asker_of_quoted(&packet) {
             Ok(client) => client,
             Err(reason) => return Inbound::Drop(reason),
@@ -80,7 +80,7 @@ impl Batch<'_> {
         errno: i32,
         mtu: impl FnOnce(u8, Ipv4Addr) -> Option<u16>,
     ) -> Option<(u8, Message)> {
-        let sent = Ipv4::check(&*packet).ok()?;
+        let sent = Ipv4::check(&*packet).ok().filter(|sent| !sent.is_later_fragment())?;
         let (remote, length) = (sent.destination(), sent.total_len());
         match errno {
             // RFC 1812, section 5.2.7.1.

@@ -39,6 +39,24 @@ pub enum Outbound {
         /// What recording it did to the table of outstanding echoes.
         recorded: Recorded,
     },
+    /// A later fragment of a request that was forwarded, rewritten: send it from gateway address number `address` to `remote`
+    /// too. Nothing was recorded for it, and nothing is to be withdrawn if it cannot be sent.
+    Carry {
+        /// Which of the settings' addresses it leaves from.
+        address: u8,
+        /// Where it goes.
+        remote: Ipv4Addr,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A fragment that came before its request's first one. Keep it, unchanged, for [`crate::table::fragments::EARLY_TIME`]
+    /// at most, and offer it again when that has been judged ([`crate::proxy::Batch::take_awaited`]); or drop it.
+    Hold,
+    /// A fragment whose request is judged by this thread, by the number of its handle: let that one judge the packet, which is unchanged.
+    BelongsTo {
+        /// The number that [`crate::proxy::Proxy::handle`] was asked for.
+        worker: usize,
+    },
     /// This batch has made its share of new mappings: offer the packet, which is unchanged, to the next one.
     Later,
     /// This thread has no ident left on the client's gateway address, and another may have: let that one judge the packet,
@@ -98,8 +116,19 @@ pub enum Reason {
     HeaderChecksum,
     /// ICMP shorter than an echo's header.
     IcmpTruncated,
-    /// A fragment of ICMP to outside, or from outside.
+    /// From outside: a fragment of ICMP. (The kernel puts them together before a raw socket sees them.)
     Fragment,
+    /// A first fragment that does not hold an echo's header.
+    FragmentTiny,
+    /// A fragment without payload, or of a length that no fragment can have where it stands, or beyond the largest datagram.
+    FragmentLength,
+    /// A fragment that overlaps one that has gone on, or came twice, or contradicts the request's length; and what follows
+    /// of such a request.
+    FragmentOverlap,
+    /// A request in too many pieces that do not meet.
+    FragmentScattered,
+    /// A fragment whose first one did not come in time, or of which too many waited for theirs.
+    FragmentEarly,
     /// The TTL is used up.
     TtlExpired,
     /// A request whose source is the gateway itself: it went round in a circle.
@@ -146,7 +175,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 28] = [
+    pub const ALL: [Reason; 33] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
@@ -154,6 +183,11 @@ impl Reason {
         Reason::HeaderChecksum,
         Reason::IcmpTruncated,
         Reason::Fragment,
+        Reason::FragmentTiny,
+        Reason::FragmentLength,
+        Reason::FragmentOverlap,
+        Reason::FragmentScattered,
+        Reason::FragmentEarly,
         Reason::TtlExpired,
         Reason::OwnSource,
         Reason::NotClient,
@@ -187,6 +221,11 @@ impl Reason {
             Reason::HeaderChecksum => "header_checksum",
             Reason::IcmpTruncated => "icmp_truncated",
             Reason::Fragment => "fragment",
+            Reason::FragmentTiny => "fragment_tiny",
+            Reason::FragmentLength => "fragment_length",
+            Reason::FragmentOverlap => "fragment_overlap",
+            Reason::FragmentScattered => "fragment_scattered",
+            Reason::FragmentEarly => "fragment_early",
             Reason::TtlExpired => "ttl_expired",
             Reason::OwnSource => "own_source",
             Reason::NotClient => "not_client",

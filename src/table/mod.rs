@@ -16,6 +16,8 @@ pub mod clients;
 pub mod echoes;
 #[cfg_attr(loom, path = "forward_model.rs")]
 pub mod forward;
+pub mod fragments;
+pub mod identifications;
 pub mod idents;
 #[cfg(test)]
 #[cfg(loom)]

@@ -44,6 +44,11 @@ pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
 /// The fragment offset counts units of eight bytes.
 const FRAGMENT_UNITS: u16 = 0x1FFF;
 
+/// Options (RFC 791, section 3.1): the end of all, none, and the bit of those that every fragment has.
+const OPTION_END: u8 = 0;
+const OPTION_NONE: u8 = 1;
+const OPTION_COPIED: u8 = 0x80;
+
 /// Why bytes are not an IPv4 datagram. The first that applies, in this order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Malformed {
@@ -98,6 +103,12 @@ impl<B: AsRef<[u8]>> Ipv4<B> {
             return Err(Malformed::TotalLength);
         }
         Ok(Ipv4 { bytes, header_len, total_len })
+    }
+
+    /// A view of a header of this length that has been checked elsewhere, without anything after it yet.
+    pub(super) fn of_header(bytes: B, header_len: usize) -> Option<Ipv4<B>> {
+        let plausible = (HEADER_LEN_MIN..=bytes.as_ref().len()).contains(&header_len);
+        plausible.then_some(Ipv4 { bytes, header_len, total_len: header_len })
     }
 
     /// Length of the header with its options, in bytes: 20 to 60.
@@ -237,9 +248,69 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
 
     /// Lets routers fragment the datagram.
     pub fn clear_dont_fragment(&mut self) {
-        let old = word_at(self.bytes.as_ref(), field::FRAGMENT);
-        let new = old & !DONT_FRAGMENT;
-        put_word(self.bytes.as_mut(), field::FRAGMENT, new);
+        self.set_word(field::FRAGMENT, self.fragment_field() & !DONT_FRAGMENT);
+    }
+
+    /// Replaces what the fragments of one datagram have in common.
+    pub fn set_identification(&mut self, identification: u16) {
+        self.set_word(field::IDENTIFICATION, identification);
+    }
+
+    /// Makes the header that of a fragment of `payload_len` bytes, which stand `offset` bytes (a multiple of eight) into the
+    /// whole datagram's payload; the view is of the new length then. Refused, without a change, if the bytes there are
+    /// fewer or no header can say it.
+    pub(super) fn set_fragment(&mut self, payload_len: usize, offset: usize, more: bool) -> bool {
+        let total_len = self.header_len + payload_len;
+        let units = u16::try_from(offset / 8).ok().filter(|units| offset.is_multiple_of(8) && *units <= FRAGMENT_UNITS);
+        let (Some(units), Ok(word)) = (units, u16::try_from(total_len)) else { return false };
+        if total_len > self.bytes.as_ref().len() {
+            return false;
+        }
+        let kept = self.fragment_field() & !(MORE_FRAGMENTS | FRAGMENT_UNITS);
+        self.set_word(field::FRAGMENT, kept | units | if more { MORE_FRAGMENTS } else { 0 });
+        self.set_word(field::TOTAL_LEN, word);
+        self.total_len = total_len;
+        true
+    }
+
+    /// Replaces an option that routers need not copy to later fragments by as many "no operation"s.
+    pub(super) fn blank_uncopied_options(&mut self) {
+        let mut at = HEADER_LEN_MIN;
+        while at < self.header_len {
+            let (kind, length) =
+                (self.header()[at], self.header().get(at + 1).map_or(0, |length| usize::from(*length)));
+            at += match kind {
+                OPTION_END => return,
+                OPTION_NONE => 1,
+                // One whose length makes no sense is left to whoever makes sense of it.
+                _ if length < 2 || at + length > self.header_len => return,
+                _ => {
+                    if kind & OPTION_COPIED == 0 {
+                        self.blank(at, length);
+                    }
+                    length
+                }
+            };
+        }
+    }
+
+    fn blank(&mut self, at: usize, length: usize) {
+        for byte in at..at + length {
+            // The word that holds it begins at an even offset, as the header does.
+            let word = byte & !1;
+            let old = word_at(self.bytes.as_ref(), word);
+            let new = if byte == word {
+                old & 0xFF | u16::from(OPTION_NONE) << 8
+            } else {
+                old & 0xFF00 | u16::from(OPTION_NONE)
+            };
+            self.set_word(word, new);
+        }
+    }
+
+    fn set_word(&mut self, at: usize, new: u16) {
+        let old = word_at(self.bytes.as_ref(), at);
+        put_word(self.bytes.as_mut(), at, new);
         self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
     }
 
@@ -300,6 +371,8 @@ mod tests {
                 packet.set_destination(CLIENT);
                 packet.set_ttl(1);
                 packet.clear_dont_fragment();
+                packet.set_identification(0x1234);
+                packet.blank_uncopied_options();
                 packet.payload_mut().fill(0xFF);
                 assert_eq!((packet.source(), packet.destination(), packet.ttl()), (REMOTE, CLIENT, 1));
                 assert_eq!(packet.header_is_intact(), intact, "a setter hid or made damage");

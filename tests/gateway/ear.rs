@@ -63,3 +63,19 @@ impl Ear {
         self.0.send_to(&message, &SocketAddrV4::new(to, 0).into()).expect("it is sent");
     }
 }
+
+/// Sends whole IP packets, header included, as they are.
+pub(crate) struct Injector(Socket);
+
+impl Injector {
+    /// In the namespace.
+    pub(crate) fn at(namespace: &Namespace) -> Injector {
+        let socket = namespace.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))));
+        Injector(socket.expect("the namespace can be entered").expect("raw sockets take root: scripts/test"))
+    }
+
+    /// Sends the packet to `to`, to which it is addressed.
+    pub(crate) fn send(&self, packet: &[u8], to: Ipv4Addr) {
+        self.0.send_to(packet, &SocketAddrV4::new(to, 0).into()).expect("it is sent");
+    }
+}

@@ -12,6 +12,7 @@ mod ear;
 mod ends;
 mod errors;
 mod firewall;
+mod fragments;
 mod heals;
 mod leaves;
 mod policy;

@@ -26,11 +26,12 @@ use std::time::{Duration, Instant};
 use super::DivertSettings;
 use crate::error::SetupError;
 use crate::host::nft::{self, Failure};
+use crate::policy::Prefix;
 use crate::sys::poll;
 
 /// The chain's priority, the kernel's NF_IP_PRI_RAW_BEFORE_DEFRAG. At `raw` (-300) a host that tracks connections has
 /// put fragments together already: a fragmented request would look whole, be diverted, and be cut up again on its way into
-/// the TUN.
+/// the TUN; and parts of requests would fill the memory in which that is done.
 const BEFORE_DEFRAG: i32 = -450;
 
 /// The errors that are passed on, by nft's names.
@@ -238,6 +239,8 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
     };
     let clients: Vec<String> = settings.disjoint_clients().iter().map(ToString::to_string).collect();
     let clients = clients.join(", ");
+    let range = |prefix: &Prefix| format!("{:#010x}-{:#010x}", u32::from(prefix.address()), prefix.last());
+    let ranges = settings.disjoint_clients().iter().map(range).collect::<Vec<_>>().join(", ");
     let (kept, mark) = (!settings.mask, settings.mark);
     let (device, mtu) = (&settings.device.name, settings.device.mtu);
     let commands = [
@@ -247,13 +250,22 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!("add table {table} {flags}"),
         format!("add chain {table} {stamp}"),
         format!("add chain {table} divert {{ type filter hook prerouting priority {BEFORE_DEFRAG}; policy accept; }}"),
-        // A whole packet over the TUN's MTU would reach it in pieces too: the kernel's path takes it. So does it what
-        // comes by another interface than the replies would leave by: somebody writes with another client's address. The
-        // look-ups of routes are last: only packets that match all else pay for them.
+        format!("add chain {table} requests"),
+        format!("add chain {table} outward"),
         format!(
-            "add rule {table} divert iifname {{ {interfaces} }} ip saddr {{ {clients} }} ip daddr != {{ {clients} }} \
-             ip length <= {mtu} ip frag-off & 0x3fff == 0 icmp type echo-request icmp code 0 fib daddr type != local \
-             fib saddr . iif oif exists {way_out} \
+            "add rule {table} divert iifname {{ {interfaces} }} ip protocol icmp ip saddr {{ {clients} }} \
+             ip daddr != {{ {clients} }} goto requests"
+        ),
+        // Of a fragmented message only the first part has a type: all parts of all messages come, in their order, and what is no
+        // request goes back. No fragment is tracked, so none is put together before that.
+        format!("add rule {table} requests ip frag-off & 0x3fff != 0 goto outward"),
+        format!("add rule {table} requests icmp type echo-request icmp code 0 goto outward"),
+        // On its way into the TUN a packet over its MTU is cut, or its sender is told what fits there: which may be less than what
+        // fits outside. The kernel's path takes it then. So does it what comes by another interface than the replies would
+        // leave by: somebody writes with another client's address. The look-ups of routes are last: only packets that match all else pay for them.
+        format!("add rule {table} outward ip length > {mtu} ip frag-off & 0x4000 != 0 return"),
+        format!(
+            "add rule {table} outward fib daddr type != local fib saddr . iif oif exists {way_out} \
              meta mark set meta mark & {kept:#010x} | {mark:#010x} notrack"
         ),
         format!("add rule {table} divert iifname \"{device}\" icmp type echo-reply notrack"),
@@ -262,6 +274,14 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!(
             "add rule {table} divert iifname \"{device}\" ip saddr != {{ {clients} }} ip daddr {{ {clients} }} \
              icmp type {{ {ERROR_TYPES} }} notrack"
+        ),
+        // What the kernel has to say about an echo reply that it cannot bring to its client (nobody answers there any more) is
+        // no concern of the remote's, who would be told the client's address. Offsets in bits: of the quoted
+        // header's protocol and destination, and of the type after a header without options.
+        format!("add chain {table} quiet {{ type filter hook output priority {BEFORE_DEFRAG}; policy accept; }}"),
+        format!(
+            "add rule {table} quiet icmp type {{ {ERROR_TYPES} }} ip daddr != {{ {clients} }} \
+             @th,136,8 1 @th,192,32 {{ {ranges} }} @th,224,8 0 drop"
         ),
     ];
     format!("{}\n", commands.join("; "))
