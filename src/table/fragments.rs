@@ -304,3 +304,176 @@ pub fn worker_of(source: Ipv4Addr, identification: u16, seed: u64, workers: usiz
     let hash = fold(fold(key).wrapping_mul(0xBF58_476D_1CE4_E5B9)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 49;
     usize::try_from((hash + u64::from(identification & 15)) % workers.max(1) as u64).unwrap_or(0)
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
+    const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+    const CARRIED: Decision = Decision::Carried { address: 0, identification: 9 };
+    const NOW: Instant = Instant::from_nanos(5_000_000_000);
+
+    fn series(identification: u16) -> Series {
+        Series { client: CLIENT, remote: REMOTE, identification }
+    }
+
+    fn part(offset: usize, len: usize, more_follow: bool) -> Part {
+        Part::new(offset, len, more_follow).unwrap()
+    }
+
+    fn decided(identification: u16) -> Fragments {
+        let mut fragments = Fragments::new(256);
+        fragments.decide(1, series(identification), part(0, 16, true), CARRIED, NOW);
+        fragments
+    }
+
+    #[test]
+    fn an_entry_is_one_cache_line() {
+        assert_eq!(size_of::<Entry>(), 64);
+    }
+
+    #[test]
+    fn parts_that_no_fragment_can_be_are_none() {
+        for (offset, len, more_follow) in
+            [(0, 0, true), (8, 0, false), (0, 12, true), (65_512, 8, false), (65_528, 8, true), (8, 65_512, false)]
+        {
+            assert_eq!(Part::new(offset, len, more_follow), None, "{offset} {len} {more_follow}");
+        }
+        assert!(Part::new(65_512, 3, false).is_some(), "the last bytes of the largest datagram");
+    }
+
+    #[test]
+    fn what_was_decided_holds_for_the_request_alone_and_for_its_time() {
+        let fragments = decided(1);
+        assert_eq!(fragments.decision(1, series(1), NOW), Some(CARRIED));
+        assert_eq!(fragments.decision(1, series(2), NOW), None);
+        assert_eq!(fragments.decision(1, Series { remote: CLIENT, ..series(1) }, NOW), None);
+        assert_eq!(fragments.decision(1, Series { client: REMOTE, ..series(1) }, NOW), None);
+        assert_eq!(fragments.decision(1, series(1), NOW + DECISION_TIME), None);
+    }
+
+    #[test]
+    fn teardrop_and_every_other_overlap_end_the_request_and_a_repetition_does_not() {
+        for (offset, len, more_follow, refused) in [
+            (0, 16, true, Refused::Repeated),
+            (8, 8, true, Refused::Repeated),
+            // Teardrop: it begins within what has come, and ends beyond or within.
+            (8, 16, true, Refused::Contradicts),
+            (8, 100, false, Refused::Contradicts),
+            // It ends where others have come.
+            (16, 20, false, Refused::Contradicts),
+        ] {
+            let mut fragments = decided(1);
+            fragments.note(1, series(1), part(40, 8, true), NOW).unwrap();
+            let noted = fragments.note(1, series(1), part(offset, len, more_follow), NOW);
+            assert_eq!(noted, Err(refused), "{offset} {len} {more_follow}");
+        }
+        let mut fragments = decided(1);
+        fragments.note(1, series(1), part(40, 3, false), NOW).unwrap();
+        assert_eq!(fragments.note(1, series(1), part(48, 8, true), NOW), Err(Refused::Contradicts), "beyond the end");
+        assert_eq!(fragments.note(1, series(1), part(56, 8, false), NOW), Err(Refused::Contradicts), "another end");
+        fragments.give_up(1, series(1), 7, NOW);
+        assert_eq!(fragments.decision(1, series(1), NOW), Some(Decision::Dropped(7)));
+    }
+
+    #[test]
+    fn a_request_in_too_many_pieces_is_given_up_and_its_memory_does_not_grow() {
+        let mut fragments = decided(1);
+        let noted: Vec<_> = (1..12).map(|number| fragments.note(1, series(1), part(number * 24, 8, true), NOW)).collect();
+        assert_eq!(noted.iter().filter(|noted| noted.is_ok()).count(), PARTS_MAX - 1);
+        assert_eq!(noted.last(), Some(&Err(Refused::Scattered)));
+    }
+
+    #[test]
+    fn who_sends_more_requests_at_once_loses_the_oldest_of_its_own() {
+        let mut fragments = decided(1);
+        fragments.decide(2, Series { client: REMOTE, ..series(1) }, part(0, 8, true), CARRIED, NOW);
+        for number in 2..=8 {
+            let now = NOW + Duration::from_millis(number.into());
+            fragments.decide(1, series(number), part(0, 8, true), CARRIED, now);
+        }
+        assert_eq!(fragments.decision(1, series(1), NOW), Some(CARRIED));
+        fragments.decide(1, series(9), part(0, 8, true), CARRIED, NOW + Duration::from_millis(9));
+        assert_eq!(fragments.decision(1, series(1), NOW), None);
+        let left = (2..=9).filter(|number| fragments.decision(1, series(*number), NOW) == Some(CARRIED)).count();
+        assert_eq!(left, WAYS);
+        assert_eq!(fragments.decision(2, Series { client: REMOTE, ..series(1) }, NOW), Some(CARRIED));
+    }
+
+    #[test]
+    fn early_ones_wait_in_bounds_and_are_called_when_their_first_has_come() {
+        let mut fragments = Fragments::new(256);
+        let waiting = (0..100).filter(|_| fragments.may_wait(1, series(1), NOW)).count();
+        assert_eq!(waiting, usize::from(EARLY_MAX));
+        assert!(fragments.may_wait(2, Series { client: REMOTE, ..series(1) }, NOW), "another client");
+        assert!(fragments.may_wait(1, series(1), NOW + EARLY_TIME), "later");
+        let now = NOW + EARLY_TIME;
+        fragments.decide(1, series(2), part(0, 8, true), CARRIED, now);
+        assert!(!fragments.take_awaited(), "nobody waited for that one");
+        fragments.decide(1, series(1), part(0, 8, true), CARRIED, now);
+        assert!(fragments.take_awaited() && !fragments.take_awaited());
+        assert_eq!(fragments.decision(1, series(1), now), Some(CARRIED));
+    }
+
+    #[test]
+    fn a_request_of_one_part_leaves_nothing_behind() {
+        let mut fragments = Fragments::new(256);
+        fragments.decide(1, series(1), part(0, 8, false), CARRIED, NOW);
+        assert_eq!(fragments.decision(1, series(1), NOW), None);
+    }
+
+    /// What the ranges ought to be: every unit by itself.
+    #[derive(Default)]
+    struct Model {
+        gone: Vec<u16>,
+        end: Option<u16>,
+    }
+
+    impl Model {
+        fn note(&mut self, part: Part) -> Result<bool, Refused> {
+            let units: Vec<u16> = (part.start..part.end).collect();
+            if units.iter().all(|unit| self.gone.contains(unit)) {
+                return Err(Refused::Repeated);
+            }
+            let overlaps = units.iter().any(|unit| self.gone.contains(unit));
+            let beyond = self.end.is_some_and(|end| part.end > end || part.last);
+            let short = part.last && self.gone.iter().any(|unit| *unit >= part.end);
+            if overlaps || beyond || short {
+                return Err(Refused::Contradicts);
+            }
+            self.gone.extend(units);
+            self.end = self.end.or(part.last.then_some(part.end));
+            Ok(self.end.is_some_and(|end| self.gone.len() == usize::from(end)))
+        }
+    }
+
+    proptest! {
+        /// A part that is repeated as a whole is told apart from one that meets several others only where ranges are whole.
+        #[test]
+        fn the_ranges_say_what_a_list_of_all_parts_says(
+            parts in prop::collection::vec((0..16_usize, 1..6_usize, any::<bool>(), prop::num::u8::ANY), 1..40),
+        ) {
+            let (mut entry, mut model) = (VOID, Model::default());
+            for (offset, len, _, last) in parts {
+                let part = part(offset * 8, len * 8, last > 20);
+                prop_assert_eq!(entry.note(part), model.note(part), "{:?} after {:?}", part, entry);
+            }
+        }
+
+        /// Whatever the order, so long as it is not scattered, all parts go and the entry is free.
+        #[test]
+        fn in_every_order_a_request_is_complete_once_all_parts_have_gone(
+            order in Just((0..16_usize).collect::<Vec<_>>()).prop_shuffle(),
+        ) {
+            let mut entry = VOID;
+            for (gone, number) in order.into_iter().enumerate() {
+                let noted = entry.note(part(number * 24, 24, number != 15));
+                prop_assert_eq!(noted, Ok(gone == 15));
+            }
+        }
+    }
+}

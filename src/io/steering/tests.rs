@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::*;
 use crate::sys::{event, namespace};
+use crate::table::fragments::worker_of;
 use crate::wire::build::{Datagram, echo_message, echo_reply, echo_request};
 use crate::wire::icmpv4::EchoKind;
 use crate::wire::ipv4::{self, Ipv4};
@@ -222,6 +223,19 @@ fn one_client_and_ident_is_one_queue() {
             }
         }
     });
+}
+
+/// A fragment that is read by the worker whose queue it takes is that worker's own: no hand-over.
+#[test]
+fn fragments_come_to_the_worker_that_judges_them() {
+    for (identification, seed) in (0..=u16::MAX).step_by(97).zip((0..).map(|number: u64| SEED.wrapping_mul(number | 1))) {
+        let whole = Datagram::new(CLIENT, REMOTE, ipv4::ICMP, vec![7; 16]);
+        let later = Datagram { identification, fragment_offset: 8, ..whole }.build();
+        for workers in 1..=5 {
+            let queue = usize::from(queue_hash(&later, seed)) % workers;
+            assert_eq!(worker_of(CLIENT, identification, seed, workers), queue);
+        }
+    }
 }
 
 #[test]
