@@ -85,6 +85,7 @@ pub struct Proxy {
     addresses: Vec<Ipv4Addr>,
     inside_mtu: usize,
     icmp_errors: bool,
+    quoted_checksum: bool,
     ttl: Ttl,
     pass_own: bool,
     workers: usize,
@@ -157,6 +158,7 @@ impl Proxy {
             addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
             icmp_errors: settings.icmp_errors,
+            quoted_checksum: settings.quoted_checksum,
             ttl: settings.ttl,
             pass_own: settings.pass_own,
             workers: settings.workers,
@@ -416,6 +418,10 @@ impl Batch<'_> {
         // The kernel writes a new header checksum when it sends: a damaged header must not leave as an intact one.
         if !packet.header_is_intact() {
             return Err(Reason::HeaderChecksum);
+        }
+        // It would get round the list of remotes (RFC 7126, sections 4.3 and 4.4).
+        if packet.has_source_route() {
+            return Err(Reason::SourceRoute);
         }
         if packet.ttl() <= self.proxy.ttl.spent() {
             return Err(Reason::TtlExpired);

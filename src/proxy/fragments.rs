@@ -17,7 +17,6 @@
 //! dropped too: the remote could do nothing with it.
 
 use super::{Batch, Outbound, Passing, Reason};
-use crate::policy::Refusal;
 use crate::table::fragments::{Decision, Part, Refused, Series, worker_of};
 use crate::wire::icmpv4::{self, ECHO_HEADER_LEN, Echo, EchoKind};
 use crate::wire::ipv4::Ipv4;
@@ -90,12 +89,7 @@ impl Batch<'_> {
             Some(Decision::Carried { address, identification }) => (address, identification),
             Some(Decision::Passed) => return Outbound::FallThrough(Passing::NotEchoRequest),
             Some(Decision::Dropped(reason)) => return Outbound::Drop(reason_of(reason)),
-            // Whatever its first fragment is: it would not go on, nor take up room.
-            None if self.proxy.policy.check(series.client, series.remote) == Err(Refusal::NotClient) => {
-                return Outbound::Drop(Reason::NotClient);
-            }
-            None if self.owner.fragments.may_wait(place, series, self.now) => return Outbound::Hold,
-            None => return Outbound::Drop(Reason::FragmentEarly),
+            None => return self.early_fragment(place, series),
         };
         if let Err(reason) = self.may_leave(packet) {
             return Outbound::Drop(reason);
@@ -114,6 +108,18 @@ impl Batch<'_> {
         packet.set_identification(identification);
         self.leave_from(packet, address);
         Outbound::Carry { address, remote: series.remote, length }
+    }
+
+    fn early_fragment(&mut self, place: u64, series: Series) -> Outbound {
+        // What would not go on anyway takes up no room.
+        if let Err(refusal) = self.proxy.policy.check(series.client, series.remote) {
+            return Outbound::Drop(refusal.into());
+        }
+        if self.owner.fragments.may_wait(place, series, self.now) {
+            Outbound::Hold
+        } else {
+            Outbound::Drop(Reason::FragmentEarly)
+        }
     }
 
     fn give_up(&mut self, place: u64, series: Series, refused: Refused) -> Outbound {
@@ -146,3 +152,6 @@ impl Batch<'_> {
 fn reason_of(number: u8) -> Reason {
     Reason::ALL.get(usize::from(number)).copied().unwrap_or(Reason::Fragment)
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,6 +114,8 @@ pub enum Reason {
     TotalLength,
     /// A wrong IPv4 header checksum.
     HeaderChecksum,
+    /// A request with a source route: it would end elsewhere than at the remote that it names.
+    SourceRoute,
     /// ICMP shorter than an echo's header.
     IcmpTruncated,
     /// From outside: a fragment of ICMP. (The kernel puts them together before a raw socket sees them.)
@@ -157,7 +159,8 @@ pub enum Reason {
     EchoContended,
     /// From outside: neither an echo reply nor an error that is asked for.
     NotEchoReply,
-    /// An error whose ICMP checksum is wrong (RFC 5508 REQ-3).
+    /// An error whose ICMP checksum is wrong or, if that is asked for, the checksum of the header that it quotes (RFC 5508
+    /// REQ-3).
     ErrorChecksum,
     /// An error that quotes no echo request, or too little of one.
     ErrorQuote,
@@ -175,12 +178,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 33] = [
+    pub const ALL: [Reason; 34] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
         Reason::TotalLength,
         Reason::HeaderChecksum,
+        Reason::SourceRoute,
         Reason::IcmpTruncated,
         Reason::Fragment,
         Reason::FragmentTiny,
@@ -219,6 +223,7 @@ impl Reason {
             Reason::HeaderLength => "header_length",
             Reason::TotalLength => "total_length",
             Reason::HeaderChecksum => "header_checksum",
+            Reason::SourceRoute => "source_route",
             Reason::IcmpTruncated => "icmp_truncated",
             Reason::Fragment => "fragment",
             Reason::FragmentTiny => "fragment_tiny",

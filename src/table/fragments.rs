@@ -383,7 +383,8 @@ mod tests {
     #[test]
     fn a_request_in_too_many_pieces_is_given_up_and_its_memory_does_not_grow() {
         let mut fragments = decided(1);
-        let noted: Vec<_> = (1..12).map(|number| fragments.note(1, series(1), part(number * 24, 8, true), NOW)).collect();
+        let noted: Vec<_> =
+            (1..12).map(|number| fragments.note(1, series(1), part(number * 24, 8, true), NOW)).collect();
         assert_eq!(noted.iter().filter(|noted| noted.is_ok()).count(), PARTS_MAX - 1);
         assert_eq!(noted.last(), Some(&Err(Refused::Scattered)));
     }

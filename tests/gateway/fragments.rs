@@ -22,9 +22,9 @@ in_every_setup!(
 
 /// Two clients, a gateway, a router that carries 1,400 bytes on its far side, and remotes.
 fn behind_a_narrow_router() -> Scene {
-    let scene = Scene::with(&LabOptions { clients: 2, remotes: 3, router: true, ..LabOptions::default() });
+    let scene = Scene::with(&LabOptions { clients: 2, remotes: 3, routers: 1, ..LabOptions::default() });
     // A cable's end drops what is longer than its own MTU: both ends.
-    run(scene.lab().router().expect("there is one"), "ip link set far mtu 1400");
+    run(&scene.lab().routers()[0], "ip link set far mtu 1400");
     run(scene.internet(), "ip link set eth0 mtu 1400");
     scene
 }

@@ -228,7 +228,8 @@ fn one_client_and_ident_is_one_queue() {
 /// A fragment that is read by the worker whose queue it takes is that worker's own: no hand-over.
 #[test]
 fn fragments_come_to_the_worker_that_judges_them() {
-    for (identification, seed) in (0..=u16::MAX).step_by(97).zip((0..).map(|number: u64| SEED.wrapping_mul(number | 1))) {
+    for (identification, seed) in (0..=u16::MAX).step_by(97).zip((0..).map(|number: u64| SEED.wrapping_mul(number | 1)))
+    {
         let whole = Datagram::new(CLIENT, REMOTE, ipv4::ICMP, vec![7; 16]);
         let later = Datagram { identification, fragment_offset: 8, ..whole }.build();
         for workers in 1..=5 {
