@@ -25,6 +25,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::error::SetupError;
+use crate::host::addresses::{AddressWatch, Change};
 use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
@@ -57,6 +58,7 @@ pub struct Gateway {
     stop: Arc<AtomicBool>,
     workers: Vec<Running>,
     divert: Option<Divert>,
+    addresses: Option<AddressWatch>,
 }
 
 /// A worker's thread.
@@ -132,6 +134,7 @@ impl Gateway {
     /// Sets the gateway up and lets it serve. On an error nothing is left behind.
     pub fn start(config: &Config) -> Result<Gateway, SetupError> {
         examine(config)?;
+        let follow_default = config.outside.addresses.is_empty();
         let config = resolved(config)?;
         let engine = io::choose(config.run.io)?;
         let cpus = cpus::allowed()?;
@@ -151,6 +154,7 @@ impl Gateway {
             stop: Arc::new(AtomicBool::new(false)),
             workers: Vec::with_capacity(tuns.len()),
             divert: None,
+            addresses: None,
         };
         let clock = Monotonic::new();
         if tuns.len() > cpus.len() {
@@ -158,8 +162,10 @@ impl Gateway {
         }
         let wakers = tuns.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let posts = Post::ring(&wakers);
+        let mut send = Vec::new();
         for (number, ((tun, waker), post)) in tuns.into_iter().zip(wakers).zip(posts).enumerate() {
             let ports = ports(&config, number, tun, waker)?;
+            send.push(ports.send.iter().map(SendSocket::try_clone).collect::<Result<Vec<_>, _>>()?);
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
             gateway.spawn(
                 Crew {
@@ -177,6 +183,9 @@ impl Gateway {
                 fault.clone(),
             )?;
         }
+        let watched = config.outside.addresses.clone();
+        let follow = move |change| follow(&proxy, &send, change);
+        gateway.addresses = Some(AddressWatch::start(watched, follow_default, follow)?);
         if !config.inside.divert.is_empty() {
             gateway.divert = Some(Divert::install(&divert_settings(&config, device))?);
         }
@@ -228,6 +237,7 @@ impl Gateway {
     }
 
     fn end_workers(&mut self) {
+        drop(self.addresses.take());
         // Release: pairs with the workers' Acquire.
         self.stop.store(true, Ordering::Release);
         for running in &self.workers {
@@ -414,6 +424,31 @@ fn ports(config: &Config, number: usize, tun: Tun, waker: Waker) -> Result<Ports
         waker,
         sizes: io::Sizes::for_mtu(config.inside.mtu),
     })
+}
+
+/// Acts on a change of the host's addresses. `send`: each worker's send sockets, by the addresses' numbers.
+fn follow(proxy: &Proxy, send: &[Vec<SendSocket>], change: Change) {
+    let addresses = proxy.addresses();
+    match change {
+        Change::Lost(number, address) => {
+            tracing::warn!(%address, "the host has this outside address no more: its mappings end");
+            addresses.set_lost(number, true);
+        }
+        Change::Back(number, address) => {
+            tracing::info!(%address, "the host has this outside address again");
+            addresses.set_lost(number, false);
+        }
+        Change::Replaced(number, address) => {
+            let sockets = send.iter().filter_map(|sockets| sockets.get(usize::from(number)));
+            let rebound: Result<Vec<()>, _> = sockets.map(|socket| socket.rebind(address)).collect();
+            match rebound {
+                Ok(_) => tracing::info!(%address, "the default route has another source: pings leave from it now"),
+                Err(error) => tracing::error!(%error, "the default route has another source"),
+            }
+            addresses.replace(number, address);
+            addresses.set_lost(number, false);
+        }
+    }
 }
 
 /// Lets the pings between one pair of hosts use all workers, where the kernel lets us say how.

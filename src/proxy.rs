@@ -21,6 +21,7 @@
 
 mod errors;
 mod fragments;
+mod pairing;
 mod settings;
 mod verdict;
 
@@ -32,7 +33,7 @@ use rand::RngExt as _;
 
 use crate::clock::Instant;
 use crate::error::SetupError;
-use crate::policy::Policy;
+use crate::policy::{Policy, Refusal};
 use crate::policy::remotes::Remotes;
 use crate::table::clients::Allowance;
 pub use crate::table::echoes::Recorded;
@@ -40,6 +41,8 @@ use crate::table::echoes::{Consumed, EchoKey, Echoes};
 use crate::table::forward::Guard;
 use crate::table::fragments::Fragments;
 use crate::table::identifications::Identifications;
+use crate::table::addresses::Addresses;
+pub use crate::table::idents::IdentPolicy;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
 use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
@@ -82,13 +85,13 @@ pub struct Sizes {
 #[derive(Debug)]
 pub struct Proxy {
     policy: Policy,
-    addresses: Vec<Ipv4Addr>,
     inside_mtu: usize,
     icmp_errors: bool,
     quoted_checksum: bool,
     ttl: Ttl,
     pass_own: bool,
     workers: usize,
+    preserves_idents: bool,
     fragment_seed: u64,
     mappings: Mappings,
     echoes: Echoes,
@@ -135,12 +138,15 @@ impl Proxy {
         }
         let lifetimes = Lifetimes { idle: settings.mapping_idle, hold_down };
         let remotes = Remotes::new(&settings.denied, &settings.allowed);
-        let policy =
-            Policy::new(&settings.clients, &settings.addresses, settings.allowance, &settings.overrides, remotes);
+        let policy = Policy::new(&settings.clients, settings.allowance, &settings.overrides, remotes);
+        let mappings = Mappings::new(&settings.addresses, policy.client_addresses());
         let owners = (0..settings.workers)
             .map(|worker| {
                 let shards: Vec<usize> = (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect();
-                let idents = Idents::new(settings.addresses.len(), &shards, lifetimes, idents::split(&mut rng));
+                let rng_of_idents = idents::split(&mut rng);
+                let addresses = settings.addresses.len();
+                let idents = Idents::new(addresses, &shards, &settings.idents, lifetimes, rng_of_idents);
+                idents.announce(&mappings.addresses);
                 Some(Owner {
                     number: worker,
                     fragments: Fragments::new(policy.client_addresses()),
@@ -153,15 +159,15 @@ impl Proxy {
             })
             .collect();
         Ok(Arc::new(Proxy {
-            mappings: Mappings::new(settings.addresses.len(), policy.client_addresses()),
+            mappings,
             policy,
-            addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
             icmp_errors: settings.icmp_errors,
             quoted_checksum: settings.quoted_checksum,
             ttl: settings.ttl,
             pass_own: settings.pass_own,
             workers: settings.workers,
+            preserves_idents: settings.idents.preserve,
             fragment_seed: rng.random(),
             echoes,
             lifetimes,
@@ -180,13 +186,13 @@ impl Proxy {
     /// A handle for a thread that only receives: it owns no idents, so it makes no mappings and has nothing to expire.
     /// As many as there are such threads; they do not count as [`Settings::workers`].
     pub fn receiver(self: &Arc<Proxy>) -> Handle {
-        let addresses = self.addresses.len();
+        let addresses = self.mappings.addresses.len();
         let mut rng = idents::generator(None);
         let owner = Owner {
             number: self.workers,
             fragments: Fragments::new(0),
             identifications: Identifications::new(0, 1, &mut rng),
-            idents: Idents::new(addresses, &[], self.lifetimes, rng),
+            idents: Idents::new(addresses, &[], &IdentPolicy::default(), self.lifetimes, rng),
             shards: Vec::new(),
             sweep_next: 0,
             swept: Instant::START,
@@ -194,9 +200,10 @@ impl Proxy {
         Handle { proxy: Arc::clone(self), owner }
     }
 
-    /// The gateway's addresses outside, in the order of their numbers.
-    pub fn addresses(&self) -> &[Ipv4Addr] {
-        &self.addresses
+    /// The gateway's addresses outside, by their numbers. Whoever sees that the host has one no more says so here
+    /// ([`Addresses::set_lost`]).
+    pub fn addresses(&self) -> &Addresses {
+        &self.mappings.addresses
     }
 
     /// By which the fragments of a request are given to one of the threads: for [`crate::io::steering`], so that they come to
@@ -231,13 +238,11 @@ impl Proxy {
     }
 
     fn address_number(&self, address: Ipv4Addr) -> Option<u8> {
-        self.addresses.iter().position(|own| *own == address).and_then(|number| u8::try_from(number).ok())
+        self.mappings.addresses.number_of(address)
     }
 
-    /// Which gateway address a client uses: always the same one (RFC 6888 REQ-2).
-    fn address_of(&self, client: Ipv4Addr) -> u8 {
-        let spread = u64::from(u32::from(client)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        u8::try_from(spread % self.addresses.len() as u64).unwrap_or(0)
+    fn may_ping(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<(), Refusal> {
+        self.policy.check(source, remote, &self.mappings.addresses)
     }
 }
 
@@ -315,23 +320,28 @@ pub struct Expired {
 impl Batch<'_> {
     /// Judges a packet from a client and, if it is to be forwarded, records and rewrites it in place.
     pub fn outbound(&mut self, packet: &mut [u8]) -> Outbound {
-        self.judge_outbound(packet, false)
+        self.judge_outbound(packet, Asked::First)
+    }
+
+    /// As `outbound`, for a packet that another thread has sent [`Outbound::Elsewhere`].
+    pub fn outbound_again(&mut self, packet: &mut [u8]) -> Outbound {
+        self.judge_outbound(packet, Asked::Again)
     }
 
     /// As `outbound`, for a packet that every other thread has sent [`Outbound::Elsewhere`]: refuses it if this one has no
     /// ident either.
     pub fn outbound_at_last(&mut self, packet: &mut [u8]) -> Outbound {
-        self.judge_outbound(packet, true)
+        self.judge_outbound(packet, Asked::Last)
     }
 
-    fn judge_outbound(&mut self, packet: &mut [u8], at_last: bool) -> Outbound {
+    fn judge_outbound(&mut self, packet: &mut [u8], asked: Asked) -> Outbound {
         let mut packet = match Ipv4::check(packet) {
             Ok(packet) => packet,
             Err(ipv4::Malformed::Version) => return Outbound::FallThrough(Passing::NotIpv4),
             Err(malformed) => return Outbound::Drop(malformed.into()),
         };
         match self.business(&packet) {
-            Ok(Business::Request) => self.judge_request(&mut packet, at_last),
+            Ok(Business::Request) => self.judge_request(&mut packet, asked),
             Ok(Business::Fragment) => self.outbound_fragment(&mut packet),
             Ok(Business::Others(passing)) => Outbound::FallThrough(passing),
             Err(reason @ Reason::RemoteDenied) => self.refuse(packet.source(), reason),
@@ -340,7 +350,7 @@ impl Batch<'_> {
     }
 
     /// Admits a request that may leave, and rewrites it: a whole one, or its first fragment.
-    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, at_last: bool) -> Outbound {
+    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, asked: Asked) -> Outbound {
         let (client, remote) = (packet.source(), packet.destination());
         let length = packet.total_len();
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Outbound::Drop(Reason::IcmpTruncated) };
@@ -348,11 +358,17 @@ impl Batch<'_> {
         let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
         let asker = Asker { client, line, client_ident: echo.ident() };
         let live = self.proxy.mappings.find(client, asker.client_ident, &self.guard);
-        if live.is_none() && self.creations_left == 0 {
-            return Outbound::Later;
-        }
-        if live.is_none() && !at_last && !self.owner.idents.is_ready(self.proxy.address_of(client)) {
-            return Outbound::Elsewhere;
+        match live {
+            // Its owner is about to end it.
+            Some(index) if self.proxy.mappings.addresses.is_lost(index.address()) => {
+                return self.refuse(client, Reason::AddressLost);
+            }
+            Some(_) => {}
+            None => {
+                if let Some(verdict) = self.before_making(asker, asked) {
+                    return verdict;
+                }
+            }
         }
         let (_, allowance) = self.proxy.policy.allowance(client);
         let admitted = self.admit(live, asker, allowance, length).and_then(|index| {
@@ -373,8 +389,26 @@ impl Batch<'_> {
         Outbound::Forward { address: index.address(), remote, length, recorded }
     }
 
+    /// What keeps this batch from making a mapping, if anything does.
+    fn before_making(&self, asker: Asker, asked: Asked) -> Option<Outbound> {
+        if self.creations_left == 0 {
+            return Some(Outbound::Later);
+        }
+        let mappings = &self.proxy.mappings;
+        let address = self.proxy.choose(asker.client, mappings.clients.pairing(asker.line));
+        if mappings.addresses.is_lost(address) {
+            return Some(self.refuse(asker.client, Reason::AddressLost));
+        }
+        // Whose the client's own ident is.
+        let owner = SlotIndex::new(address, asker.client_ident).shard() % self.proxy.workers;
+        if self.proxy.preserves_idents && asked == Asked::First && owner != self.owner.number {
+            return Some(Outbound::BelongsTo { worker: owner });
+        }
+        (asked != Asked::Last && !self.owner.idents.is_ready(address)).then_some(Outbound::Elsewhere)
+    }
+
     fn leave_from(&self, packet: &mut Ipv4<&mut [u8]>, address: u8) {
-        packet.set_source(self.proxy.addresses[usize::from(address)]);
+        packet.set_source(self.proxy.mappings.addresses.get(address).unwrap_or(Ipv4Addr::UNSPECIFIED));
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();
         }
@@ -384,7 +418,7 @@ impl Batch<'_> {
         let clients = &self.proxy.mappings.clients;
         let tell = clients.may_be_told(clients.index(self.proxy.policy.place(client)), self.now);
         let (class, _) = self.proxy.policy.allowance(client);
-        Outbound::Refuse { reason, class, tell_from: tell.then(|| self.proxy.address_of(client)) }
+        Outbound::Refuse { reason, class, tell_from: self.proxy.tell_from(client).filter(|_| tell) }
     }
 
     /// Whose business the packet is, or why it goes nowhere.
@@ -426,7 +460,7 @@ impl Batch<'_> {
         if packet.ttl() <= self.proxy.ttl.spent() {
             return Err(Reason::TtlExpired);
         }
-        Ok(self.proxy.policy.check(packet.source(), packet.destination())?)
+        Ok(self.proxy.may_ping(packet.source(), packet.destination())?)
     }
 
     /// Charges the client for the packet; then its live mapping, or a new one.
@@ -443,9 +477,9 @@ impl Batch<'_> {
             mappings.slots.touch(index, self.now);
             return Ok(index);
         }
-        mappings.clients.enter(asker.line, allowance, self.now)?;
+        let choose = |pairing| self.proxy.choose(asker.client, pairing);
+        let address = mappings.clients.enter(asker.line, allowance, self.now, choose)?;
         self.creations_left -= 1;
-        let address = self.proxy.address_of(asker.client);
         Ok(self.owner.idents.make(mappings, address, asker, self.now, &self.guard)?)
     }
 
@@ -572,7 +606,7 @@ impl Batch<'_> {
 
     /// The gateway address of this number.
     pub fn address(&self, number: u8) -> Option<Ipv4Addr> {
-        self.proxy.addresses.get(usize::from(number)).copied()
+        self.proxy.mappings.addresses.get(number)
     }
 
     /// Ends what is due: idle mappings and hold-downs, [`CREATIONS_MAX`] of each at most, and unanswered echoes: as many
@@ -613,6 +647,17 @@ impl Owner {
         }
         unanswered
     }
+}
+
+/// How many threads have been asked about a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asked {
+    /// None before.
+    First,
+    /// Some had no ident for it.
+    Again,
+    /// All others had none.
+    Last,
 }
 
 /// Whose business an outbound packet is.

@@ -453,6 +453,14 @@ impl<I: PacketIo> Turn<'_, I> {
         }
     }
 
+    fn judge(&mut self, frame: &mut Frame, refusals: usize) -> Outbound {
+        match refusals {
+            0 => self.batch.outbound(frame),
+            some if some < self.post.workers() => self.batch.outbound_again(frame),
+            _ => self.batch.outbound_at_last(frame),
+        }
+    }
+
     /// To the next worker, or, if all have been asked, judged here at last.
     fn hand_over(&mut self, mut frame: Frame, refusals: usize) {
         if refusals < self.post.workers() {
@@ -478,7 +486,7 @@ impl<I: PacketIo> Turn<'_, I> {
             let Some(Parcel { packet, refusals }) = self.post.take() else { break };
             match self.io.copy_of(Side::Inside, &packet) {
                 Some(mut frame) => {
-                    let verdict = self.batch.outbound(&mut frame);
+                    let verdict = self.judge(&mut frame, refusals);
                     self.carry_out(verdict, frame, refusals);
                 }
                 None => self.counters.hand_over_full.add(1),
@@ -525,11 +533,7 @@ impl<I: PacketIo> Turn<'_, I> {
     fn outbound_waiting(&mut self) {
         for _ in 0..self.waiting.len() {
             let Some((mut frame, refusals)) = self.waiting.pop_front() else { break };
-            let verdict = if refusals < self.post.workers() {
-                self.batch.outbound(&mut frame)
-            } else {
-                self.batch.outbound_at_last(&mut frame)
-            };
+            let verdict = self.judge(&mut frame, refusals);
             self.carry_out(verdict, frame, refusals);
         }
     }

@@ -133,9 +133,33 @@ pub struct SendSocket(Socket);
 impl SendSocket {
     /// Opens it in the calling thread's network namespace. `address` must be the host's own.
     pub fn open(address: Ipv4Addr, buffer_bytes: u32) -> Result<SendSocket, SetupError> {
-        let socket = open_raw(Protocol::from(libc::IPPROTO_RAW))?;
+        let socket = SendSocket(open_raw(Protocol::from(libc::IPPROTO_RAW))?);
+        socket.bind(address)?;
+        net::ignore_path_mtu(socket.as_fd())
+            .and_then(|()| net::tell_errors(socket.as_fd()))
+            .and_then(|()| net::keep_fragments(socket.as_fd()))
+            .and_then(|()| net::set_send_buffer(socket.as_fd(), buffer_bytes))
+            .map_err(|error| SetupError::caused(format!("cannot prepare the raw socket of {address}"), error))?;
+        Ok(socket)
+    }
+
+    /// Another handle to the same socket.
+    pub fn try_clone(&self) -> Result<SendSocket, SetupError> {
+        let cloned = self.0.try_clone();
+        cloned.map(SendSocket).map_err(|error| SetupError::caused("cannot share a raw socket", error))
+    }
+
+    /// Sends from another address from now on, by whichever handle. Whoever sends meanwhile sends as from no address in
+    /// particular.
+    pub fn rebind(&self, address: Ipv4Addr) -> Result<(), SetupError> {
+        net::dissolve(self.as_fd())
+            .map_err(|error| SetupError::caused("cannot take a raw socket from its address", error))?;
+        self.bind(address)
+    }
+
+    fn bind(&self, address: Ipv4Addr) -> Result<(), SetupError> {
         let at = |address| SockAddr::from(SocketAddrV4::new(address, 0));
-        socket.bind(&at(address)).map_err(|error| {
+        self.0.bind(&at(address)).map_err(|error| {
             let absent = error.raw_os_error() == Some(libc::EADDRNOTAVAIL);
             let plain = SetupError::caused(format!("cannot send from the gateway address {address}"), error);
             if !absent {
@@ -146,16 +170,10 @@ impl SendSocket {
                  (ip address add {address}/32 dev lo)"
             ))
         })?;
-        socket.connect(&at(NOBODY)).map_err(|error| {
+        self.0.connect(&at(NOBODY)).map_err(|error| {
             SetupError::caused(format!("cannot connect a raw socket to the unused {NOBODY}"), error)
                 .remedy("the loopback device must be up: ip link set lo up")
-        })?;
-        net::ignore_path_mtu(socket.as_fd())
-            .and_then(|()| net::tell_errors(socket.as_fd()))
-            .and_then(|()| net::keep_fragments(socket.as_fd()))
-            .and_then(|()| net::set_send_buffer(socket.as_fd(), buffer_bytes))
-            .map_err(|error| SetupError::caused(format!("cannot prepare the raw socket of {address}"), error))?;
-        Ok(SendSocket(socket))
+        })
     }
 
     /// Sends one datagram, a whole one with its header, to `remote` (which the datagram's own destination equals), without

@@ -121,10 +121,10 @@ impl Batch<'_> {
         let (client, remote) = (request.source(), request.destination());
         let is_request = Echo::check(request.payload()).is_ok_and(|echo| echo.kind() == EchoKind::Request);
         // Nothing about a fragment, or about a packet from or to where nobody is told anything (RFC 1122, section 3.2.2).
-        if request.is_fragment() || !is_request || self.proxy.policy.check(client, remote).is_err() {
+        if request.is_fragment() || !is_request || self.proxy.may_ping(client, remote).is_err() {
             return None;
         }
-        let gateway = self.address(self.proxy.address_of(client))?;
+        let gateway = self.address(self.proxy.tell_from(client)?)?;
         let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
         let told = self.proxy.mappings.clients.may_be_told(line, self.now);
         if told { error::about(packet, gateway, Message::TimeExceeded, error) } else { None }

@@ -16,7 +16,7 @@
 //! Every fragment is charged to its client, packets and bytes. When the client's share ends in mid-request, the rest is
 //! dropped too: the remote could do nothing with it.
 
-use super::{Batch, Outbound, Passing, Reason};
+use super::{Asked, Batch, Outbound, Passing, Reason};
 use crate::table::fragments::{Decision, Part, Refused, Series, worker_of};
 use crate::wire::icmpv4::{self, ECHO_HEADER_LEN, Echo, EchoKind};
 use crate::wire::ipv4::Ipv4;
@@ -57,7 +57,7 @@ impl Batch<'_> {
         let verdict = match Echo::check(packet.payload()).map(|echo| echo.kind()) {
             Ok(EchoKind::Request) => match self.may_leave(packet) {
                 // Whoever is asked about a fragment is asked last: the others must not have to know of it.
-                Ok(()) => self.judge_request(packet, true),
+                Ok(()) => self.judge_request(packet, Asked::Last),
                 Err(reason @ Reason::RemoteDenied) => self.refuse(series.client, reason),
                 Err(reason) => Outbound::Drop(reason),
             },
@@ -112,7 +112,7 @@ impl Batch<'_> {
 
     fn early_fragment(&mut self, place: u64, series: Series) -> Outbound {
         // What would not go on anyway takes up no room.
-        if let Err(refusal) = self.proxy.policy.check(series.client, series.remote) {
+        if let Err(refusal) = self.proxy.may_ping(series.client, series.remote) {
             return Outbound::Drop(refusal.into());
         }
         if self.owner.fragments.may_wait(place, series, self.now) {

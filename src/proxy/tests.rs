@@ -693,12 +693,19 @@ fn error_about(request: &[u8], from: Ipv4Addr, icmp_type: u8, code: u8) -> Vec<u
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 1);
 
+/// A packet under the identification of one that was sent: of what can be cut up, it stays the gateway's in quotes.
+fn numbered_as(sent: &[u8], mut packet: Vec<u8>) -> Vec<u8> {
+    let identification = Ipv4::check(sent).unwrap().identification();
+    Ipv4::check(&mut packet[..]).unwrap().set_identification(identification);
+    packet
+}
+
 #[test]
 fn an_error_about_an_outstanding_echo_is_told_to_its_client_as_if_there_were_no_gateway() {
     // RFC 5508 REQ-4: quoted headers restored, type and code kept, destination the client.
     let mut bench = Bench::new(&settings());
     let (sent, _) = bench.send(CLIENT, REMOTE, 1, 7);
-    let original = build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload");
+    let original = numbered_as(&sent, build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload"));
     for (icmp_type, code) in [(3, 0), (3, 1), (3, 4), (3, 13), (11, 0), (12, 0)] {
         for cut in [28, sent.len()] {
             let mut error = error_about(&sent[..cut], ROUTER, icmp_type, code);
@@ -786,7 +793,7 @@ fn an_error_with_extensions_is_told_with_them() {
     for quoted_checksum in [false, true] {
         let mut bench = Bench::new(&Settings { quoted_checksum, ..settings() });
         let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
-        let original = build::echo_request(CLIENT, REMOTE, 1, 1, 64, b"payload");
+        let original = numbered_as(&sent, build::echo_request(CLIENT, REMOTE, 1, 1, 64, b"payload"));
         // 128 bytes of quote and padding, then an extension whose own checksum is wrong: that is the client's to judge.
         let error = |request: &[u8], destination| {
             let extension = [0x20, 0, 0xAB, 0xCD, 0, 8, 1, 1, 0, 0x3A, 0xE1, 0x40];
@@ -840,7 +847,7 @@ fn a_request_that_could_not_be_sent_becomes_the_clients_own_again_and_its_client
     }
     let why = |bench: &mut Bench, sent: &mut [u8], errno| bench.handle.batch(bench.now).why_not_sent(sent, errno, mtu);
     assert_eq!(why(&mut bench, &mut sent, libc::EHOSTUNREACH), Some((0, Message::HostUnreachable)));
-    assert_eq!(sent, build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload"));
+    assert_eq!(sent, numbered_as(&sent, build::echo_request(CLIENT, REMOTE, 1, 7, 64, b"payload")));
     assert_eq!(why(&mut bench, &mut sent, libc::EHOSTUNREACH), None, "it is not the gateway's any more");
     let told = (0..1000).filter(|sequence| {
         let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, *sequence);

@@ -153,6 +153,8 @@ pub enum Reason {
     OverMappings,
     /// Refused: no ident is left.
     NoIdent,
+    /// Refused: the gateway address of the client's mapping is lost; the next request gets another mapping.
+    AddressLost,
     /// Refused: the mapping was being ended by another worker.
     MappingContended,
     /// Refused: others kept changing the echo's bucket.
@@ -178,7 +180,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 34] = [
+    pub const ALL: [Reason; 35] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
@@ -203,6 +205,7 @@ impl Reason {
         Reason::OverNewMappings,
         Reason::OverMappings,
         Reason::NoIdent,
+        Reason::AddressLost,
         Reason::MappingContended,
         Reason::EchoContended,
         Reason::NotEchoReply,
@@ -242,6 +245,7 @@ impl Reason {
             Reason::OverNewMappings => "over_new_mappings",
             Reason::OverMappings => "over_mappings",
             Reason::NoIdent => "no_ident",
+            Reason::AddressLost => "address_lost",
             Reason::MappingContended => "mapping_contended",
             Reason::EchoContended => "echo_contended",
             Reason::NotEchoReply => "not_echo_reply",

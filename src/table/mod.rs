@@ -11,6 +11,7 @@
 //!
 //! Safe code only. `now` is an argument everywhere.
 
+pub mod addresses;
 mod atomic;
 pub mod clients;
 pub mod echoes;
