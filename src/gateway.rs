@@ -38,7 +38,7 @@ use crate::io::tun::Tun;
 use crate::io::uring::UringIo;
 use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
 use crate::metrics::{Counters, Snapshot};
-use crate::proxy::{Handle, Proxy, Settings, Sizes};
+use crate::proxy::{Handle, IdentPolicy, Proxy, Settings, Sizes};
 use crate::worker::{Inbox, Post, Worker};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
@@ -118,6 +118,10 @@ fn settings(config: &Config) -> Settings {
         mapping_idle: config.mapping.idle,
         echo_timeout: config.echo.timeout,
         hold_down: config.mapping.hold_down,
+        idents: IdentPolicy {
+            reserved: config.mapping.reserved_idents.iter().map(|range| range.0.clone()).collect(),
+            preserve: config.mapping.preserve_idents,
+        },
         echo_words_log2: config.echo.table_words.ilog2(),
         inside_mtu: CLIENT_PATH_MTU,
         icmp_errors: config.echo.icmp_errors,

@@ -33,15 +33,15 @@ use rand::RngExt as _;
 
 use crate::clock::Instant;
 use crate::error::SetupError;
-use crate::policy::{Policy, Refusal};
 use crate::policy::remotes::Remotes;
+use crate::policy::{Policy, Refusal};
+use crate::table::addresses::Addresses;
 use crate::table::clients::Allowance;
 pub use crate::table::echoes::Recorded;
 use crate::table::echoes::{Consumed, EchoKey, Echoes};
 use crate::table::forward::Guard;
-use crate::table::fragments::Fragments;
+use crate::table::fragments::{self as table_fragments, Fragments};
 use crate::table::identifications::Identifications;
-use crate::table::addresses::Addresses;
 pub use crate::table::idents::IdentPolicy;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
@@ -75,7 +75,9 @@ pub struct Sizes {
     pub echoes_bytes: usize,
     /// Bytes of the clients' lines.
     pub clients_bytes: usize,
-    /// New mappings a second that every address sustains for ever: 65,536 / (idle + hold-down).
+    /// Bytes of what is kept of requests in fragments, all threads' together.
+    pub fragments_bytes: usize,
+    /// New mappings a second that every address sustains for ever: its idents / (idle + hold-down).
     pub mappings_per_second_and_address: f64,
     /// The hold-down in force.
     pub hold_down: Duration,
@@ -92,6 +94,7 @@ pub struct Proxy {
     pass_own: bool,
     workers: usize,
     preserves_idents: bool,
+    idents_per_address: usize,
     fragment_seed: u64,
     mappings: Mappings,
     echoes: Echoes,
@@ -168,6 +171,7 @@ impl Proxy {
             pass_own: settings.pass_own,
             workers: settings.workers,
             preserves_idents: settings.idents.preserve,
+            idents_per_address: (0..=u16::MAX).filter(|ident| !settings.idents.is_reserved(*ident)).count(),
             fragment_seed: rng.random(),
             echoes,
             lifetimes,
@@ -221,12 +225,13 @@ impl Proxy {
     pub fn sizes(&self) -> Sizes {
         let slots = self.mappings.slots.len();
         Sizes {
-            mappings_max: slots,
+            mappings_max: self.mappings.addresses.len() * self.idents_per_address,
             slots_bytes: slots * SLOT_BYTES,
             echoes_max: self.echoes.bytes() / size_of::<u64>(),
             echoes_bytes: self.echoes.bytes(),
             clients_bytes: self.mappings.clients.bytes(),
-            mappings_per_second_and_address: f64::from(1 << 16)
+            fragments_bytes: self.workers * table_fragments::bytes(self.policy.client_addresses()),
+            mappings_per_second_and_address: self.idents_per_address as f64
                 / (self.lifetimes.idle + self.lifetimes.hold_down).as_secs_f64(),
             hold_down: self.lifetimes.hold_down,
         }

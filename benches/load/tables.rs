@@ -20,7 +20,7 @@ use echogate::table::slots::State;
 use foldhash::quality::RandomState;
 use papaya::LocalGuard;
 
-use super::{BATCH, BatchTimes, CLIENTS, Planned, GATEWAY, Ring, Size, Timing, WORKERS, asker};
+use super::{BATCH, BatchTimes, CLIENTS, GATEWAY, Planned, Ring, Size, Timing, WORKERS, asker};
 
 /// A map from (client, client ident) to slot.
 pub(crate) trait Map: Sync {

@@ -207,14 +207,9 @@ pub struct Fragments {
 impl Fragments {
     /// An empty table for clients that can have this many addresses.
     pub fn new(clients: u64) -> Fragments {
-        let sets = usize::try_from(clients).unwrap_or(SETS_MAX).min(SETS_MAX);
+        let sets = sets(clients);
         let set = Set { entries: [VOID; WAYS], early_since: Instant::START, early: 0 };
         Fragments { sets: vec![set; sets].into(), awaited: false }
-    }
-
-    /// The bytes it occupies.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&*self.sets)
     }
 
     /// What was decided about the request, if it was. `place` is the client's among all clients' addresses.
@@ -294,6 +289,16 @@ impl Fragments {
             None => entries.iter_mut().min_by_key(by_age).map(|entry| (entry, false)),
         }
     }
+}
+
+/// How many sets for clients that can have this many addresses.
+fn sets(clients: u64) -> usize {
+    usize::try_from(clients).unwrap_or(SETS_MAX).min(SETS_MAX)
+}
+
+/// The bytes of one table for clients that can have this many addresses.
+pub fn bytes(clients: u64) -> usize {
+    sets(clients) * size_of::<Set>()
 }
 
 /// Which of so many workers judges the fragments with this source and identification: what the steering program

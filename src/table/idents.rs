@@ -99,7 +99,8 @@ struct Ready {
 
 impl Ready {
     fn new(list: Vec<SlotIndex>, by_number: bool) -> Ready {
-        let mut ready = Ready { list: Vec::with_capacity(list.len()), places: vec![0; if by_number { 1 << 16 } else { 0 }] };
+        let mut ready =
+            Ready { list: Vec::with_capacity(list.len()), places: vec![0; if by_number { 1 << 16 } else { 0 }] };
         list.into_iter().for_each(|index| ready.put(index));
         ready
     }
@@ -141,6 +142,13 @@ pub struct IdentPolicy {
     pub preserve: bool,
 }
 
+impl IdentPolicy {
+    /// Whether no mapping gets this ident.
+    pub fn is_reserved(&self, ident: u16) -> bool {
+        self.reserved.iter().any(|range| range.contains(&ident))
+    }
+}
+
 /// Live mappings that one call looks at, at most.
 const LOOKS_MAX: usize = 4096;
 
@@ -167,29 +175,18 @@ impl Mappings {
 
 impl Idents {
     /// The idents of `shards` on `addresses` gateway addresses, but for the reserved ones, ready.
-    pub fn new(
-        addresses: usize,
-        shards: &[usize],
-        policy: &IdentPolicy,
-        lifetimes: Lifetimes,
-        rng: StdRng,
-    ) -> Idents {
+    pub fn new(addresses: usize, shards: &[usize], policy: &IdentPolicy, lifetimes: Lifetimes, rng: StdRng) -> Idents {
         let of_address = |address: usize| {
             let address = u8::try_from(address).expect("at most 16 addresses");
             let owned = |ident: &u16| shards.contains(&(usize::from(*ident) % SHARDS));
-            let free = |ident: &u16| !policy.reserved.iter().any(|range| range.contains(ident));
+            let free = |ident: &u16| !policy.is_reserved(*ident);
             (0..=u16::MAX).filter(owned).filter(free).map(|ident| SlotIndex::new(address, ident)).collect()
         };
         Idents::with_ready((0..addresses).map(of_address).collect(), policy.preserve, lifetimes, rng)
     }
 
     /// These idents, by gateway address.
-    pub(super) fn with_ready(
-        ready: Vec<Vec<SlotIndex>>,
-        by_number: bool,
-        lifetimes: Lifetimes,
-        rng: StdRng,
-    ) -> Idents {
+    pub(super) fn with_ready(ready: Vec<Vec<SlotIndex>>, by_number: bool, lifetimes: Lifetimes, rng: StdRng) -> Idents {
         let total = ready.iter().map(Vec::len).sum();
         let (live, held) = (Vec::with_capacity(total), VecDeque::with_capacity(total));
         let ready = ready.into_iter().map(|list| Ready::new(list, by_number)).collect();
@@ -363,7 +360,8 @@ impl Idents {
     pub fn audit(&self, mappings: &Mappings) -> Result<(), String> {
         let guard = mappings.forward.guard();
         let mut seen = std::collections::HashSet::new();
-        let all = [(&self.live[..], State::Live)].into_iter().chain(self.ready.iter().map(|r| (&r.list[..], State::Free)));
+        let all =
+            [(&self.live[..], State::Live)].into_iter().chain(self.ready.iter().map(|r| (&r.list[..], State::Free)));
         let held: Vec<SlotIndex> = self.held.iter().map(|&(index, _)| index).collect();
         for (indexes, state) in all.chain([(&held[..], State::Held)]) {
             for &index in indexes {
@@ -652,7 +650,8 @@ mod tests {
         for _ in 0..200 {
             let mappings = Mappings::new(&[GATEWAY], 256);
             let make = |shard: usize| {
-                let mut idents = Idents::new(1, &[shard], &IdentPolicy::default(), LIFETIMES, generator(Some(shard as u64)));
+                let mut idents =
+                    Idents::new(1, &[shard], &IdentPolicy::default(), LIFETIMES, generator(Some(shard as u64)));
                 let guard = mappings.forward.guard();
                 let made: Vec<SlotIndex> = (0..64)
                     .map(|ident| idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap())

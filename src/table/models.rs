@@ -281,7 +281,12 @@ impl Tables {
     fn new<const N: usize>(hold_down: impl FnOnce(&Echoes) -> Duration) -> (Arc<Tables>, [Idents; N], EchoKey) {
         let echoes = Echoes::with_shards(1, 5, TIMEOUT, &mut rng());
         let lifetimes = Lifetimes { idle: IDLE, hold_down: hold_down(&echoes) };
-        let mappings = Mappings { slots: Slots::with_len(N), forward: Forward::new(N), clients: Clients::new(2), addresses: Addresses::new(&[GATEWAY]) };
+        let mappings = Mappings {
+            slots: Slots::with_len(N),
+            forward: Forward::new(N),
+            clients: Clients::new(2),
+            addresses: Addresses::new(&[GATEWAY]),
+        };
         let slots = [FIRST, SECOND];
         let owners = std::array::from_fn(|owner| Idents::with_ready(vec![vec![slots[owner]]], false, lifetimes, rng()));
         let key = EchoKey { index: FIRST, sequence: 1, remote: Ipv4Addr::new(198, 18, 0, 2) };

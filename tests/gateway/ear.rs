@@ -38,14 +38,28 @@ impl Ear {
 
     /// The next packet, which must be an echo message of whatever kind.
     pub(crate) fn next(&self) -> Heard {
+        self.read().expect("an echo message")
+    }
+
+    /// The next echo request, whatever else arrives before it.
+    pub(crate) fn next_request(&self) -> Heard {
+        std::iter::repeat_with(|| self.read())
+            .flatten()
+            .find(|heard| heard.kind == EchoKind::Request)
+            .expect("it goes on for ever")
+    }
+
+    /// The next packet, if it is an echo message.
+    fn read(&self) -> Option<Heard> {
         let mut packet = vec![0; 65_536];
         let length = (&self.0).read(&mut packet).expect("a packet arrives");
         packet.truncate(length);
         let packet = Ipv4::check(packet).expect("an IPv4 packet");
-        let echo = Echo::check(packet.payload()).expect("an echo message");
+        let echo = Echo::check(packet.payload()).ok()?;
         assert!(echo.is_intact(), "its checksum is wrong");
         let payload = echo.payload().to_vec();
-        Heard { kind: echo.kind(), source: packet.source(), ident: echo.ident(), sequence: echo.sequence(), payload }
+        let (source, ident, sequence) = (packet.source(), echo.ident(), echo.sequence());
+        Some(Heard { kind: echo.kind(), source, ident, sequence, payload })
     }
 
     /// Sends an echo request.

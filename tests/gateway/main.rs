@@ -16,6 +16,7 @@ mod fragments;
 mod heals;
 mod leaves;
 mod policy;
+mod pools;
 mod process;
 mod refuses;
 mod scene;
