@@ -23,7 +23,8 @@
 //! request's first one has come: a second, not longer, and not too many of them.
 //!
 //! A packet without DF that is larger than the way out is cut, for the kernel does not cut what brings its own header: the
-//! send fails and tells so, and the packet leaves again in pieces. The first of them is the packet in all counts, the
+//! send fails and tells so, and the packet leaves again in pieces; for a while the next ones are cut before they are sent, so
+//! that pieces keep their order. The first of them is the packet in all counts, the
 //! others are counted by themselves.
 //!
 //! A worker ends when it is told to (it drains first: no more reads are awaited, what is in flight comes back) or with
@@ -42,6 +43,7 @@ use crate::error::SetupError;
 use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side, Waker};
 use crate::metrics::WorkerCounters;
 use crate::proxy::{Batch, Handle, Inbound, Outbound, Reason};
+use crate::table::ADDRESSES_MAX;
 use crate::table::echoes::Recorded;
 use crate::table::fragments::EARLY_TIME;
 use crate::wire::error::{self, Message};
@@ -77,6 +79,9 @@ const EARLY_MAX: usize = 2 * BATCH_MAX;
 
 /// Pieces that a packet may be cut into: the largest one, for a way out that carries 1,100 bytes.
 const PIECES_MAX: usize = 64;
+
+/// How long a way out that was too narrow is taken to be so.
+const NARROW_TIME: Duration = Duration::from_secs(10);
 
 /// Packets that may wait for a worker that they were handed over to.
 const INBOX_MAX: usize = 256;
@@ -157,6 +162,9 @@ impl Post {
     }
 }
 
+/// What the way out from each gateway address, by its number, was found to carry, and until when that is believed.
+type Narrow = [(u16, Instant); ADDRESSES_MAX];
+
 /// One worker over one [`PacketIo`].
 #[derive(Debug)]
 pub struct Worker<'c, I> {
@@ -172,6 +180,7 @@ pub struct Worker<'c, I> {
     early: VecDeque<(Frame, Instant)>,
     /// Room for what is cut off one packet.
     pieces: Vec<Frame>,
+    narrow: Narrow,
     /// In flight, and no packets that came in: errors of our own (their packets have been dropped), pieces of others.
     originated: usize,
     cut_off: usize,
@@ -196,6 +205,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             waiting: VecDeque::with_capacity(WAITING_MAX),
             early: VecDeque::with_capacity(EARLY_MAX),
             pieces: Vec::with_capacity(PIECES_MAX),
+            narrow: [(u16::MAX, Instant::START); ADDRESSES_MAX],
             originated: 0,
             cut_off: 0,
         }
@@ -245,6 +255,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             waiting: &mut self.waiting,
             early: &mut self.early,
             pieces: &mut self.pieces,
+            narrow: &mut self.narrow,
             originated: &mut self.originated,
             cut_off: &mut self.cut_off,
         };
@@ -307,6 +318,7 @@ struct Turn<'t, I> {
     waiting: &'t mut VecDeque<(Frame, usize)>,
     early: &'t mut VecDeque<(Frame, Instant)>,
     pieces: &'t mut Vec<Frame>,
+    narrow: &'t mut Narrow,
     originated: &'t mut usize,
     cut_off: &'t mut usize,
 }
@@ -346,9 +358,29 @@ impl<I: PacketIo> Turn<'_, I> {
         }
     }
 
+    /// Sends what the proxy has rewritten; in pieces if the way out is known to be too narrow for it.
+    fn send_outside(&mut self, frame: Frame, address: u8, remote: Ipv4Addr) {
+        let (mtu, until) = self.narrow[usize::from(address) % ADDRESSES_MAX];
+        let fits = frame.len() <= usize::from(mtu) || until <= self.batch.now();
+        let frame = if fits { Some(frame) } else { self.send_pieces(frame, address, mtu) };
+        if let Some(frame) = frame {
+            self.io.send_outside(frame, address, remote);
+        }
+    }
+
     /// Sends a packet that was too large for the way out again, in pieces. Gives it back if it cannot be cut.
-    fn cut(&mut self, mut frame: Frame) -> Option<Frame> {
-        let Some((address, remote, first)) = self.make_pieces(&frame) else {
+    fn cut(&mut self, frame: Frame) -> Option<Frame> {
+        let way = Ipv4::check(&*frame).ok().filter(|packet| !packet.dont_fragment()).and_then(|packet| {
+            let address = self.batch.address_number(packet.source())?;
+            Some((address, self.io.mtu_towards(address, packet.destination())?))
+        });
+        let Some((address, mtu)) = way else { return Some(frame) };
+        self.narrow[usize::from(address) % ADDRESSES_MAX] = (mtu, self.batch.now() + NARROW_TIME);
+        self.send_pieces(frame, address, mtu)
+    }
+
+    fn send_pieces(&mut self, mut frame: Frame, address: u8, mtu: u16) -> Option<Frame> {
+        let Some((remote, first)) = self.make_pieces(&frame, mtu) else {
             self.pieces.clear();
             return Some(frame);
         };
@@ -362,11 +394,10 @@ impl<I: PacketIo> Turn<'_, I> {
         None
     }
 
-    /// What is to be cut off the packet; where it goes, and where its own part of the payload ends then.
-    fn make_pieces(&mut self, frame: &Frame) -> Option<(u8, Ipv4Addr, usize)> {
-        let packet = Ipv4::check(&**frame).ok().filter(|packet| !packet.dont_fragment())?;
-        let (address, remote) = (self.batch.address_number(packet.source())?, packet.destination());
-        let mut parts = fragment::parts(&packet, self.io.mtu_towards(address, remote)?.into())?;
+    /// What is to be cut off the packet; where that goes, and where the packet's own part of the payload ends then.
+    fn make_pieces(&mut self, frame: &Frame, mtu: u16) -> Option<(Ipv4Addr, usize)> {
+        let packet = Ipv4::check(&**frame).ok()?;
+        let mut parts = fragment::parts(&packet, mtu.into())?;
         if !(2..=PIECES_MAX).contains(&parts.len()) {
             return None;
         }
@@ -379,7 +410,7 @@ impl<I: PacketIo> Turn<'_, I> {
             piece.set_note(CUT_OFF);
             self.pieces.push(piece);
         }
-        Some((address, remote, first))
+        Some((packet.destination(), first))
     }
 
     fn inbound(&mut self, mut frame: Frame) {
@@ -421,12 +452,12 @@ impl<I: PacketIo> Turn<'_, I> {
                     frame.set_note(REPEATED);
                 }
                 frame.truncate(length);
-                self.io.send_outside(frame, address, remote);
+                self.send_outside(frame, address, remote);
             }
             Outbound::Carry { address, remote, length } => {
                 frame.set_note(LATER);
                 frame.truncate(length);
-                self.io.send_outside(frame, address, remote);
+                self.send_outside(frame, address, remote);
             }
             Outbound::FallThrough(_) => match self.fall_through {
                 FallThrough::Reinject => {

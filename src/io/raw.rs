@@ -11,8 +11,8 @@
 //! see the source. It never receives: no packet has its protocol number but by forgery, and it is connected to an
 //! address that no packet comes from. IP_RECVERR, or the kernel reports a packet that a full queue dropped as sent.
 //!
-//! Fragments leave as they are (IP_NODEFRAG): connection tracking would put them together on their way out, in memory that the
-//! fragments of replies need too, and a client that sends parts of requests only would fill it for everybody.
+//! Fragments are put together on their way out where the host tracks connections, and cut again: so the whole request is
+//! tracked, and a stateful firewall knows its reply. (IP_NODEFRAG would spare that, and the firewall would drop the reply.)
 //!
 //! Path MTU. Both kinds of socket use IP_PMTUDISC_INTERFACE. On the receiving one, because the kernel would otherwise
 //! take any forged "fragmentation needed" for a ping never sent and set the path MTU of that destination for the whole
@@ -137,7 +137,6 @@ impl SendSocket {
         socket.bind(address)?;
         net::ignore_path_mtu(socket.as_fd())
             .and_then(|()| net::tell_errors(socket.as_fd()))
-            .and_then(|()| net::keep_fragments(socket.as_fd()))
             .and_then(|()| net::set_send_buffer(socket.as_fd(), buffer_bytes))
             .map_err(|error| SetupError::caused(format!("cannot prepare the raw socket of {address}"), error))?;
         Ok(socket)

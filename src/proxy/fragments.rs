@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! any      not from a client, to where nobody may ping, ... -> dropped, as a whole one
-//!          this worker's? (by source and identification) -> no: that worker's
+//!          this worker's? (by the addresses) -> no: that worker's
 //! first    no echo request -> falls through, and all that follow it
 //!          policy, budget, mapping, echo -> Forward, or dropped; so are those that follow it
 //! later    the first was forwarded -> source, identification: Carry
@@ -26,7 +26,7 @@ impl Batch<'_> {
     pub(super) fn outbound_fragment(&mut self, packet: &mut Ipv4<&mut [u8]>) -> Outbound {
         let client = packet.source();
         let series = Series { client, remote: packet.destination(), identification: packet.identification() };
-        let worker = worker_of(client, series.identification, self.proxy.fragment_seed, self.proxy.workers);
+        let worker = worker_of(client, series.remote, self.proxy.fragment_seed, self.proxy.workers);
         if worker != self.owner.number {
             return Outbound::BelongsTo { worker };
         }
@@ -53,6 +53,9 @@ impl Batch<'_> {
                     Ok(()) => Outbound::Drop(Reason::FragmentOverlap),
                 },
             };
+        }
+        if !self.owner.fragments.may_begin(place, part, self.now) {
+            return Outbound::Drop(Reason::FragmentUnfinished);
         }
         let verdict = match Echo::check(packet.payload()).map(|echo| echo.kind()) {
             Ok(EchoKind::Request) => match self.may_leave(packet) {
@@ -128,6 +131,7 @@ impl Batch<'_> {
             Refused::Repeated => return Outbound::Drop(Reason::FragmentOverlap),
             Refused::Contradicts => Reason::FragmentOverlap,
             Refused::Scattered => Reason::FragmentScattered,
+            Refused::Unfinished => Reason::FragmentUnfinished,
         };
         self.owner.fragments.give_up(place, series, reason as u8, self.now);
         Outbound::Drop(reason)

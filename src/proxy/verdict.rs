@@ -129,6 +129,8 @@ pub enum Reason {
     FragmentOverlap,
     /// A request in too many pieces that do not meet.
     FragmentScattered,
+    /// A fragment of a client that has begun too much and not completed it.
+    FragmentUnfinished,
     /// A fragment whose first one did not come in time, or of which too many waited for theirs.
     FragmentEarly,
     /// The TTL is used up.
@@ -180,7 +182,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 35] = [
+    pub const ALL: [Reason; 36] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
@@ -193,6 +195,7 @@ impl Reason {
         Reason::FragmentLength,
         Reason::FragmentOverlap,
         Reason::FragmentScattered,
+        Reason::FragmentUnfinished,
         Reason::FragmentEarly,
         Reason::TtlExpired,
         Reason::OwnSource,
@@ -233,6 +236,7 @@ impl Reason {
             Reason::FragmentLength => "fragment_length",
             Reason::FragmentOverlap => "fragment_overlap",
             Reason::FragmentScattered => "fragment_scattered",
+            Reason::FragmentUnfinished => "fragment_unfinished",
             Reason::FragmentEarly => "fragment_early",
             Reason::TtlExpired => "ttl_expired",
             Reason::OwnSource => "own_source",

@@ -32,14 +32,6 @@ pub fn ignore_path_mtu(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_INTERFACE)
 }
 
-/// The number of the socket option that leaves fragments as they are (linux/in.h).
-const IP_NODEFRAG: libc::c_int = 22;
-
-/// IP_NODEFRAG: the host's connection tracking does not put together the fragments that a raw socket sends.
-pub fn keep_fragments(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_int(socket, libc::IPPROTO_IP, IP_NODEFRAG, 1)
-}
-
 /// IP_RECVERR: errors are told, among them a full queueing discipline (ENOBUFS), and some are queued besides.
 pub fn tell_errors(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)

@@ -6,8 +6,8 @@
 //! a request is 64 bytes.
 //!
 //! **Whose.** A request's fragments are all judged by one worker, whichever read them: [`worker_of`], the function
-//! of source and identification by which the TUN's steering program chooses, so that they mostly come to it anyway. The
-//! table is that worker's own.
+//! of the addresses by which the TUN's steering program chooses, so that they mostly come to it anyway. The table is that
+//! worker's own.
 //!
 //! **Bounded, and each client's alone.** A client has a set of [`WAYS`] entries, found by its place among the clients.
 //! Who sends more requests at once than that loses the oldest of its own. (Of more than [`SETS_MAX`] clients some
@@ -17,6 +17,10 @@
 //! **Nothing twice.** Of each request the parts that have gone on are kept, as up to [`PARTS_MAX`] ranges. A fragment that
 //! overlaps one is dropped (teardrop, and every other way of having two hosts see two different requests), and one
 //! that does so in part, or contradicts the length, ends the request. When all parts have gone the entry is free.
+//!
+//! **Unfinished ones** cost memory elsewhere: in the host's connection tracking, which puts fragments together on their way
+//! out and has the same memory for the replies of everybody, and at the remote. A client's may occupy [`UNFINISHED_MAX`]
+//! bytes there at once; what it has begun and not completed is forgotten as slowly as hosts forget it.
 //!
 //! **Early ones** may be kept by whoever has the packets; the table says how many ([`EARLY_MAX`]) of a client, and for how
 //! long ([`EARLY_TIME`]).
@@ -44,6 +48,15 @@ pub const EARLY_MAX: u16 = 64;
 
 /// Ranges kept of one request: in order, and in reverse, it is one.
 pub const PARTS_MAX: usize = 8;
+
+/// What a client's unfinished requests may occupy, in bytes: three of the largest in fragments of an Ethernet's size.
+pub const UNFINISHED_MAX: u32 = 384 << 10;
+
+/// How long hosts keep fragments (net.ipv4.ipfrag_time).
+const KEPT_TIME: Duration = Duration::from_secs(30);
+
+/// What a host needs for a fragment beside its bytes, at most.
+const OVERHEAD_BYTES: u32 = 1024;
 
 /// What names a request in fragments, beside the protocol (RFC 791, section 3.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +102,8 @@ pub enum Refused {
     Contradicts,
     /// The request is in too many pieces that do not meet: the request is given up.
     Scattered,
+    /// The client has begun too many requests, or too large ones, and not completed them: the request is given up.
+    Unfinished,
 }
 
 const UNIT: usize = 8;
@@ -105,6 +120,11 @@ impl Part {
         }
         let unit = |bytes: usize| u16::try_from(bytes.div_ceil(UNIT)).ok();
         Some(Part { start: unit(offset)?, end: unit(offset + len)?, last: !more_follow })
+    }
+
+    /// What it occupies where it waits for the others.
+    fn cost(self) -> u32 {
+        u32::from(self.end - self.start) * 8 + OVERHEAD_BYTES
     }
 }
 
@@ -123,6 +143,8 @@ struct Entry {
     series: Series,
     stage: Stage,
     begun: Instant,
+    /// What its parts have cost.
+    cost: u32,
     /// Where the last fragment ends, once that has come; 0 before.
     end: u16,
     ranges: u8,
@@ -134,6 +156,7 @@ const VOID: Entry = Entry {
     series: Series { client: Ipv4Addr::UNSPECIFIED, remote: Ipv4Addr::UNSPECIFIED, identification: 0 },
     stage: Stage::Void,
     begun: Instant::START,
+    cost: 0,
     end: 0,
     ranges: 0,
     gone: [(0, 0); PARTS_MAX],
@@ -194,6 +217,21 @@ struct Set {
     /// Since when early fragments are counted, and how many there were.
     early_since: Instant,
     early: u16,
+    /// What the unfinished requests occupy, as of when.
+    unfinished: u32,
+    unfinished_at: Instant,
+}
+
+impl Set {
+    /// What the unfinished requests occupy now: all of it is forgotten within the time for which hosts keep fragments.
+    fn unfinished(&self, now: Instant) -> u32 {
+        let forgotten = u128::from(UNFINISHED_MAX) * now.since(self.unfinished_at).as_nanos() / KEPT_TIME.as_nanos();
+        self.unfinished.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
+    }
+
+    fn set_unfinished(&mut self, unfinished: u32, now: Instant) {
+        (self.unfinished, self.unfinished_at) = (unfinished, now);
+    }
 }
 
 /// One worker's requests in fragments.
@@ -208,7 +246,13 @@ impl Fragments {
     /// An empty table for clients that can have this many addresses.
     pub fn new(clients: u64) -> Fragments {
         let sets = sets(clients);
-        let set = Set { entries: [VOID; WAYS], early_since: Instant::START, early: 0 };
+        let set = Set {
+            entries: [VOID; WAYS],
+            early_since: Instant::START,
+            early: 0,
+            unfinished: 0,
+            unfinished_at: Instant::START,
+        };
         Fragments { sets: vec![set; sets].into(), awaited: false }
     }
 
@@ -222,25 +266,41 @@ impl Fragments {
         }
     }
 
+    /// Whether the client may begin a request with this part, or has too many that are not complete.
+    pub fn may_begin(&self, place: u64, first: Part, now: Instant) -> bool {
+        self.sets.get(self.set(place)).is_some_and(|set| set.unfinished(now) + first.cost() <= UNFINISHED_MAX)
+    }
+
     /// Keeps what was decided about the request, of which `first` is the first part.
     pub fn decide(&mut self, place: u64, series: Series, first: Part, decision: Decision, now: Instant) {
         let Some((entry, known)) = self.entry(place, series, now) else { return };
         let was_awaited = known && entry.stage == Stage::Early;
         *entry = Entry { series, stage: Stage::Decided(decision), begun: now, ..VOID };
-        // Nothing has gone of it: no part can be refused.
-        let complete = entry.note(first) == Ok(true);
-        if complete {
-            entry.stage = Stage::Void;
-        }
         self.awaited |= was_awaited;
+        if matches!(decision, Decision::Carried { .. }) {
+            // Nothing has gone of it, and whether it may begin has been asked: it cannot be refused.
+            let _ = self.note(place, series, first, now);
+        }
     }
 
     /// Notes that a part of a request that was decided about goes on.
     pub fn note(&mut self, place: u64, series: Series, part: Part, now: Instant) -> Result<(), Refused> {
+        let set = self.set(place);
+        let Some(unfinished) = self.sets.get(set).map(|set| set.unfinished(now)) else { return Ok(()) };
         let Some((entry, true)) = self.entry(place, series, now) else { return Ok(()) };
-        if entry.note(part)? {
+        let complete = entry.note(part)?;
+        entry.cost += part.cost();
+        let occupied = unfinished + part.cost();
+        let occupied = if complete {
             entry.stage = Stage::Void;
+            occupied.saturating_sub(entry.cost)
+        } else {
+            occupied
+        };
+        if occupied > UNFINISHED_MAX {
+            return Err(Refused::Unfinished);
         }
+        self.sets[set].set_unfinished(occupied, now);
         Ok(())
     }
 
@@ -301,13 +361,14 @@ pub fn bytes(clients: u64) -> usize {
     sets(clients) * size_of::<Set>()
 }
 
-/// Which of so many workers judges the fragments with this source and identification: what the steering program
-/// computes from the same seed, and the kernel takes modulo the number of queues.
-pub fn worker_of(source: Ipv4Addr, identification: u16, seed: u64, workers: usize) -> usize {
+/// Which of so many workers judges the fragments between these two: what the steering program computes from the same seed,
+/// and the kernel takes modulo the number of queues.
+pub fn worker_of(source: Ipv4Addr, destination: Ipv4Addr, seed: u64, workers: usize) -> usize {
     let fold = |hash: u64| hash ^ hash >> 32;
-    let key = (u64::from(u32::from(source)) << 32 | u64::from(identification >> 4)) ^ seed;
+    let destination = u64::from(u32::from(destination));
+    let key = (u64::from(u32::from(source)) << 32 | destination >> 4) ^ seed;
     let hash = fold(fold(key).wrapping_mul(0xBF58_476D_1CE4_E5B9)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 49;
-    usize::try_from((hash + u64::from(identification & 15)) % workers.max(1) as u64).unwrap_or(0)
+    usize::try_from((hash + (destination & 15)) % workers.max(1) as u64).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -430,6 +491,29 @@ mod tests {
         let mut fragments = Fragments::new(256);
         fragments.decide(1, series(1), part(0, 8, false), CARRIED, NOW);
         assert_eq!(fragments.decision(1, series(1), NOW), None);
+    }
+
+    #[test]
+    fn what_is_begun_and_not_completed_is_bounded_and_what_is_completed_costs_nothing() {
+        let mut fragments = Fragments::new(256);
+        for identification in 0..1000 {
+            fragments.decide(1, series(identification), part(0, 60_000, true), CARRIED, NOW);
+            fragments.note(1, series(identification), part(60_000, 5000, false), NOW).unwrap();
+        }
+        let begin = |fragments: &mut Fragments, identification, now| {
+            let first = part(0, 60_000, true);
+            let may = fragments.may_begin(1, first, now);
+            if may {
+                fragments.decide(1, series(identification), first, CARRIED, now);
+            }
+            may
+        };
+        let begun = (0..1000).filter(|identification| begin(&mut fragments, *identification, NOW)).count();
+        assert_eq!(begun, 6, "of 61,024 bytes in 393,216");
+        assert_eq!(fragments.note(1, series(5), part(60_000, 5000, true), NOW), Ok(()));
+        assert_eq!(fragments.note(1, series(5), part(65_000, 400, true), NOW).map_err(|_| ()), Ok(()));
+        assert!(fragments.may_begin(2, part(0, 60_000, true), NOW), "another client");
+        assert!(!begin(&mut fragments, 7, NOW + KEPT_TIME / 10) && begin(&mut fragments, 7, NOW + KEPT_TIME / 4));
     }
 
     /// What the ranges ought to be: every unit by itself.

@@ -12,17 +12,20 @@ use echogate::wire::ipv4::{self, Ipv4};
 use crate::ear::{Ear, Heard, Injector};
 use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::scene::{Scene, Setup, run};
+use crate::scene::{Pings, Scene, Setup, nft, run, wait_until};
 use crate::serves::limits_off;
 
 in_every_setup!(
     large_pings_of_two_clients_cross_a_router_with_a_smaller_mtu,
     fragments_with_equal_identifications_in_any_order_are_the_clients_own,
+    what_is_too_large_for_the_gateways_own_link_leaves_in_pieces,
+    beside_a_masquerade_and_a_stateful_firewall_large_pings_come_back,
 );
 
-/// Two clients, a gateway, a router that carries 1,400 bytes on its far side, and remotes.
+/// Two clients, a gateway, a router that carries 1,400 bytes on its far side, and remotes. Alone: some hundred fragments
+/// at once are much for the kernel's queue of received packets.
 fn behind_a_narrow_router() -> Scene {
-    let scene = Scene::with(&LabOptions { clients: 2, remotes: 3, routers: 1, ..LabOptions::default() });
+    let scene = Scene::alone_with(&LabOptions { clients: 2, remotes: 3, routers: 1, ..LabOptions::default() });
     // A cable's end drops what is longer than its own MTU: both ends.
     run(&scene.lab().routers()[0], "ip link set far mtu 1400");
     run(scene.internet(), "ip link set eth0 mtu 1400");
@@ -36,19 +39,20 @@ fn serve_without_limits(scene: &Scene, setup: &Setup) -> Echogate {
 fn large_pings_of_two_clients_cross_a_router_with_a_smaller_mtu(setup: &Setup) {
     let scene = behind_a_narrow_router();
     let gateway = serve_without_limits(&scene, setup);
-    // Each client's payload has a pattern of its own, which ping checks in every reply.
-    let ping = |client: usize, size: u32| {
-        let remote = scene.remote(0);
-        (size, scene.ping(client, &format!("-c 5 -i 0.1 -W 10 -s {size} -e 1 -p {client}a {remote}")))
+    // Each client's payload has a pattern of its own, which ping checks in every reply. One after the other: a host gives a
+    // datagram up when 64 fragments of others, from the same address, come between two of its own (ipfrag_max_dist).
+    let ping = |client: usize| {
+        let sizes = [3000, 20_000, 65_000].into_iter().flat_map(|size| [size; 5]);
+        sizes.map(|size| scene.pings(client, 1, scene.remote(0), &format!("-s {size} -e 1 -p {client}a"))).collect()
     };
-    let pings: Vec<_> = thread::scope(|scope| {
+    let pings: Vec<Vec<Pings>> = thread::scope(|scope| {
         let ping = &ping;
-        let clients = [0, 1].map(|client| scope.spawn(move || [3000, 20_000, 65_000].map(|size| ping(client, size))));
-        clients.into_iter().flat_map(|client| client.join().expect("it ends well")).collect()
+        let clients = [0, 1].map(|client| scope.spawn(move || ping(client)));
+        clients.into_iter().map(|client| client.join().expect("it ends well")).collect()
     });
     let ended = gateway.stop();
-    for (size, pings) in pings {
-        assert!(pings.all_came_back(5), "{size} bytes: {}{}", pings.text, ended.printed);
+    for pings in pings.iter().flatten() {
+        assert!(pings.all_came_back(1), "{}{}", pings.text, ended.printed);
     }
     // 3, 14 and 44 fragments of 1,500 bytes and a rest.
     assert_eq!(ended.total("from inside"), 2 * 5 * (3 + 14 + 44), "{}", ended.printed);
@@ -114,4 +118,119 @@ fn fragments_with_equal_identifications_in_any_order_are_the_clients_own(setup: 
     let ended = gateway.stop();
     assert_eq!((ended.total("from inside"), ended.total("replies delivered")), (2 * 6 * 7, 12), "{}", ended.printed);
     assert_eq!((ended.total("to outside"), ended.total("dropped")), (2 * 6 * 7, 0), "{}", ended.printed);
+}
+
+/// RFC 4787 REQ-13a: without DF it is fragmented, in order. With DF, see `errors.rs`.
+fn what_is_too_large_for_the_gateways_own_link_leaves_in_pieces(setup: &Setup) {
+    let scene = Scene::alone_with(&LabOptions { clients: 1, remotes: 3, routers: 1, ..LabOptions::default() });
+    let gateway = serve_without_limits(&scene, setup);
+    run(scene.gateway(), "ip link set wan mtu 1400");
+    run(&scene.lab().routers()[0], "ip link set eth0 mtu 1400");
+    let mut pings = Vec::new();
+    for size in [1400, 3000, 20_000] {
+        pings.push(scene.pings(0, 4, scene.remote(0), &format!("-M dont -s {size}")));
+    }
+    let ended = gateway.stop();
+    for pings in pings {
+        assert!(pings.all_came_back(4), "{}{}", pings.text, ended.printed);
+    }
+    // 1, 3 and 14 packets of 1,500 bytes and a rest; each that is longer than 1,400 gives one piece more.
+    assert_eq!(ended.total("to outside"), 4 * (1 + 3 + 14), "{}", ended.printed);
+    assert_eq!((ended.total("pieces cut off"), ended.total("pieces lost")), (4 * (1 + 2 + 13), 0), "{}", ended.printed);
+    assert_eq!((ended.total("replies delivered"), ended.total("dropped")), (12, 0), "{}", ended.printed);
+}
+
+/// Connection tracking puts fragments together wherever it sees them; here it must see none on their way out.
+fn beside_a_masquerade_and_a_stateful_firewall_large_pings_come_back(setup: &Setup) {
+    let scene = behind_a_narrow_router();
+    // The clients' links carry less than the TUN.
+    for client in 0..2 {
+        run(scene.gateway(), &format!("ip link set g{client} mtu 1280"));
+        run(scene.client(client), "ip link set eth0 mtu 1280");
+    }
+    nft(
+        scene.gateway(),
+        "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname \"wan\" masquerade; }; }; \
+         table ip fw { \
+         chain forward { type filter hook forward priority 0; policy drop; ct state invalid drop; \
+           iifname \"g*\" oifname \"echogate0\" ip protocol icmp accept; iifname \"echogate0\" oifname \"g*\" accept; }; \
+         chain input { type filter hook input priority 0; policy drop; ct state established,related accept; }; }",
+    );
+    let gateway = serve_without_limits(&scene, setup);
+    let mut pings = Vec::new();
+    for size in [3000, 20_000] {
+        for client in 0..2 {
+            pings.push(scene.pings(client, 3, scene.remote(0), &format!("-s {size}")));
+        }
+    }
+    let ended = gateway.stop();
+    for pings in pings {
+        assert!(pings.all_came_back(3), "{}{}", pings.text, ended.printed);
+    }
+    assert_eq!((ended.total("replies delivered"), ended.total("dropped")), (12, 0), "{}", ended.printed);
+}
+
+/// A remote whose reply comes in fragments that all have DF: the kernel puts them together and keeps it.
+#[test]
+fn a_large_reply_with_dont_fragment_reaches_a_client_behind_a_smaller_link() {
+    let scene = Scene::new(1);
+    scene.internet().sysctl(&[("net/ipv4/icmp_echo_ignore_all", "1")]).expect("a sysctl of the lab");
+    run(scene.gateway(), "ip link set g0 mtu 1280");
+    run(scene.client(0), "ip link set eth0 mtu 1280");
+    let gateway = scene.serve(&Setup { io: "uring", workers: 1 });
+    let (client, remote) = (scene.client_address(0), scene.remote(0));
+    let [ear, far_ear] = [Ear::at(scene.client(0), client), Ear::at(scene.internet(), remote)];
+    let far = Injector::at(scene.internet());
+    let payload = vec![7; 3000];
+    for sequence in 0..2 {
+        for fragment in in_fragments(client, remote, sequence, &payload) {
+            Injector::at(scene.client(0)).send(&fragment, remote);
+        }
+        let asked = far_ear.next_request();
+        let message = echo_message(EchoKind::Reply, asked.ident, sequence, &asked.payload);
+        let whole = Datagram::new(remote, asked.source, ipv4::ICMP, message).build();
+        let packet = Ipv4::check(&whole[..]).expect("built");
+        for part in fragment::parts(&packet, 1500).expect("it may be cut") {
+            let piece = Datagram {
+                identification: 9,
+                dont_fragment: true,
+                more_fragments: part.end < packet.payload().len(),
+                fragment_offset: part.start,
+                ..Datagram::new(remote, asked.source, ipv4::ICMP, packet.payload()[part].to_vec())
+            };
+            far.send(&piece.build(), asked.source);
+        }
+        let heard = ear.next();
+        assert!((heard.sequence, heard.ident) == (sequence, IDENT) && heard.payload == payload, "{}", heard.sequence);
+    }
+    assert_eq!(gateway.stop().total("replies delivered"), 2);
+}
+
+/// The client is gone when its reply comes: the kernel would tell the remote so, and of the client's address.
+#[test]
+fn no_error_about_a_reply_of_ours_leaves() {
+    let scene = Scene::new(2);
+    scene.internet().sysctl(&[("net/ipv4/icmp_echo_ignore_all", "1")]).expect("a sysctl of the lab");
+    let gateway = scene.serve(&Setup { io: "uring", workers: 1 });
+    let remote = scene.remote(0);
+    let far_ear = Ear::at(scene.internet(), remote);
+    Ear::at(scene.client(0), scene.client_address(0)).ask(remote, IDENT, 1, b"payload");
+    let asked = far_ear.next_request();
+    let before = icmp_errors_sent(&scene);
+    // No neighbour answers for it any more, and soon the kernel gives up.
+    run(scene.client(0), "ip link set eth0 arp off");
+    run(scene.gateway(), "ip neigh flush dev g0");
+    run(scene.gateway(), "sysctl -qw net.ipv4.neigh.g0.retrans_time_ms=20");
+    far_ear.reply(asked.source, asked.ident, 1, b"payload");
+    wait_until("the kernel gives the client up", || icmp_errors_sent(&scene) > before);
+    // What comes next is not that error.
+    Ear::at(scene.client(1), scene.client_address(1)).ask(remote, IDENT, 2, b"payload");
+    assert_eq!(far_ear.next().sequence, 2);
+    assert_eq!(gateway.stop().total("replies delivered"), 1);
+}
+
+/// Errors that the gateway's kernel has made, whether they left or not: the third of the counters after the word.
+fn icmp_errors_sent(scene: &Scene) -> u64 {
+    let counters = run(scene.gateway(), "nstat -asz IcmpOutDestUnreachs | tail -n 1");
+    counters.split_whitespace().nth(1).and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{counters}"))
 }

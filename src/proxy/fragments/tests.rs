@@ -331,8 +331,9 @@ fn each_requests_fragments_are_judged_by_one_worker() {
     let proxy = Proxy::new(&Settings { workers: 4, ..settings() }).unwrap();
     let mut handles: Vec<_> = (0..4).map(|worker| proxy.handle(worker).unwrap()).collect();
     let mut judges = [0; 4];
-    for identification in 0..200 {
-        let fragments = cut(&Datagram { identification, ..request(CLIENT, identification, &[7; 3000]) }, 1000);
+    for host in 0..200 {
+        let destination = Ipv4Addr::new(198, 18, 1, host);
+        let fragments = cut(&Datagram { destination, ..request(CLIENT, host.into(), &[7; 3000]) }, 1000);
         let judge = fragments.iter().map(|fragment| {
             let judges = (0..4).filter(|worker| {
                 let mut fragment = fragment.clone();
