@@ -137,8 +137,8 @@ impl World {
         let counter = self.identifications.entry(client).or_default();
         *counter += 1;
         let identification = *counter;
-        let length = 8 * self.rng.random_range(10..40);
         let payload = whole.payload();
+        let length = (payload.len() / self.rng.random_range(1..10)).next_multiple_of(8);
         let mut fragments: Vec<Vec<u8>> = (0..payload.len().div_ceil(length))
             .map(|number| {
                 let part = number * length..payload.len().min((number + 1) * length);

@@ -152,11 +152,10 @@ mod tests {
 
     #[test]
     fn an_address_that_goes_and_comes_and_a_default_that_changes_are_noticed() {
-        let scene = Scene::new();
-        scene.at_gateway(|| {
-            let (anyip, other) = (Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(198, 18, 0, 99));
-            ip("route add local 198.51.100.0/24 dev lo");
-            for (follow_default, replaced) in [(false, None), (true, Some(Change::Replaced(0, other)))] {
+        let (anyip, other) = (Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(198, 18, 0, 99));
+        for (follow_default, at_last) in [(false, Change::Lost(0, OUTSIDE)), (true, Change::Replaced(0, other))] {
+            Scene::new().at_gateway(|| {
+                ip("route add local 198.51.100.0/24 dev lo");
                 let (changed, changes) = mpsc::channel();
                 // Nobody listens any more once all that was expected has come.
                 let send = move |change| changed.send(change).unwrap_or_default();
@@ -166,21 +165,19 @@ mod tests {
                 assert_eq!(next(), Change::Lost(1, anyip));
                 ip("route add local 198.51.100.0/24 dev lo");
                 assert_eq!(next(), Change::Back(1, anyip));
-                ip("address add 198.18.0.99/24 dev w0");
+                // Not of the network of the first, with which it would go.
+                ip("address add 198.18.0.99/32 dev w0");
                 ip("route replace default via 198.18.0.2 src 198.18.0.99");
-                if let Some(replaced) = replaced {
-                    assert_eq!(next(), replaced);
+                if follow_default {
+                    assert_eq!(next(), at_last);
                 }
                 ip("address del 198.18.0.1/24 dev w0");
                 if !follow_default {
-                    assert_eq!(next(), Change::Lost(0, OUTSIDE));
+                    assert_eq!(next(), at_last);
                 }
                 drop(watch);
                 assert_eq!(changes.try_iter().collect::<Vec<_>>(), [], "nothing else");
-                ip("address add 198.18.0.1/24 dev w0");
-                ip("route replace default via 198.18.0.2 src 198.18.0.1");
-                ip("address del 198.18.0.99/24 dev w0");
-            }
-        });
+            });
+        }
     }
 }

@@ -1,9 +1,13 @@
 //! Pings larger than a link carries: in fragments from the client, in fragments to it, across routers with smaller MTUs.
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use echogate::lab::LabOptions;
+use echogate::lab::load::{self, LoadOptions, LoadReport};
 use echogate::wire::build::{Datagram, echo_message};
 use echogate::wire::fragment;
 use echogate::wire::icmpv4::EchoKind;
@@ -233,4 +237,99 @@ fn no_error_about_a_reply_of_ours_leaves() {
 fn icmp_errors_sent(scene: &Scene) -> u64 {
     let counters = run(scene.gateway(), "nstat -asz IcmpOutDestUnreachs | tail -n 1");
     counters.split_whitespace().nth(1).and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{counters}"))
+}
+
+/// So long a load lasts: 4 s, or what ECHOGATE_LOAD_SECONDS says (the figures of perf/fragments.md).
+fn load_time() -> Duration {
+    let seconds = std::env::var("ECHOGATE_LOAD_SECONDS").map(|text| text.parse().expect("a number of seconds"));
+    Duration::from_secs(seconds.unwrap_or(4))
+}
+
+/// RFC 4787 REQ-14a. Every kind of fragment that is of no use, from one client; the other pings just below its share.
+#[test]
+fn a_flood_of_fragments_costs_another_client_nothing() {
+    const FLOOD_A_SECOND: u32 = 20_000;
+    let scene = Scene::alone(2);
+    let gateway = scene.serve(&Setup { io: "uring", workers: 2 });
+    let lab = scene.lab();
+    let modest = || {
+        let options = LoadOptions { duration: load_time(), rate: Some(950), window: 2000, ..LoadOptions::default() };
+        load::run(&lab.clients()[..1], lab.remotes(), &options, |_| ControlFlow::Continue(())).expect("it runs")
+    };
+    let control = modest();
+    // The burst that it may send at once comes back first: it pings at its share's very edge.
+    thread::sleep(Duration::from_secs(2));
+    let (beside_flood, flooded) = thread::scope(|scope| {
+        let flood = scope.spawn(|| flood_of_fragments(&scene, FLOOD_A_SECOND));
+        (modest(), flood.join().expect("it ends well"))
+    });
+    let ended = gateway.stop();
+    let lost = |report: &LoadReport| report.sent - report.received;
+    println!(
+        "control: {} of {} lost; beside a flood of {flooded} fragments: {} of {} lost\n{}",
+        lost(&control),
+        control.sent,
+        lost(&beside_flood),
+        beside_flood.sent,
+        ended.printed
+    );
+    assert!(lost(&beside_flood) <= lost(&control) + beside_flood.sent / 1000, "{control:?} {beside_flood:?}");
+    assert_eq!((beside_flood.wrong_client, beside_flood.altered), (0, 0), "{beside_flood:?}");
+    let by_name = ["fragment_early", "fragment_tiny", "fragment_overlap", "fragment_length", "fragment_unfinished"];
+    assert!(by_name.iter().all(|name| ended.total(name) > 0), "{}", ended.printed);
+}
+
+/// Sends as long as a load lasts, and tells how many.
+fn flood_of_fragments(scene: &Scene, a_second: u32) -> u64 {
+    let injector = Injector::at(scene.client(1));
+    let (client, remote) = (scene.client_address(1), scene.remote(0));
+    let message = echo_message(EchoKind::Request, IDENT, 1, &[7; 64]);
+    let fragment = |identification, fragment_offset, more_fragments, length: usize| {
+        let payload = message[..length].to_vec();
+        let datagram = Datagram::new(client, remote, ipv4::ICMP, payload);
+        Datagram { identification, fragment_offset, more_fragments, ..datagram }.build()
+    };
+    let (begun, until) = (Instant::now(), Instant::now() + load_time());
+    let mut sent = 0;
+    for identification in (1..=u16::MAX).cycle() {
+        let useless = [
+            fragment(identification, 64, false, 64),
+            fragment(identification ^ 1, 0, true, 64),
+            fragment(identification ^ 1, 56, true, 64),
+            fragment(identification ^ 2, 0, true, 4),
+            fragment(identification ^ 3, 512, true, 12),
+        ];
+        useless.iter().for_each(|fragment| injector.send(fragment, remote));
+        sent += useless.len() as u64;
+        let due = begun + Duration::from_secs(sent) / a_second;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        if Instant::now() >= until {
+            break;
+        }
+    }
+    sent
+}
+
+/// The largest pings there are, as fast as they come back: once every buffer has been used, nothing grows.
+#[test]
+fn the_largest_pings_leave_memory_where_it_was() {
+    for io in ["uring", "syscalls"] {
+        let scene = Scene::alone(1);
+        let gateway = serve_without_limits(&scene, &Setup { io, workers: 1 });
+        let ping = |arguments: &str| scene.ping(0, &format!("-q -f -s 65000 {arguments} {}", scene.remote(0)));
+        let first = ping("-c 600");
+        let before = resident_bytes(&gateway);
+        let pings = ping(&format!("-w {}", load_time().as_secs()));
+        let after = resident_bytes(&gateway);
+        let ended = gateway.stop();
+        println!("{io}: {before} bytes resident before, {after} after\n{}\n{}", pings.text, ended.printed);
+        assert!(ended.total("replies delivered") > 1000, "{} {}", first.text, ended.printed);
+        assert!(after <= before + (1 << 20), "{io}: {before} bytes became {after}");
+    }
+}
+
+fn resident_bytes(gateway: &Echogate) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", gateway.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
