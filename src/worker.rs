@@ -30,25 +30,25 @@
 //! A worker ends when it is told to (it drains first: no more reads are awaited, what is in flight comes back) or with
 //! a fault, which is returned, never swallowed.
 
+mod cut;
+mod post;
+
 use std::collections::VecDeque;
 use std::mem;
-use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::queue::ArrayQueue;
-
+use self::cut::{Narrow, PIECES_MAX};
+use self::post::{INBOX_MAX, Parcel};
+pub use self::post::{Inbox, Post};
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
-use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side, Waker};
+use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
 use crate::metrics::WorkerCounters;
 use crate::proxy::{Batch, Handle, Inbound, Outbound, Reason};
 use crate::table::ADDRESSES_MAX;
 use crate::table::echoes::Recorded;
 use crate::table::fragments::EARLY_TIME;
 use crate::wire::error::{self, Message};
-use crate::wire::fragment;
-use crate::wire::ipv4::Ipv4;
 
 /// Packets that may wait for a new mapping.
 const WAITING_MAX: usize = 2 * BATCH_MAX;
@@ -76,94 +76,6 @@ const CUT_OFF: u8 = 6;
 
 /// Fragments that may wait for their request's first one.
 const EARLY_MAX: usize = 2 * BATCH_MAX;
-
-/// Pieces that a packet may be cut into: the largest one, for a way out that carries 1,100 bytes.
-const PIECES_MAX: usize = 64;
-
-/// How long a way out that was too narrow is taken to be so.
-const NARROW_TIME: Duration = Duration::from_secs(10);
-
-/// Packets that may wait for a worker that they were handed over to.
-const INBOX_MAX: usize = 256;
-
-/// A request that another worker had no ident for.
-#[derive(Debug)]
-struct Parcel {
-    packet: Box<[u8]>,
-    /// How many workers have had none.
-    refusals: usize,
-}
-
-/// A worker's queue of requests that others hand over to it. Clones are handles to the same queue.
-#[derive(Clone, Debug)]
-pub struct Inbox(Arc<ArrayQueue<Parcel>>);
-
-impl Inbox {
-    fn new(room: usize) -> Inbox {
-        Inbox(Arc::new(ArrayQueue::new(room)))
-    }
-
-    /// Empties it and tells how many there were: once its worker has ended, those are given up.
-    pub fn give_up(&self) -> usize {
-        std::iter::from_fn(|| self.0.pop()).count()
-    }
-}
-
-/// Where a worker gets requests that others had no ident for, and where it hands over its own.
-#[derive(Debug)]
-pub struct Post {
-    /// This worker's number.
-    number: usize,
-    /// The workers' inboxes by their numbers, and what wakes them; for a lone worker its own, and nothing.
-    inboxes: Vec<(Inbox, Option<Waker>)>,
-}
-
-impl Post {
-    /// For a worker that is alone.
-    pub fn alone() -> Post {
-        Post { number: 0, inboxes: vec![(Inbox::new(1), None)] }
-    }
-
-    /// One for each of the workers that these wakers wake: each hands over to the next, the last to the first; and a
-    /// fragment to the one it belongs to.
-    pub fn ring(wakers: &[Waker]) -> Vec<Post> {
-        let inbox = |waker: &Waker| (Inbox::new(INBOX_MAX), Some(waker.clone()));
-        let inboxes: Vec<_> = wakers.iter().map(inbox).collect();
-        (0..wakers.len()).map(|number| Post { number, inboxes: inboxes.clone() }).collect()
-    }
-
-    /// This worker's own queue.
-    pub fn inbox(&self) -> Inbox {
-        self.inboxes[self.number].0.clone()
-    }
-
-    fn workers(&self) -> usize {
-        self.inboxes.len()
-    }
-
-    /// The worker after this one.
-    fn next(&self) -> usize {
-        (self.number + 1) % self.inboxes.len()
-    }
-
-    /// The next packet that others handed over.
-    fn take(&self) -> Option<Parcel> {
-        self.inboxes[self.number].0.0.pop()
-    }
-
-    /// Hands a packet over to another worker. Whether that has room.
-    fn put(&self, worker: usize, parcel: Parcel) -> bool {
-        let Some((inbox, Some(waker))) = self.inboxes.get(worker) else { return false };
-        let taken = inbox.0.push(parcel).is_ok();
-        if taken {
-            waker.wake();
-        }
-        taken
-    }
-}
-
-/// What the way out from each gateway address, by its number, was found to carry, and until when that is believed.
-type Narrow = [(u16, Instant); ADDRESSES_MAX];
 
 /// One worker over one [`PacketIo`].
 #[derive(Debug)]
@@ -356,61 +268,6 @@ impl<I: PacketIo> Turn<'_, I> {
         if let Some((address, message)) = self.batch.why_not_sent(&mut frame, errno, mtu) {
             self.tell(frame, address, message);
         }
-    }
-
-    /// Sends what the proxy has rewritten; in pieces if the way out is known to be too narrow for it.
-    fn send_outside(&mut self, frame: Frame, address: u8, remote: Ipv4Addr) {
-        let (mtu, until) = self.narrow[usize::from(address) % ADDRESSES_MAX];
-        let fits = frame.len() <= usize::from(mtu) || until <= self.batch.now();
-        let frame = if fits { Some(frame) } else { self.send_pieces(frame, address, mtu) };
-        if let Some(frame) = frame {
-            self.io.send_outside(frame, address, remote);
-        }
-    }
-
-    /// Sends a packet that was too large for the way out again, in pieces. Gives it back if it cannot be cut.
-    fn cut(&mut self, frame: Frame) -> Option<Frame> {
-        let way = Ipv4::check(&*frame).ok().filter(|packet| !packet.dont_fragment()).and_then(|packet| {
-            let address = self.batch.address_number(packet.source())?;
-            Some((address, self.io.mtu_towards(address, packet.destination())?))
-        });
-        let Some((address, mtu)) = way else { return Some(frame) };
-        self.narrow[usize::from(address) % ADDRESSES_MAX] = (mtu, self.batch.now() + NARROW_TIME);
-        self.send_pieces(frame, address, mtu)
-    }
-
-    fn send_pieces(&mut self, mut frame: Frame, address: u8, mtu: u16) -> Option<Frame> {
-        let Some((remote, first)) = self.make_pieces(&frame, mtu) else {
-            self.pieces.clear();
-            return Some(frame);
-        };
-        let Some(length) = fragment::cut(&mut frame, first) else { return Some(frame) };
-        frame.truncate(length);
-        self.io.send_outside(frame, address, remote);
-        *self.cut_off += self.pieces.len();
-        for piece in self.pieces.drain(..) {
-            self.io.send_outside(piece, address, remote);
-        }
-        None
-    }
-
-    /// What is to be cut off the packet; where that goes, and where the packet's own part of the payload ends then.
-    fn make_pieces(&mut self, frame: &Frame, mtu: u16) -> Option<(Ipv4Addr, usize)> {
-        let packet = Ipv4::check(&**frame).ok()?;
-        let mut parts = fragment::parts(&packet, mtu.into())?;
-        if !(2..=PIECES_MAX).contains(&parts.len()) {
-            return None;
-        }
-        let first = parts.next()?.end;
-        for part in parts {
-            let mut piece = self.io.copy_of(Side::Inside, &frame[..packet.header_len() + part.len()])?;
-            if !fragment::write(&packet, part, &mut piece) {
-                return None;
-            }
-            piece.set_note(CUT_OFF);
-            self.pieces.push(piece);
-        }
-        Some((packet.destination(), first))
     }
 
     fn inbound(&mut self, mut frame: Frame) {

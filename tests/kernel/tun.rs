@@ -57,6 +57,12 @@ fn a_packet_far_over_the_mtu_is_taken_from_a_tun_and_leaves_in_fragments_unless_
         let message = echo_message(EchoKind::Request, 1, 1, &vec![7; 65_507]);
         let whole = Datagram { identification: 9, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) };
         tun.inject(&Datagram { dont_fragment: true, ..whole.clone() }.build());
+        let told = outside.next();
+        assert_eq!(
+            (told.destination(), &told.payload()[..2]),
+            (CLIENT, &[3, 4][..]),
+            "its sender is told, wherever it is"
+        );
         tun.inject(&whole.build());
         let mut length = 0;
         while length < whole.payload.len() {
