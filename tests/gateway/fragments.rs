@@ -225,7 +225,7 @@ fn no_error_about_a_reply_of_ours_leaves() {
     // No neighbour answers for it any more, and soon the kernel gives up.
     run(scene.client(0), "ip link set eth0 arp off");
     run(scene.gateway(), "ip neigh flush dev g0");
-    run(scene.gateway(), "sysctl -qw net.ipv4.neigh.g0.retrans_time_ms=20");
+    scene.gateway().sysctl(&[("net/ipv4/neigh/g0/retrans_time_ms", "20")]).expect("a sysctl of the lab");
     far_ear.reply(asked.source, asked.ident, 1, b"payload");
     wait_until("the kernel gives the client up", || icmp_errors_sent(&scene) > before);
     // What comes next is not that error.
@@ -234,7 +234,7 @@ fn no_error_about_a_reply_of_ours_leaves() {
     assert_eq!(gateway.stop().total("replies delivered"), 1);
 }
 
-/// Errors that the gateway's kernel has made, whether they left or not: the third of the counters after the word.
+/// Errors that the gateway's kernel has made, whether they left or not.
 fn icmp_errors_sent(scene: &Scene) -> u64 {
     let counters = run(scene.gateway(), "nstat -asz IcmpOutDestUnreachs | tail -n 1");
     counters.split_whitespace().nth(1).and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{counters}"))
