@@ -13,6 +13,7 @@
 //! Rejected: deriving the reader with serde. Its errors know the struct's field names but neither the flag nor what is
 //! allowed, and ranges, help texts and documentation would each be a list of their own.
 
+mod idents;
 mod keys;
 mod limits;
 mod sources;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
+pub use idents::IdentRange;
 pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
 pub use limits::{ClientLimits, Exception};
 
@@ -120,6 +122,10 @@ pub struct Mapping {
     pub idle: Duration,
     /// An expired mapping's ident rests this long; `None`: just long enough that no echo outlives it.
     pub hold_down: Option<Duration>,
+    /// Whether a mapping gets its client's own ident where that is free.
+    pub preserve_idents: bool,
+    /// Idents that no mapping gets.
+    pub reserved_idents: Vec<IdentRange>,
 }
 
 /// Table `echo`: outstanding echoes.
@@ -162,7 +168,7 @@ impl Default for Run {
 
 impl Default for Mapping {
     fn default() -> Mapping {
-        Mapping { idle: QUERY_SESSION_MIN, hold_down: None }
+        Mapping { idle: QUERY_SESSION_MIN, hold_down: None, preserve_idents: false, reserved_idents: Vec::new() }
     }
 }
 

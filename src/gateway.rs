@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
 use crossbeam::channel::{self, Receiver, Sender};
-use rand::Rng as _;
 
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::error::SetupError;
+use crate::host::addresses::{AddressWatch, Change};
 use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
@@ -38,13 +38,16 @@ use crate::io::tun::Tun;
 use crate::io::uring::UringIo;
 use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
 use crate::metrics::{Counters, Snapshot};
-use crate::proxy::{Handle, Proxy, Settings, Sizes};
-use crate::table::idents;
+use crate::proxy::{Handle, IdentPolicy, Proxy, Settings, Sizes};
 use crate::worker::{Inbox, Post, Worker};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
 const LAST_REPLIES_POLL: Duration = Duration::from_millis(5);
+
+/// What every path to a client carries in one piece (RFC 791: what every host takes). What the links behind the TUN carry is
+/// not ours to know, and may change; a larger reply with DF could bring its sender an error about a packet to a client.
+const CLIENT_PATH_MTU: usize = 576;
 
 /// A gateway that is serving.
 #[derive(Debug)]
@@ -55,6 +58,7 @@ pub struct Gateway {
     stop: Arc<AtomicBool>,
     workers: Vec<Running>,
     divert: Option<Divert>,
+    addresses: Option<AddressWatch>,
 }
 
 /// A worker's thread.
@@ -114,8 +118,12 @@ fn settings(config: &Config) -> Settings {
         mapping_idle: config.mapping.idle,
         echo_timeout: config.echo.timeout,
         hold_down: config.mapping.hold_down,
+        idents: IdentPolicy {
+            reserved: config.mapping.reserved_idents.iter().map(|range| range.0.clone()).collect(),
+            preserve: config.mapping.preserve_idents,
+        },
         echo_words_log2: config.echo.table_words.ilog2(),
-        inside_mtu: config.inside.mtu as usize,
+        inside_mtu: CLIENT_PATH_MTU,
         icmp_errors: config.echo.icmp_errors,
         quoted_checksum: config.echo.quoted_checksum,
         denied: config.remotes.deny.clone(),
@@ -130,6 +138,7 @@ impl Gateway {
     /// Sets the gateway up and lets it serve. On an error nothing is left behind.
     pub fn start(config: &Config) -> Result<Gateway, SetupError> {
         examine(config)?;
+        let follow_default = config.outside.addresses.is_empty();
         let config = resolved(config)?;
         let engine = io::choose(config.run.io)?;
         let cpus = cpus::allowed()?;
@@ -137,7 +146,7 @@ impl Gateway {
 
         let device = device(&config);
         let tuns = Tun::open(&device.name, config.run.workers as usize)?;
-        steer(&tuns);
+        steer(&tuns, proxy.fragment_seed());
         let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
         device.configure(&mut netlink)?;
 
@@ -149,6 +158,7 @@ impl Gateway {
             stop: Arc::new(AtomicBool::new(false)),
             workers: Vec::with_capacity(tuns.len()),
             divert: None,
+            addresses: None,
         };
         let clock = Monotonic::new();
         if tuns.len() > cpus.len() {
@@ -156,8 +166,10 @@ impl Gateway {
         }
         let wakers = tuns.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let posts = Post::ring(&wakers);
+        let mut send = Vec::new();
         for (number, ((tun, waker), post)) in tuns.into_iter().zip(wakers).zip(posts).enumerate() {
             let ports = ports(&config, number, tun, waker)?;
+            send.push(ports.send.iter().map(SendSocket::try_clone).collect::<Result<Vec<_>, _>>()?);
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
             gateway.spawn(
                 Crew {
@@ -175,6 +187,9 @@ impl Gateway {
                 fault.clone(),
             )?;
         }
+        let watched = config.outside.addresses.clone();
+        let follow = move |change| follow(&proxy, &send, change);
+        gateway.addresses = Some(AddressWatch::start(watched, follow_default, follow)?);
         if !config.inside.divert.is_empty() {
             gateway.divert = Some(Divert::install(&divert_settings(&config, device))?);
         }
@@ -226,6 +241,7 @@ impl Gateway {
     }
 
     fn end_workers(&mut self) {
+        drop(self.addresses.take());
         // Release: pairs with the workers' Acquire.
         self.stop.store(true, Ordering::Release);
         for running in &self.workers {
@@ -414,10 +430,34 @@ fn ports(config: &Config, number: usize, tun: Tun, waker: Waker) -> Result<Ports
     })
 }
 
+/// Acts on a change of the host's addresses. `send`: each worker's send sockets, by the addresses' numbers.
+fn follow(proxy: &Proxy, send: &[Vec<SendSocket>], change: Change) {
+    let addresses = proxy.addresses();
+    match change {
+        Change::Lost(number, address) => {
+            tracing::warn!(%address, "the host has this outside address no more: its mappings end");
+            addresses.set_lost(number, true);
+        }
+        Change::Back(number, address) => {
+            tracing::info!(%address, "the host has this outside address again");
+            addresses.set_lost(number, false);
+        }
+        Change::Replaced(number, address) => {
+            let sockets = send.iter().filter_map(|sockets| sockets.get(usize::from(number)));
+            let rebound: Result<Vec<()>, _> = sockets.map(|socket| socket.rebind(address)).collect();
+            match rebound {
+                Ok(_) => tracing::info!(%address, "the default route has another source: pings leave from it now"),
+                Err(error) => tracing::error!(%error, "the default route has another source"),
+            }
+            addresses.replace(number, address);
+            addresses.set_lost(number, false);
+        }
+    }
+}
+
 /// Lets the pings between one pair of hosts use all workers, where the kernel lets us say how.
-fn steer(tuns: &[Tun]) {
+fn steer(tuns: &[Tun], seed: u64) {
     let [first, _, ..] = tuns else { return };
-    let seed = idents::generator(None).next_u64();
     if let Err(error) = steering::attach(first, seed) {
         tracing::warn!(%error, "pings between one pair of hosts stay on one worker");
     }

@@ -104,8 +104,9 @@
 //!    anything else falls through. Validated once ([`wire`]); then policy; then the mapping of (client, client ident) is
 //!    found or made ([`table`]); then the echo is recorded as outstanding.
 //! 4. **Rewritten.** The source becomes the gateway's address and the ident the mapping's; both checksums follow by
-//!    RFC 1624 ([`checksum`]). Sequence, payload, TOS, DF and options stay; without DF the identification becomes zero,
-//!    for the kernel to choose one. A damaged payload stays damaged.
+//!    RFC 1624 ([`checksum`]). Sequence, payload, TOS, DF and options stay; what can be cut up gets an identification of
+//!    the gateway's own. A damaged payload stays damaged. Of a request in fragments the first one is judged so; the others
+//!    follow it, each by itself ([`table::fragments`]).
 //! 5. **Out.** The send socket of that gateway address ([`io::raw`]). If the kernel refuses, the echo is withdrawn and the
 //!    drop is counted by errno.
 //! 6. **Back.** The raw receive socket gets echo replies, and errors that quote an echo request. [`proxy::Batch::inbound`]: own address, ident, sequence and

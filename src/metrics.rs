@@ -5,6 +5,7 @@
 //! ended it is exact, and then: packets in = packets out + the sum of the named drops.
 
 use std::collections::BTreeMap;
+use std::ops::Index;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -81,6 +82,24 @@ impl ErrnoCounters {
     }
 }
 
+/// Drops by reason, in the order of [`Reason::ALL`].
+#[derive(Debug)]
+pub struct DropCounters([Counter; Reason::ALL.len()]);
+
+impl Default for DropCounters {
+    fn default() -> DropCounters {
+        DropCounters(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl Index<Reason> for DropCounters {
+    type Output = Counter;
+
+    fn index(&self, reason: Reason) -> &Counter {
+        &self.0[reason as usize]
+    }
+}
+
 /// What one worker counts.
 #[derive(Debug, Default)]
 pub struct WorkerCounters {
@@ -96,14 +115,18 @@ pub struct WorkerCounters {
     pub told: TrafficCounter,
     /// Packets written back to the TUN unchanged.
     pub reinjected: TrafficCounter,
-    /// Drops by reason, in the order of [`Reason::ALL`].
-    pub drops: [Counter; Reason::ALL.len()],
+    /// Drops by reason.
+    pub drops: DropCounters,
     /// Requests refused because a share or a table was used up (among the drops), by the client's class.
     pub refused: Box<[Counter]>,
     /// Errors to clients that the gateway itself made and sent.
     pub originated: TrafficCounter,
     /// Errors to clients that could not be sent.
     pub not_originated: Counter,
+    /// Pieces that were cut off packets that were too large for the way out, and sent.
+    pub cut_off: TrafficCounter,
+    /// Pieces that could not be sent.
+    pub cut_off_lost: Counter,
     /// Packets that fell through and were to be dropped.
     pub not_reinjected: Counter,
     /// New mappings that waited for their batch, too many to keep.
@@ -131,7 +154,7 @@ pub struct WorkerCounters {
 impl WorkerCounters {
     /// Counts a drop.
     pub fn drop(&self, reason: Reason) {
-        self.drops[reason as usize].add(1);
+        self.drops[reason].add(1);
     }
 
     /// Counts a refusal, which is a drop.
@@ -225,6 +248,11 @@ pub struct Snapshot {
     pub originated: Traffic,
     /// Errors to clients that could not be sent.
     pub not_originated: u64,
+    /// Pieces that were cut off requests that were too large for the way out, and sent: neither in nor part of
+    /// `outside_out`, in which each request's first piece is.
+    pub cut_off: Traffic,
+    /// Pieces that could not be sent: their requests are lost, though counted as sent.
+    pub cut_off_lost: u64,
     /// Mappings live now.
     pub mappings: u64,
     /// The most mappings that were live at once; with several workers at most this.
@@ -278,6 +306,8 @@ fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
             .collect(),
         originated: traffic(|w| &w.originated),
         not_originated: total(|w| &w.not_originated),
+        cut_off: traffic(|w| &w.cut_off),
+        cut_off_lost: total(|w| &w.cut_off_lost),
         mappings: total(|w| &w.mappings),
         mappings_peak: total(|w| &w.mappings_peak),
         outstanding: total(|w| &w.outstanding),
@@ -296,7 +326,7 @@ fn drops(workers: &[CachePadded<WorkerCounters>]) -> Vec<(String, u64)> {
     };
     for worker in workers {
         for reason in Reason::ALL {
-            add(reason.name().into(), &worker.drops[reason as usize]);
+            add(reason.name().into(), &worker.drops[reason]);
         }
         add("not_reinjected".into(), &worker.not_reinjected);
         add("creations_backlog".into(), &worker.creations_backlog);

@@ -118,7 +118,8 @@ impl Outside {
         C: Clock + Send + 'static,
         D: Deliver,
     {
-        let sockets = proxy.addresses().iter().map(|address| SendSocket::open(*address, SOCKET_BUFFER_BYTES));
+        let addresses = (0..).map_while(|number| proxy.addresses().get(number));
+        let sockets = addresses.map(|address| SendSocket::open(address, SOCKET_BUFFER_BYTES));
         let sender = Sender(sockets.collect::<Result<Vec<_>, _>>()?.into());
         let socket = ReceiveSocket::open(Shards::ALL, Wanted::with_errors(proxy.icmp_errors()), SOCKET_BUFFER_BYTES)?;
         let waker = Waker::new()?;

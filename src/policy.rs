@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use crate::table::addresses::Addresses;
 pub use crate::table::clients::{Allowance, Rate};
 use remotes::{Remotes, Standing};
 
@@ -42,7 +43,7 @@ impl Prefix {
     }
 
     /// Its last address, as a number.
-    fn last(self) -> u32 {
+    pub(crate) fn last(self) -> u32 {
         u32::from(self.address) | !mask(self.length)
     }
 
@@ -185,22 +186,15 @@ pub type Class = usize;
 #[derive(Clone, Debug)]
 pub struct Policy {
     clients: Vec<Prefix>,
-    own: Vec<Ipv4Addr>,
     everybody: Allowance,
     overrides: Vec<Override>,
     remotes: Remotes,
 }
 
 impl Policy {
-    /// The policy for these clients behind these gateway addresses.
-    pub fn new(
-        clients: &[Prefix],
-        own: &[Ipv4Addr],
-        everybody: Allowance,
-        overrides: &[Override],
-        remotes: Remotes,
-    ) -> Policy {
-        Policy { clients: clients.to_vec(), own: own.to_vec(), everybody, overrides: overrides.to_vec(), remotes }
+    /// The policy for these clients.
+    pub fn new(clients: &[Prefix], everybody: Allowance, overrides: &[Override], remotes: Remotes) -> Policy {
+        Policy { clients: clients.to_vec(), everybody, overrides: overrides.to_vec(), remotes }
     }
 
     /// What the client may do, and in which class it is: the longest prefix decides.
@@ -233,15 +227,15 @@ impl Policy {
         self.clients.iter().any(|prefix| prefix.contains(address))
     }
 
-    /// Whether an echo request from `source` to `remote` may be forwarded.
-    pub fn check(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<(), Refusal> {
-        if self.own.contains(&source) {
+    /// Whether an echo request from `source` to `remote` may be forwarded by a gateway with addresses of its `own`.
+    pub fn check(&self, source: Ipv4Addr, remote: Ipv4Addr, own: &Addresses) -> Result<(), Refusal> {
+        if own.number_of(source).is_some() {
             return Err(Refusal::OwnSource);
         }
         if !self.is_inside(source) {
             return Err(Refusal::NotClient);
         }
-        if self.own.contains(&remote) {
+        if own.number_of(remote).is_some() {
             return Err(Refusal::OwnRemote);
         }
         match self.remotes.standing(remote) {
@@ -297,19 +291,20 @@ mod tests {
         let own = Ipv4Addr::new(198, 18, 0, 1);
         let policy = Policy::new(
             &[prefix("10.66.0.0/24"), prefix("192.168.7.0/24")],
-            &[own],
             Allowance::UNLIMITED,
             &[],
             Remotes::new(&[prefix("198.18.0.64/26")], &[]),
         );
         let remote = Ipv4Addr::new(198, 18, 0, 2);
         let client = Ipv4Addr::new(10, 66, 0, 2);
-        assert_eq!(policy.check(client, remote), Ok(()));
-        assert_eq!(policy.check(Ipv4Addr::new(192, 168, 7, 9), remote), Ok(()));
-        assert_eq!(policy.check(Ipv4Addr::new(10, 66, 1, 2), remote), Err(Refusal::NotClient));
-        assert_eq!(policy.check(own, remote), Err(Refusal::OwnSource));
-        assert_eq!(policy.check(client, own), Err(Refusal::OwnRemote));
-        assert_eq!(policy.check(client, Ipv4Addr::new(198, 18, 0, 64)), Err(Refusal::Denied));
+        let addresses = Addresses::new(&[own]);
+        let check = |source, remote| policy.check(source, remote, &addresses);
+        assert_eq!(check(client, remote), Ok(()));
+        assert_eq!(check(Ipv4Addr::new(192, 168, 7, 9), remote), Ok(()));
+        assert_eq!(check(Ipv4Addr::new(10, 66, 1, 2), remote), Err(Refusal::NotClient));
+        assert_eq!(check(own, remote), Err(Refusal::OwnSource));
+        assert_eq!(check(client, own), Err(Refusal::OwnRemote));
+        assert_eq!(check(client, Ipv4Addr::new(198, 18, 0, 64)), Err(Refusal::Denied));
         for never in [
             "0.0.0.0",
             "0.1.2.3",
@@ -320,7 +315,7 @@ mod tests {
             "240.0.0.1",
             "255.255.255.255",
         ] {
-            assert_eq!(policy.check(client, never.parse().unwrap()), Err(Refusal::Remote), "{never}");
+            assert_eq!(check(client, never.parse().unwrap()), Err(Refusal::Remote), "{never}");
         }
     }
 
@@ -328,7 +323,6 @@ mod tests {
     fn each_client_has_a_place_of_its_own() {
         let policy = Policy::new(
             &[prefix("10.66.0.0/24"), prefix("192.168.7.0/30")],
-            &[],
             Allowance::UNLIMITED,
             &[],
             Remotes::new(&[], &[]),
@@ -345,7 +339,7 @@ mod tests {
         let special =
             |text, mappings| Override { prefix: prefix(text), allowance: Limits { mappings, ..ORDINARY }.into() };
         let overrides = [special("10.66.0.0/25", 1), special("10.66.0.8/32", 2), special("10.66.0.0/30", 3)];
-        let policy = Policy::new(&[prefix("10.66.0.0/24")], &[], ORDINARY.into(), &overrides, Remotes::new(&[], &[]));
+        let policy = Policy::new(&[prefix("10.66.0.0/24")], ORDINARY.into(), &overrides, Remotes::new(&[], &[]));
         for (host, class, mappings_max) in [(200, 0, 256), (100, 1, 1), (8, 2, 2), (3, 3, 3)] {
             let (found, allowance) = policy.allowance(Ipv4Addr::new(10, 66, 0, host));
             assert_eq!((found, allowance.mappings_max), (class, mappings_max));

@@ -20,6 +20,8 @@
 //! routes by flow outside must see one mapping as one flow.
 
 mod errors;
+mod fragments;
+mod pairing;
 mod settings;
 mod verdict;
 
@@ -27,14 +29,20 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rand::RngExt as _;
+
 use crate::clock::Instant;
 use crate::error::SetupError;
-use crate::policy::Policy;
 use crate::policy::remotes::Remotes;
+use crate::policy::{Policy, Refusal};
+use crate::table::addresses::Addresses;
 use crate::table::clients::Allowance;
 pub use crate::table::echoes::Recorded;
 use crate::table::echoes::{Consumed, EchoKey, Echoes};
 use crate::table::forward::Guard;
+use crate::table::fragments::{self as table_fragments, Fragments};
+use crate::table::identifications::Identifications;
+pub use crate::table::idents::IdentPolicy;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
 use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
@@ -67,7 +75,9 @@ pub struct Sizes {
     pub echoes_bytes: usize,
     /// Bytes of the clients' lines.
     pub clients_bytes: usize,
-    /// New mappings a second that every address sustains for ever: 65,536 / (idle + hold-down).
+    /// Bytes of what is kept of requests in fragments, all threads' together.
+    pub fragments_bytes: usize,
+    /// New mappings a second that every address sustains for ever: its idents / (idle + hold-down).
     pub mappings_per_second_and_address: f64,
     /// The hold-down in force.
     pub hold_down: Duration,
@@ -77,12 +87,15 @@ pub struct Sizes {
 #[derive(Debug)]
 pub struct Proxy {
     policy: Policy,
-    addresses: Vec<Ipv4Addr>,
     inside_mtu: usize,
     icmp_errors: bool,
     quoted_checksum: bool,
     ttl: Ttl,
     pass_own: bool,
+    workers: usize,
+    preserves_idents: bool,
+    idents_per_address: usize,
+    fragment_seed: u64,
     mappings: Mappings,
     echoes: Echoes,
     lifetimes: Lifetimes,
@@ -91,9 +104,13 @@ pub struct Proxy {
     owners: Mutex<Vec<Option<Owner>>>,
 }
 
-/// What one thread owns: the idents of its shards, and its progress in sweeping their echoes.
+/// What one thread owns: the idents of its shards, its progress in sweeping their echoes, and its part of the requests in
+/// fragments.
 #[derive(Debug)]
 struct Owner {
+    number: usize,
+    fragments: Fragments,
+    identifications: Identifications,
     idents: Idents,
     shards: Vec<usize>,
     /// Next bucket to sweep, counted over all the owner's shards.
@@ -123,25 +140,39 @@ impl Proxy {
             .remedy(format!("leave mapping.hold_down out, or set it to {} s", hold_down_min.as_secs() + 1)));
         }
         let lifetimes = Lifetimes { idle: settings.mapping_idle, hold_down };
+        let remotes = Remotes::new(&settings.denied, &settings.allowed);
+        let policy = Policy::new(&settings.clients, settings.allowance, &settings.overrides, remotes);
+        let mappings = Mappings::new(&settings.addresses, policy.client_addresses());
         let owners = (0..settings.workers)
             .map(|worker| {
                 let shards: Vec<usize> = (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect();
-                let idents = Idents::new(settings.addresses.len(), &shards, lifetimes, idents::split(&mut rng));
-                Some(Owner { idents, shards, sweep_next: 0, swept: Instant::START })
+                let rng_of_idents = idents::split(&mut rng);
+                let addresses = settings.addresses.len();
+                let idents = Idents::new(addresses, &shards, &settings.idents, lifetimes, rng_of_idents);
+                idents.announce(&mappings.addresses);
+                Some(Owner {
+                    number: worker,
+                    fragments: Fragments::new(policy.client_addresses()),
+                    identifications: Identifications::new(worker, settings.workers, &mut rng),
+                    idents,
+                    shards,
+                    sweep_next: 0,
+                    swept: Instant::START,
+                })
             })
             .collect();
-        let remotes = Remotes::new(&settings.denied, &settings.allowed);
-        let policy =
-            Policy::new(&settings.clients, &settings.addresses, settings.allowance, &settings.overrides, remotes);
         Ok(Arc::new(Proxy {
-            mappings: Mappings::new(settings.addresses.len(), policy.client_addresses()),
+            mappings,
             policy,
-            addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
             icmp_errors: settings.icmp_errors,
             quoted_checksum: settings.quoted_checksum,
             ttl: settings.ttl,
             pass_own: settings.pass_own,
+            workers: settings.workers,
+            preserves_idents: settings.idents.preserve,
+            idents_per_address: (0..=u16::MAX).filter(|ident| !settings.idents.is_reserved(*ident)).count(),
+            fragment_seed: rng.random(),
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
@@ -159,16 +190,30 @@ impl Proxy {
     /// A handle for a thread that only receives: it owns no idents, so it makes no mappings and has nothing to expire.
     /// As many as there are such threads; they do not count as [`Settings::workers`].
     pub fn receiver(self: &Arc<Proxy>) -> Handle {
-        let addresses = self.addresses.len();
-        // The seed does not matter: without idents nothing is ever drawn.
-        let idents = Idents::new(addresses, &[], self.lifetimes, idents::generator(Some(0)));
-        let owner = Owner { idents, shards: Vec::new(), sweep_next: 0, swept: Instant::START };
+        let addresses = self.mappings.addresses.len();
+        let mut rng = idents::generator(None);
+        let owner = Owner {
+            number: self.workers,
+            fragments: Fragments::new(0),
+            identifications: Identifications::new(0, 1, &mut rng),
+            idents: Idents::new(addresses, &[], &IdentPolicy::default(), self.lifetimes, rng),
+            shards: Vec::new(),
+            sweep_next: 0,
+            swept: Instant::START,
+        };
         Handle { proxy: Arc::clone(self), owner }
     }
 
-    /// The gateway's addresses outside, in the order of their numbers.
-    pub fn addresses(&self) -> &[Ipv4Addr] {
-        &self.addresses
+    /// The gateway's addresses outside, by their numbers. Whoever sees that the host has one no more says so here
+    /// ([`Addresses::set_lost`]).
+    pub fn addresses(&self) -> &Addresses {
+        &self.mappings.addresses
+    }
+
+    /// By which the fragments of a request are given to one of the threads: for [`crate::io::steering`], so that they come to
+    /// that one by themselves.
+    pub fn fragment_seed(&self) -> u64 {
+        self.fragment_seed
     }
 
     /// Whether errors about proxied echoes are brought to the clients.
@@ -180,12 +225,13 @@ impl Proxy {
     pub fn sizes(&self) -> Sizes {
         let slots = self.mappings.slots.len();
         Sizes {
-            mappings_max: slots,
+            mappings_max: self.mappings.addresses.len() * self.idents_per_address,
             slots_bytes: slots * SLOT_BYTES,
             echoes_max: self.echoes.bytes() / size_of::<u64>(),
             echoes_bytes: self.echoes.bytes(),
             clients_bytes: self.mappings.clients.bytes(),
-            mappings_per_second_and_address: f64::from(1 << 16)
+            fragments_bytes: self.workers * table_fragments::bytes(self.policy.client_addresses()),
+            mappings_per_second_and_address: self.idents_per_address as f64
                 / (self.lifetimes.idle + self.lifetimes.hold_down).as_secs_f64(),
             hold_down: self.lifetimes.hold_down,
         }
@@ -197,13 +243,11 @@ impl Proxy {
     }
 
     fn address_number(&self, address: Ipv4Addr) -> Option<u8> {
-        self.addresses.iter().position(|own| *own == address).and_then(|number| u8::try_from(number).ok())
+        self.mappings.addresses.number_of(address)
     }
 
-    /// Which gateway address a client uses: always the same one (RFC 6888 REQ-2).
-    fn address_of(&self, client: Ipv4Addr) -> u8 {
-        let spread = u64::from(u32::from(client)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        u8::try_from(spread % self.addresses.len() as u64).unwrap_or(0)
+    fn may_ping(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<(), Refusal> {
+        self.policy.check(source, remote, &self.mappings.addresses)
     }
 }
 
@@ -281,27 +325,37 @@ pub struct Expired {
 impl Batch<'_> {
     /// Judges a packet from a client and, if it is to be forwarded, records and rewrites it in place.
     pub fn outbound(&mut self, packet: &mut [u8]) -> Outbound {
-        self.judge_outbound(packet, false)
+        self.judge_outbound(packet, Asked::First)
+    }
+
+    /// As `outbound`, for a packet that another thread has sent [`Outbound::Elsewhere`].
+    pub fn outbound_again(&mut self, packet: &mut [u8]) -> Outbound {
+        self.judge_outbound(packet, Asked::Again)
     }
 
     /// As `outbound`, for a packet that every other thread has sent [`Outbound::Elsewhere`]: refuses it if this one has no
     /// ident either.
     pub fn outbound_at_last(&mut self, packet: &mut [u8]) -> Outbound {
-        self.judge_outbound(packet, true)
+        self.judge_outbound(packet, Asked::Last)
     }
 
-    fn judge_outbound(&mut self, packet: &mut [u8], at_last: bool) -> Outbound {
+    fn judge_outbound(&mut self, packet: &mut [u8], asked: Asked) -> Outbound {
         let mut packet = match Ipv4::check(packet) {
             Ok(packet) => packet,
             Err(ipv4::Malformed::Version) => return Outbound::FallThrough(Passing::NotIpv4),
             Err(malformed) => return Outbound::Drop(malformed.into()),
         };
-        match self.forwardable(&packet) {
-            Ok(None) => {}
-            Ok(Some(passing)) => return Outbound::FallThrough(passing),
-            Err(reason @ Reason::RemoteDenied) => return self.refuse(packet.source(), reason),
-            Err(reason) => return Outbound::Drop(reason),
+        match self.business(&packet) {
+            Ok(Business::Request) => self.judge_request(&mut packet, asked),
+            Ok(Business::Fragment) => self.outbound_fragment(&mut packet),
+            Ok(Business::Others(passing)) => Outbound::FallThrough(passing),
+            Err(reason @ Reason::RemoteDenied) => self.refuse(packet.source(), reason),
+            Err(reason) => Outbound::Drop(reason),
         }
+    }
+
+    /// Admits a request that may leave, and rewrites it: a whole one, or its first fragment.
+    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, asked: Asked) -> Outbound {
         let (client, remote) = (packet.source(), packet.destination());
         let length = packet.total_len();
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Outbound::Drop(Reason::IcmpTruncated) };
@@ -309,11 +363,17 @@ impl Batch<'_> {
         let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
         let asker = Asker { client, line, client_ident: echo.ident() };
         let live = self.proxy.mappings.find(client, asker.client_ident, &self.guard);
-        if live.is_none() && self.creations_left == 0 {
-            return Outbound::Later;
-        }
-        if live.is_none() && !at_last && !self.owner.idents.is_ready(self.proxy.address_of(client)) {
-            return Outbound::Elsewhere;
+        match live {
+            // Its owner is about to end it.
+            Some(index) if self.proxy.mappings.addresses.is_lost(index.address()) => {
+                return self.refuse(client, Reason::AddressLost);
+            }
+            Some(_) => {}
+            None => {
+                if let Some(verdict) = self.before_making(asker, asked) {
+                    return verdict;
+                }
+            }
         }
         let (_, allowance) = self.proxy.policy.allowance(client);
         let admitted = self.admit(live, asker, allowance, length).and_then(|index| {
@@ -326,54 +386,79 @@ impl Batch<'_> {
             Err(reason) => return self.refuse(client, reason),
         };
         echo.set_ident(index.ident());
-        let gateway = self.proxy.addresses[usize::from(index.address())];
-        // RFC 6864, section 4.3: what can be cut up on its way needs an identification that is unique among all that the
-        // gateway's address sends there, by whichever client. The kernel keeps count of those; zero asks it for the next.
-        if packet.dont_fragment() {
-            packet.set_source(gateway)
-        } else {
-            packet.set_source_anew(gateway)
+        // What is whole for good needs no identification (RFC 6864, section 4.1); what can be cut up on its way needs one that
+        // is unique among all that the gateway's address sends there, by whichever client (section 4.3).
+        let divisible = !packet.dont_fragment() || packet.is_fragment();
+        let identification = divisible.then(|| self.owner.identifications.next(remote));
+        self.leave_from(packet, index.address(), identification);
+        Outbound::Forward { address: index.address(), remote, length, recorded }
+    }
+
+    /// What keeps this batch from making a mapping, if anything does.
+    fn before_making(&self, asker: Asker, asked: Asked) -> Option<Outbound> {
+        if self.creations_left == 0 {
+            return Some(Outbound::Later);
+        }
+        let mappings = &self.proxy.mappings;
+        let address = self.proxy.choose(asker.client, mappings.clients.pairing(asker.line));
+        if mappings.addresses.is_lost(address) {
+            return Some(self.refuse(asker.client, Reason::AddressLost));
+        }
+        // Whose the client's own ident is.
+        let owner = SlotIndex::new(address, asker.client_ident).shard() % self.proxy.workers;
+        if self.proxy.preserves_idents && asked == Asked::First && owner != self.owner.number {
+            return Some(Outbound::BelongsTo { worker: owner });
+        }
+        (asked != Asked::Last && !self.owner.idents.is_ready(address)).then_some(Outbound::Elsewhere)
+    }
+
+    /// Makes the packet one of the gateway's own: under its address and, where it needs one, an identification.
+    fn leave_from(&self, packet: &mut Ipv4<&mut [u8]>, address: u8, identification: Option<u16>) {
+        let source = self.proxy.mappings.addresses.get(address).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        match identification {
+            Some(identification) => packet.set_source_anew(source, identification),
+            None => packet.set_source(source),
         }
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();
         }
-        Outbound::Forward { address: index.address(), remote, length, recorded }
     }
 
     fn refuse(&self, client: Ipv4Addr, reason: Reason) -> Outbound {
         let clients = &self.proxy.mappings.clients;
         let tell = clients.may_be_told(clients.index(self.proxy.policy.place(client)), self.now);
         let (class, _) = self.proxy.policy.allowance(client);
-        Outbound::Refuse { reason, class, tell_from: tell.then(|| self.proxy.address_of(client)) }
+        Outbound::Refuse { reason, class, tell_from: self.proxy.tell_from(client).filter(|_| tell) }
     }
 
-    /// Whether the packet is an echo request that the proxy forwards, or is somebody else's business, or is dropped.
-    fn forwardable(&self, packet: &Ipv4<&mut [u8]>) -> Result<Option<Passing>, Reason> {
+    /// Whose business the packet is, or why it goes nowhere.
+    fn business(&self, packet: &Ipv4<&mut [u8]>) -> Result<Business, Reason> {
         if transport::destination_port(packet) == Some(DNS_PORT) {
-            return Ok(Some(Passing::Dns));
+            return Ok(Business::Others(Passing::Dns));
         }
         if packet.protocol() != ipv4::ICMP {
-            return Ok(Some(Passing::NotEchoRequest));
+            return Ok(Business::Others(Passing::NotEchoRequest));
         }
         if self.proxy.policy.is_inside(packet.destination()) {
-            return Ok(Some(Passing::ToInside));
+            return Ok(Business::Others(Passing::ToInside));
         }
         if self.proxy.pass_own && self.proxy.address_number(packet.destination()).is_some() {
-            return Ok(Some(Passing::ToOwn));
-        }
-        if packet.is_later_fragment() {
-            return Err(Reason::Fragment);
-        }
-        match Echo::check(packet.payload()).map(|echo| echo.kind()) {
-            Ok(EchoKind::Request) => {}
-            Err(icmpv4::Malformed::Truncated) => return Err(Reason::IcmpTruncated),
-            Ok(EchoKind::Reply) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => {
-                return Ok(Some(Passing::NotEchoRequest));
-            }
+            return Ok(Business::Others(Passing::ToOwn));
         }
         if packet.is_fragment() {
-            return Err(Reason::Fragment);
+            return Ok(Business::Fragment);
         }
+        match Echo::check(packet.payload()).map(|echo| echo.kind()) {
+            Ok(EchoKind::Request) => self.may_leave(packet).map(|()| Business::Request),
+            Err(icmpv4::Malformed::Truncated) => Err(Reason::IcmpTruncated),
+            Ok(EchoKind::Reply) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => {
+                Ok(Business::Others(Passing::NotEchoRequest))
+            }
+        }
+    }
+
+    /// Whether an echo request, or a fragment of one, may go outside.
+    fn may_leave(&self, packet: &Ipv4<&mut [u8]>) -> Result<(), Reason> {
         // The kernel writes a new header checksum when it sends: a damaged header must not leave as an intact one.
         if !packet.header_is_intact() {
             return Err(Reason::HeaderChecksum);
@@ -385,8 +470,7 @@ impl Batch<'_> {
         if packet.ttl() <= self.proxy.ttl.spent() {
             return Err(Reason::TtlExpired);
         }
-        self.proxy.policy.check(packet.source(), packet.destination())?;
-        Ok(None)
+        Ok(self.proxy.may_ping(packet.source(), packet.destination())?)
     }
 
     /// Charges the client for the packet; then its live mapping, or a new one.
@@ -403,9 +487,9 @@ impl Batch<'_> {
             mappings.slots.touch(index, self.now);
             return Ok(index);
         }
-        mappings.clients.enter(asker.line, allowance, self.now)?;
+        let choose = |pairing| self.proxy.choose(asker.client, pairing);
+        let address = mappings.clients.enter(asker.line, allowance, self.now, choose)?;
         self.creations_left -= 1;
-        let address = self.proxy.address_of(asker.client);
         Ok(self.owner.idents.make(mappings, address, asker, self.now, &self.guard)?)
     }
 
@@ -428,7 +512,7 @@ impl Batch<'_> {
     }
 
     /// Addresses what came from outside to the client, over one more hop.
-    fn readdress(&self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
+    fn readdress(&mut self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
         packet.set_destination(client);
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();
@@ -437,6 +521,8 @@ impl Batch<'_> {
         // would complain to its sender about a packet that that one never sent.
         if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
             packet.clear_dont_fragment();
+            // Whole for good, it needed no identification of its own; in fragments it does.
+            packet.set_identification(self.owner.identifications.next(client));
         }
     }
 
@@ -502,6 +588,9 @@ impl Batch<'_> {
 
     /// The key of the echo that the packet asks or answers, if `own` is an address of the gateway.
     fn echo_key(&self, packet: &Ipv4<&[u8]>, own: Ipv4Addr, remote: Ipv4Addr) -> Option<EchoKey> {
+        if packet.is_later_fragment() {
+            return None;
+        }
         let echo = Echo::check(packet.payload()).ok()?;
         let index = SlotIndex::new(self.proxy.address_number(own)?, echo.ident());
         Some(EchoKey { index, sequence: echo.sequence(), remote })
@@ -515,9 +604,19 @@ impl Batch<'_> {
         error::about(packet, gateway, error::Message::Prohibited, error)
     }
 
+    /// The time of this batch.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The number of this gateway address.
+    pub fn address_number(&self, address: Ipv4Addr) -> Option<u8> {
+        self.proxy.address_number(address)
+    }
+
     /// The gateway address of this number.
     pub fn address(&self, number: u8) -> Option<Ipv4Addr> {
-        self.proxy.addresses.get(usize::from(number)).copied()
+        self.proxy.mappings.addresses.get(number)
     }
 
     /// Ends what is due: idle mappings and hold-downs, [`CREATIONS_MAX`] of each at most, and unanswered echoes: as many
@@ -558,6 +657,27 @@ impl Owner {
         }
         unanswered
     }
+}
+
+/// How many threads have been asked about a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asked {
+    /// None before.
+    First,
+    /// Some had no ident for it.
+    Again,
+    /// All others had none.
+    Last,
+}
+
+/// Whose business an outbound packet is.
+enum Business {
+    /// A whole echo request that may leave.
+    Request,
+    /// A fragment of ICMP: of what, only the first tells.
+    Fragment,
+    /// Somebody else's.
+    Others(Passing),
 }
 
 /// Who gets a reply.

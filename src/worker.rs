@@ -19,22 +19,35 @@
 //! bounded queue; a copy that has been everywhere is refused. (Where the steering program cannot be loaded, all pings
 //! between two hosts come to one worker, and must not be bounded by its share of the idents.)
 //!
+//! A fragment may have to go to another worker, which judges its request's other ones, or to wait, in its buffer, until that
+//! request's first one has come: a second, not longer, and not too many of them.
+//!
+//! A packet without DF that is larger than the way out is cut, for the kernel does not cut what brings its own header: the
+//! send fails and tells so, and the packet leaves again in pieces; for a while the next ones are cut before they are sent, so
+//! that pieces keep their order. The first of them is the packet in all counts, the
+//! others are counted by themselves.
+//!
 //! A worker ends when it is told to (it drains first: no more reads are awaited, what is in flight comes back) or with
 //! a fault, which is returned, never swallowed.
 
+mod cut;
+mod post;
+
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::queue::ArrayQueue;
-
+use self::cut::{Narrow, PIECES_MAX};
+use self::post::{INBOX_MAX, Parcel};
+pub use self::post::{Inbox, Post};
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
-use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side, Waker};
+use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
 use crate::metrics::WorkerCounters;
-use crate::proxy::{Batch, Handle, Inbound, Outbound};
+use crate::proxy::{Batch, Handle, Inbound, Outbound, Reason};
+use crate::table::ADDRESSES_MAX;
 use crate::table::echoes::Recorded;
+use crate::table::fragments::EARLY_TIME;
 use crate::wire::error::{self, Message};
 
 /// Packets that may wait for a new mapping.
@@ -55,63 +68,14 @@ const ORIGINATED: u8 = 2;
 /// Noted on an error from outside, on its way to the client that it concerns.
 const TOLD: u8 = 4;
 
-/// Packets that may wait for a worker that they were handed over to.
-const INBOX_MAX: usize = 256;
+/// Noted on a fragment that is not its request's first: nothing is recorded for it that could be withdrawn.
+const LATER: u8 = 5;
 
-/// A request that another worker had no ident for.
-#[derive(Debug)]
-struct Parcel {
-    packet: Box<[u8]>,
-    /// How many workers have had none.
-    refusals: usize,
-}
+/// Noted on what was cut off a packet that was too large: no packet that came in.
+const CUT_OFF: u8 = 6;
 
-/// A worker's queue of requests that others hand over to it. Clones are handles to the same queue.
-#[derive(Clone, Debug)]
-pub struct Inbox(Arc<ArrayQueue<Parcel>>);
-
-impl Inbox {
-    fn new(room: usize) -> Inbox {
-        Inbox(Arc::new(ArrayQueue::new(room)))
-    }
-
-    /// Empties it and tells how many there were: once its worker has ended, those are given up.
-    pub fn give_up(&self) -> usize {
-        std::iter::from_fn(|| self.0.pop()).count()
-    }
-}
-
-/// Where a worker gets requests that others had no ident for, and where it hands over its own.
-#[derive(Debug)]
-pub struct Post {
-    inbox: Inbox,
-    /// The next worker's inbox, and what wakes it; none for a lone worker.
-    next: Option<(Inbox, Waker)>,
-    workers: usize,
-}
-
-impl Post {
-    /// For a worker that is alone.
-    pub fn alone() -> Post {
-        Post { inbox: Inbox::new(1), next: None, workers: 1 }
-    }
-
-    /// One for each of the workers that these wakers wake: each hands over to the next, the last to the first.
-    pub fn ring(wakers: &[Waker]) -> Vec<Post> {
-        let inboxes: Vec<Inbox> = wakers.iter().map(|_| Inbox::new(INBOX_MAX)).collect();
-        let post = |number: usize| {
-            let next = (number + 1) % wakers.len();
-            let next = (next != number).then(|| (inboxes[next].clone(), wakers[next].clone()));
-            Post { inbox: inboxes[number].clone(), next, workers: wakers.len() }
-        };
-        (0..wakers.len()).map(post).collect()
-    }
-
-    /// This worker's own queue.
-    pub fn inbox(&self) -> Inbox {
-        self.inbox.clone()
-    }
-}
+/// Fragments that may wait for their request's first one.
+const EARLY_MAX: usize = 2 * BATCH_MAX;
 
 /// One worker over one [`PacketIo`].
 #[derive(Debug)]
@@ -124,8 +88,14 @@ pub struct Worker<'c, I> {
     events: Events,
     /// With how many other workers had no ident for it.
     waiting: VecDeque<(Frame, usize)>,
-    /// Errors of our own that are in flight: no packet that came in becomes one, it has been dropped.
+    /// Fragments that wait for their request's first one, and until when.
+    early: VecDeque<(Frame, Instant)>,
+    /// Room for what is cut off one packet.
+    pieces: Vec<Frame>,
+    narrow: Narrow,
+    /// In flight, and no packets that came in: errors of our own (their packets have been dropped), pieces of others.
     originated: usize,
+    cut_off: usize,
 }
 
 impl<'c, I: PacketIo> Worker<'c, I> {
@@ -137,14 +107,28 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         counters: &'c WorkerCounters,
         fall_through: FallThrough,
     ) -> Worker<'c, I> {
-        let (events, waiting) = (Events::with_capacity(), VecDeque::with_capacity(WAITING_MAX));
-        Worker { io, handle, counters, fall_through, post, events, waiting, originated: 0 }
+        Worker {
+            io,
+            handle,
+            counters,
+            fall_through,
+            post,
+            events: Events::with_capacity(),
+            waiting: VecDeque::with_capacity(WAITING_MAX),
+            early: VecDeque::with_capacity(EARLY_MAX),
+            pieces: Vec::with_capacity(PIECES_MAX),
+            narrow: [(u16::MAX, Instant::START); ADDRESSES_MAX],
+            originated: 0,
+            cut_off: 0,
+        }
     }
 
     /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
     pub fn turn(&mut self, clock: &impl Clock, sleep_max: Option<Duration>) -> Result<(), SetupError> {
         let sleep = if self.waiting.is_empty() {
-            self.handle.sleep_max(clock.now()).into_iter().chain(sleep_max).min()
+            let now = clock.now();
+            let early = self.early.front().map(|(_, until)| until.since(now));
+            self.handle.sleep_max(now).into_iter().chain(sleep_max).chain(early).min()
         } else {
             Some(Duration::ZERO)
         };
@@ -164,8 +148,9 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             }
             self.io.wait(&mut self.events, Some(until.since(now)))?;
         }
-        self.counters.ending.add((self.io.in_flight() - self.originated) as u64);
+        self.counters.ending.add((self.io.in_flight() - self.originated - self.cut_off) as u64);
         self.counters.not_originated.add(self.originated as u64);
+        self.counters.cut_off_lost.add(self.cut_off as u64);
         if cfg!(debug_assertions) {
             self.audit().map_err(|what| SetupError::new(format!("the tables contradict one another: {what}")))?;
         }
@@ -180,7 +165,11 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             fall_through: self.fall_through,
             post: &self.post,
             waiting: &mut self.waiting,
+            early: &mut self.early,
+            pieces: &mut self.pieces,
+            narrow: &mut self.narrow,
             originated: &mut self.originated,
+            cut_off: &mut self.cut_off,
         };
         for sent in self.events.sent.drain(..) {
             turn.settle(sent);
@@ -198,13 +187,14 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         if mem::take(&mut self.events.woken) {
             turn.outbound_of_others();
         }
+        turn.outbound_early();
         turn.expire();
         drop(turn);
         self.publish();
     }
 
     fn settle_only(&mut self, now: Instant) {
-        let mut given_up = self.waiting.drain(..).count();
+        let mut given_up = self.waiting.drain(..).count() + self.early.drain(..).count();
         for frame in self.events.from_inside.drain(..) {
             self.counters.inside_in.count(frame.len());
             given_up += 1;
@@ -213,7 +203,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             self.counters.outside_in.count(frame.len());
             given_up += 1;
         }
-        given_up += self.post.inbox.give_up();
+        given_up += self.post.inbox().give_up();
         self.counters.ending.add(given_up as u64);
         self.process(now);
     }
@@ -238,33 +228,45 @@ struct Turn<'t, I> {
     fall_through: FallThrough,
     post: &'t Post,
     waiting: &'t mut VecDeque<(Frame, usize)>,
+    early: &'t mut VecDeque<(Frame, Instant)>,
+    pieces: &'t mut Vec<Frame>,
+    narrow: &'t mut Narrow,
     originated: &'t mut usize,
+    cut_off: &'t mut usize,
 }
 
 impl<I: PacketIo> Turn<'_, I> {
-    fn settle(&mut self, Sent { to, mut frame, errno }: Sent) {
+    fn settle(&mut self, Sent { to, frame, errno }: Sent) {
         let counters = self.counters;
-        if frame.note() == ORIGINATED {
-            *self.originated -= 1;
+        match frame.note() {
+            ORIGINATED => *self.originated -= 1,
+            CUT_OFF => *self.cut_off -= 1,
+            _ => {}
         }
         match (to, errno) {
             (Side::Outside, 0) if frame.note() == ORIGINATED => counters.originated.count(frame.len()),
             (Side::Outside, _) if frame.note() == ORIGINATED => counters.not_originated.add(1),
+            (Side::Outside, 0) if frame.note() == CUT_OFF => counters.cut_off.count(frame.len()),
+            (Side::Outside, _) if frame.note() == CUT_OFF => counters.cut_off_lost.add(1),
             (_, 0) if frame.note() == TOLD => counters.told.count(frame.len()),
             (Side::Outside, 0) => counters.outside_out.count(frame.len()),
-            (Side::Outside, errno) => {
-                if ![REPEATED, TOLD].contains(&frame.note()) && self.batch.withdraw(&frame) {
-                    counters.outstanding.sub(1);
-                }
-                counters.send_outside.count(errno);
-                let mtu = |address, remote| self.io.mtu_towards(address, remote);
-                if let Some((address, message)) = self.batch.why_not_sent(&mut frame, errno, mtu) {
-                    self.tell(frame, address, message);
-                }
-            }
+            (Side::Outside, errno) => self.not_sent(frame, errno),
             (Side::Inside, 0) if frame.note() == REINJECTED => counters.reinjected.count(frame.len()),
             (Side::Inside, 0) => counters.delivered.count(frame.len()),
             (Side::Inside, errno) => counters.send_inside.count(errno),
+        }
+    }
+
+    fn not_sent(&mut self, frame: Frame, errno: i32) {
+        let frame = if errno == libc::EMSGSIZE { self.cut(frame) } else { Some(frame) };
+        let Some(mut frame) = frame else { return };
+        if ![REPEATED, TOLD, LATER].contains(&frame.note()) && self.batch.withdraw(&frame) {
+            self.counters.outstanding.sub(1);
+        }
+        self.counters.send_outside.count(errno);
+        let mtu = |address, remote| self.io.mtu_towards(address, remote);
+        if let Some((address, message)) = self.batch.why_not_sent(&mut frame, errno, mtu) {
+            self.tell(frame, address, message);
         }
     }
 
@@ -307,7 +309,12 @@ impl<I: PacketIo> Turn<'_, I> {
                     frame.set_note(REPEATED);
                 }
                 frame.truncate(length);
-                self.io.send_outside(frame, address, remote);
+                self.send_outside(frame, address, remote);
+            }
+            Outbound::Carry { address, remote, length } => {
+                frame.set_note(LATER);
+                frame.truncate(length);
+                self.send_outside(frame, address, remote);
             }
             Outbound::FallThrough(_) => match self.fall_through {
                 FallThrough::Reinject => {
@@ -319,6 +326,11 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::Later if self.waiting.len() < WAITING_MAX => self.waiting.push_back((frame, refusals)),
             Outbound::Later => self.counters.creations_backlog.add(1),
             Outbound::Elsewhere => self.hand_over(frame, refusals + 1),
+            Outbound::BelongsTo { worker } => self.put(worker, &frame, refusals),
+            Outbound::Hold if self.early.len() < EARLY_MAX => {
+                self.early.push_back((frame, self.batch.now() + EARLY_TIME));
+            }
+            Outbound::Hold => self.counters.drop(Reason::FragmentEarly),
             Outbound::Refuse { reason, class, tell_from } => {
                 self.counters.refuse(reason, class);
                 if let Some(address) = tell_from {
@@ -329,34 +341,63 @@ impl<I: PacketIo> Turn<'_, I> {
         }
     }
 
-    /// To the next worker, or, if all have been asked, judged here at last.
-    fn hand_over(&mut self, mut frame: Frame, refusals: usize) {
-        match &self.post.next {
-            Some((inbox, waker)) if refusals < self.post.workers => {
-                let parcel = Parcel { packet: Box::from(&*frame), refusals };
-                match inbox.0.push(parcel) {
-                    Ok(()) => waker.wake(),
-                    Err(_) => self.counters.hand_over_full.add(1),
-                }
-            }
-            _ => {
-                let verdict = self.batch.outbound_at_last(&mut frame);
-                self.carry_out(verdict, frame, refusals);
-            }
+    fn judge(&mut self, frame: &mut Frame, refusals: usize) -> Outbound {
+        match refusals {
+            0 => self.batch.outbound(frame),
+            some if some < self.post.workers() => self.batch.outbound_again(frame),
+            _ => self.batch.outbound_at_last(frame),
         }
     }
 
-    /// Requests that other workers had no ident for. They were counted as read by the worker that read them.
+    /// To the next worker, or, if all have been asked, judged here at last.
+    fn hand_over(&mut self, mut frame: Frame, refusals: usize) {
+        if refusals < self.post.workers() {
+            self.put(self.post.next(), &frame, refusals);
+        } else {
+            let verdict = self.batch.outbound_at_last(&mut frame);
+            self.carry_out(verdict, frame, refusals);
+        }
+    }
+
+    /// A copy of the packet to another worker.
+    fn put(&self, worker: usize, frame: &Frame, refusals: usize) {
+        let parcel = Parcel { packet: Box::from(&**frame), refusals };
+        if !self.post.put(worker, parcel) {
+            self.counters.hand_over_full.add(1);
+        }
+    }
+
+    /// Requests that other workers had no ident for, and fragments that are this one's. They were counted as read by the
+    /// worker that read them.
     fn outbound_of_others(&mut self) {
         for _ in 0..INBOX_MAX {
-            let Some(Parcel { packet, refusals }) = self.post.inbox.0.pop() else { break };
+            let Some(Parcel { packet, refusals }) = self.post.take() else { break };
             match self.io.copy_of(Side::Inside, &packet) {
                 Some(mut frame) => {
-                    let verdict = self.batch.outbound(&mut frame);
+                    let verdict = self.judge(&mut frame, refusals);
                     self.carry_out(verdict, frame, refusals);
                 }
                 None => self.counters.hand_over_full.add(1),
             }
+        }
+    }
+
+    /// Fragments whose request's first one has come by now, or has not come in time.
+    fn outbound_early(&mut self) {
+        if self.batch.take_awaited() {
+            for _ in 0..self.early.len() {
+                let Some((mut frame, until)) = self.early.pop_front() else { break };
+                if self.batch.is_decided(&frame) {
+                    let verdict = self.batch.outbound(&mut frame);
+                    self.carry_out(verdict, frame, 0);
+                } else {
+                    self.early.push_back((frame, until));
+                }
+            }
+        }
+        while self.early.front().is_some_and(|(_, until)| *until <= self.batch.now()) {
+            self.early.pop_front();
+            self.counters.drop(Reason::FragmentEarly);
         }
     }
 
@@ -380,11 +421,7 @@ impl<I: PacketIo> Turn<'_, I> {
     fn outbound_waiting(&mut self) {
         for _ in 0..self.waiting.len() {
             let Some((mut frame, refusals)) = self.waiting.pop_front() else { break };
-            let verdict = if refusals < self.post.workers {
-                self.batch.outbound(&mut frame)
-            } else {
-                self.batch.outbound_at_last(&mut frame)
-            };
+            let verdict = self.judge(&mut frame, refusals);
             self.carry_out(verdict, frame, refusals);
         }
     }

@@ -1,6 +1,6 @@
 //! The whole gateway (worker, proxy, tables) over in-memory I/O and virtual time, from a seed.
 //!
-//! A model that knows the truth plays the clients and the remotes, over a wire that loses, duplicates, reorders, delays
+//! A model that knows the truth plays the clients and the remotes, which put fragments together, over a wire that loses, duplicates, reorders, delays
 //! and damages packets and makes sends fail. It checks every packet that leaves the gateway: a request carries the
 //! gateway's address and a client's own payload to the remote that the client asked; a reply reaches the client that
 //! asked, once, under the ident and sequence it chose, with the payload as the wire delivered it. In the end every packet
@@ -19,6 +19,7 @@ use echogate::clock::{Clock, Manual};
 use echogate::io::memory::{Faults, MemoryIo, Wire, Written};
 use echogate::io::{FallThrough, PoolSize, Side, Waker};
 use echogate::metrics::{Counters, Snapshot};
+use echogate::policy::Allowance;
 use echogate::proxy::{Proxy, Settings};
 use echogate::wire::build::{self, Datagram};
 use echogate::wire::icmpv4::{Echo, EchoKind};
@@ -26,6 +27,7 @@ use echogate::wire::ipv4::{self, Ipv4};
 use echogate::wire::quote::Quote;
 use echogate::worker::{Post, Worker};
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
@@ -49,6 +51,11 @@ struct World {
     number: u64,
     /// All that was ever asked, for what is told about it.
     ever_asked: HashSet<Asked>,
+    /// How many datagrams in fragments each client has sent: its identifications, which are others' too.
+    identifications: HashMap<Ipv4Addr, u16>,
+    /// What remotes have of datagrams that came in fragments, by remote and identification.
+    assembly: HashMap<(Ipv4Addr, u16), Vec<Vec<u8>>>,
+    assembled: u64,
     /// Whether clients use a sequence again before it is answered.
     repeat: bool,
     answered: u64,
@@ -93,6 +100,9 @@ impl World {
             replies_left: HashMap::new(),
             number: 0,
             ever_asked: HashSet::new(),
+            identifications: HashMap::new(),
+            assembly: HashMap::new(),
+            assembled: 0,
             repeat,
             answered: 0,
             passed_by: 0,
@@ -110,10 +120,61 @@ impl World {
                 0 => Datagram::new(client, remote, ipv4::UDP, vec![0, 9, 0, 53, 0, 8, 0, 0]).build(),
                 1 => (0..self.rng.random_range(0..80)).map(|_| self.rng.random()).collect(),
                 2 => build::echo_request(Ipv4Addr::new(10, 67, 0, 2), remote, 1, 1, 64, b"spoofed"),
+                3..8 => {
+                    self.send_in_fragments(client, remote);
+                    continue;
+                }
                 _ => self.request(client, remote),
             };
             self.wire.push(Side::Inside, &packet);
         }
+    }
+
+    /// A request in fragments, in order or not.
+    fn send_in_fragments(&mut self, client: Ipv4Addr, remote: Ipv4Addr) {
+        let whole = self.request(client, remote);
+        let whole = Ipv4::check(&whole[..]).unwrap();
+        let counter = self.identifications.entry(client).or_default();
+        *counter += 1;
+        let identification = *counter;
+        let payload = whole.payload();
+        let length = (payload.len() / self.rng.random_range(1..10)).next_multiple_of(8);
+        let mut fragments: Vec<Vec<u8>> = (0..payload.len().div_ceil(length))
+            .map(|number| {
+                let part = number * length..payload.len().min((number + 1) * length);
+                let fragment = Datagram::new(client, remote, ipv4::ICMP, payload[part.clone()].to_vec());
+                let more_fragments = part.end < payload.len();
+                Datagram { identification, more_fragments, fragment_offset: part.start, ..fragment }.build()
+            })
+            .collect();
+        if self.rng.random_bool(0.3) {
+            fragments.shuffle(&mut self.rng);
+        }
+        fragments.iter().for_each(|fragment| self.wire.push(Side::Inside, fragment));
+    }
+
+    /// A fragment reaches its remote. The whole datagram, if it was the last that was missing.
+    fn put_together(&mut self, fragment: &Ipv4<&[u8]>) -> Option<Vec<u8>> {
+        let key = (fragment.destination(), fragment.identification());
+        let whole = [fragment.header(), fragment.payload()].concat();
+        let parts = self.assembly.entry(key).or_default();
+        parts.push(whole);
+        let mut views: Vec<_> = parts.iter().map(|part| Ipv4::check(&part[..]).unwrap()).collect();
+        views.sort_by_key(Ipv4::fragment_offset);
+        let mut payload = Vec::new();
+        for part in &views {
+            assert!(part.fragment_offset() >= payload.len(), "fragments overlap under {key:?}: two clients' are one");
+            if part.fragment_offset() > payload.len() {
+                return None;
+            }
+            payload.extend_from_slice(part.payload());
+        }
+        if views.last()?.more_fragments() {
+            return None;
+        }
+        self.assembly.remove(&key);
+        self.assembled += 1;
+        Some(Datagram::new(fragment.source(), fragment.destination(), ipv4::ICMP, payload).build())
     }
 
     fn request(&mut self, client: Ipv4Addr, remote: Ipv4Addr) -> Vec<u8> {
@@ -166,6 +227,12 @@ impl World {
                 self.told[1] += u64::from(errno == 0);
                 continue;
             }
+            if packet.is_fragment() && errno != 0 {
+                continue;
+            }
+            let whole = if packet.is_fragment() { self.put_together(&packet) } else { Some(bytes.clone()) };
+            let Some(whole) = whole else { continue };
+            let packet = Ipv4::check(&whole[..]).unwrap();
             let echo = Echo::check(packet.payload()).expect("what is sent is an echo or an error");
             assert_eq!(echo.kind(), EchoKind::Request);
             if errno != 0 || !echo.is_intact() {
@@ -183,7 +250,7 @@ impl World {
                 self.attack(&reply);
             }
             if self.rng.random_bool(0.1) {
-                self.complain(&bytes);
+                self.complain(&whole);
             }
         }
     }
@@ -242,6 +309,8 @@ fn play(seed: u64, faults: Faults, rounds: u32) -> (Snapshot, World) {
     let mut settings = Settings::new(vec!["10.66.0.0/24".parse().unwrap()], vec![GATEWAY]);
     settings.echo_words_log2 = 14;
     settings.seed = Some(seed);
+    // Who is refused in mid-request has asked, and nobody will answer.
+    settings.allowance = if world.repeat { settings.allowance } else { Allowance::UNLIMITED };
     if world.repeat {
         // Mappings end, idents rest and replies are late within the seconds that a game lasts.
         settings.mapping_idle = Duration::from_millis(300);
@@ -310,6 +379,7 @@ fn on_a_perfect_wire_every_reply_is_delivered() {
         let (totals, world) = play(seed, Faults::default(), 300);
         assert_eq!((world.delivered, totals.outstanding), (world.answered, 0), "{totals:?}");
         assert!(world.delivered > 1000, "{totals:?}");
+        assert!(world.assembled > 300 && world.assembly.is_empty(), "{} {totals:?}", world.assembled);
         conserved(&totals, &world);
     }
 }
@@ -320,6 +390,7 @@ fn on_a_faulty_wire_no_reply_goes_astray_and_every_packet_is_accounted_for() {
         println!("seed {seed}");
         let (totals, world) = play(seed, faulty(seed), 400);
         assert!(world.delivered > 1000 && world.passed_by > 0, "{totals:?}");
+        assert!(world.assembled > 100 && totals.cut_off.packets > 0, "{} {totals:?}", world.assembled);
         // A router's error whose header was damaged on its way is told, but nobody knows it again.
         assert!(world.told[0] <= totals.told.packets && world.told[1] == totals.originated.packets, "{totals:?}");
         assert!(world.told.iter().all(|told| *told > 10), "{totals:?}");

@@ -15,12 +15,12 @@ use echogate::table::SlotIndex;
 use echogate::table::clients::Allowance;
 use echogate::table::echoes::{Consumed, EchoKey, Echoes};
 use echogate::table::forward::Forward;
-use echogate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
+use echogate::table::idents::{self, Asker, IdentPolicy, Idents, Lifetimes, Mappings};
 use echogate::table::slots::State;
 use foldhash::quality::RandomState;
 use papaya::LocalGuard;
 
-use super::{BATCH, BatchTimes, CLIENTS, Planned, Ring, Size, Timing, WORKERS, asker};
+use super::{BATCH, BatchTimes, CLIENTS, GATEWAY, Planned, Ring, Size, Timing, WORKERS, asker};
 
 /// A map from (client, client ident) to slot.
 pub(crate) trait Map: Sync {
@@ -91,12 +91,12 @@ impl Tables {
         let timeout = Duration::from_secs(60);
         let mut rng = idents::generator(Some(7));
         let clients: Prefix = CLIENTS.parse().expect("a prefix");
-        let mappings = Mappings::new(1, clients.addresses());
+        let mappings = Mappings::new(&[GATEWAY], clients.addresses());
         let lifetimes = Lifetimes { idle: timeout, hold_down: timeout };
         let mut owners: Vec<Idents> = (0..WORKERS)
             .map(|worker| {
                 let shards: Vec<usize> = (worker..64).step_by(WORKERS).collect();
-                Idents::new(1, &shards, lifetimes, idents::split(&mut rng))
+                Idents::new(1, &shards, &IdentPolicy::default(), lifetimes, idents::split(&mut rng))
             })
             .collect();
         let guard = mappings.forward.guard();
@@ -105,7 +105,7 @@ impl Tables {
                 let (client, client_ident) = asker(mapping);
                 let place = u32::from(client) - u32::from(clients.address());
                 let line = mappings.clients.index(place.into());
-                mappings.clients.enter(line, &Allowance::UNLIMITED, now).expect("no limit");
+                mappings.clients.enter(line, &Allowance::UNLIMITED, now, |_| 0).expect("no limit");
                 let asker = Asker { client, line, client_ident };
                 owners[mapping % WORKERS].make(&mappings, 0, asker, now, &guard).expect("idents for all")
             })

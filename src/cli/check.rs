@@ -53,13 +53,14 @@ fn text(findings: &[Finding], sizes: &Sizes) -> String {
     }
     let _ = writeln!(
         text,
-        "\ntables: {} mappings at once ({} bytes), {} echoes outstanding ({} bytes),\n        {} bytes for clients\n        an ident rests {:.1} s after its \
+        "\ntables: {} mappings at once ({} bytes), {} echoes outstanding ({} bytes),\n        {} bytes for clients, {} for requests in fragments\n        an ident rests {:.1} s after its \
          mapping; each address can make {:.0} new mappings a second for ever",
         count(sizes.mappings_max),
         count(sizes.slots_bytes),
         count(sizes.echoes_max),
         count(sizes.echoes_bytes),
         count(sizes.clients_bytes),
+        count(sizes.fragments_bytes),
         sizes.hold_down.as_secs_f64(),
         sizes.mappings_per_second_and_address,
     );
@@ -84,6 +85,7 @@ fn json(findings: &[Finding], sizes: &Sizes) -> String {
         "echoes_max": sizes.echoes_max,
         "echoes_bytes": sizes.echoes_bytes,
         "clients_bytes": sizes.clients_bytes,
+        "fragments_bytes": sizes.fragments_bytes,
         "hold_down_seconds": sizes.hold_down.as_secs_f64(),
         "mappings_per_second_and_address": sizes.mappings_per_second_and_address,
     });
@@ -122,7 +124,7 @@ missing  forward policy  drops what comes from the device
          remedy: nft two
 
 tables: 65,536 mappings at once (4,194,304 bytes), 1,048,576 echoes outstanding (8,388,608 bytes),
-        16,384 bytes for clients
+        16,384 bytes for clients, 294,912 for requests in fragments
         an ident rests 60.5 s after its mapping; each address can make 544 new mappings a second for ever
 ";
         assert_eq!(text(&findings, &SIZES), expected);
@@ -144,6 +146,7 @@ tables: 65,536 mappings at once (4,194,304 bytes), 1,048,576 echoes outstanding 
         echoes_max: 1 << 20,
         echoes_bytes: 8 << 20,
         clients_bytes: 256 * 64,
+        fragments_bytes: 2 * 256 * 576,
         mappings_per_second_and_address: 543.9,
         hold_down: Duration::from_millis(60_500),
     };

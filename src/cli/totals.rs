@@ -38,6 +38,8 @@ pub(super) fn table(totals: &Snapshot) -> String {
     let states = [
         ("requests refused", totals.refused.iter().sum()),
         ("errors sent to clients", totals.originated.packets),
+        ("pieces cut off", totals.cut_off.packets),
+        ("pieces lost", totals.cut_off_lost),
         ("mappings now", totals.mappings),
         ("mappings at most", totals.mappings_peak),
         ("echoes outstanding", totals.outstanding),
@@ -98,6 +100,8 @@ mod tests {
             refused: vec![4, 5],
             originated: traffic(8),
             not_originated: 0,
+            cut_off: traffic(9),
+            cut_off_lost: 1,
             mappings: 10,
             mappings_peak: 11,
             outstanding: 12,
@@ -120,6 +124,8 @@ dropped                                   15
   late                                     8
 requests refused                           9
 errors sent to clients                     8
+pieces cut off                             9
+pieces lost                                1
 mappings now                              10
 mappings at most                          11
 echoes outstanding                        12

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::{Config, Exception};
+use super::{Config, Exception, IdentRange};
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 use crate::table::SHARDS;
@@ -57,6 +57,8 @@ pub(super) enum Kind {
     Addresses(fn(&mut Config) -> &mut Vec<Ipv4Addr>),
     /// Prefixes.
     Prefixes(fn(&mut Config) -> &mut Vec<Prefix>),
+    /// Ranges of idents.
+    IdentRanges(fn(&mut Config) -> &mut Vec<IdentRange>),
     /// Prefixes with limits of their own.
     Exceptions(fn(&mut Config) -> &mut Vec<Exception>),
     /// One of [`SWITCH`].
@@ -239,6 +241,24 @@ pub static KEYS: &[Key] = &[
                   65,536 / (idle + hold_down) new mappings a second",
         default: KeyDefault::Computed("the shortest that is safe"),
         kind: Kind::OptionalDuration { min_s: 1, max_s: DAY_S, field: |config| &mut config.mapping.hold_down },
+    },
+    Key {
+        table: "mapping",
+        name: "preserve_idents",
+        flag: None,
+        meaning: "Whether a mapping gets the client's own ident where that is free, instead of a random one, which is hard to \
+                  guess (RFC 6888, REQ-15)",
+        default: KeyDefault::Value("off"),
+        kind: Kind::Switch(|config| &mut config.mapping.preserve_idents),
+    },
+    Key {
+        table: "mapping",
+        name: "reserved_idents",
+        flag: None,
+        meaning: "Idents that no mapping gets: those that programs on the gateway's host ping under. A reply to one of theirs \
+                  is theirs alone then",
+        default: KeyDefault::Computed("none"),
+        kind: Kind::IdentRanges(|config| &mut config.mapping.reserved_idents),
     },
     Key {
         table: "echo",
@@ -438,7 +458,10 @@ impl Key {
 
     /// Whether it takes any number of values: an array in the file, a flag that may be repeated.
     pub fn is_list(&self) -> bool {
-        matches!(self.kind, Kind::Names(_) | Kind::Addresses(_) | Kind::Prefixes(_) | Kind::Exceptions(_))
+        matches!(
+            self.kind,
+            Kind::Names(_) | Kind::Addresses(_) | Kind::Prefixes(_) | Kind::IdentRanges(_) | Kind::Exceptions(_)
+        )
     }
 
     /// How help calls the flag's value: `PREFIX`.
@@ -449,6 +472,7 @@ impl Key {
             Kind::Name(_) | Kind::Names(_) => "INTERFACE",
             Kind::Address(_) | Kind::Addresses(_) => "ADDRESS",
             Kind::Prefixes(_) => "PREFIX",
+            Kind::IdentRanges(_) => "RANGE",
             Kind::Exceptions(_) => "LIMITS",
             Kind::Switch(_) | Kind::Backend(_) | Kind::FallThrough(_) => "WHICH",
         }
@@ -485,6 +509,7 @@ impl fmt::Display for Kind {
             Kind::Address(_) => f.write_str("an IPv4 address such as 192.0.2.1"),
             Kind::Addresses(_) => f.write_str("IPv4 addresses such as 192.0.2.1"),
             Kind::Prefixes(_) => f.write_str("IPv4 prefixes such as 10.66.0.0/24"),
+            Kind::IdentRanges(_) => f.write_str("ranges of idents such as 1000-1999, or single ones"),
             Kind::Exceptions(_) => f.write_str("prefixes with their limits, such as \"10.66.0.9/32 mappings=4096\""),
             Kind::Switch(_) => write_words(f, SWITCH.iter().map(|(word, _)| *word)),
             Kind::Backend(_) => write_words(f, BACKENDS.iter().map(|(word, _)| *word)),

@@ -213,6 +213,7 @@ impl Kind {
             Kind::Names(field) => field(config).clear(),
             Kind::Addresses(field) => field(config).clear(),
             Kind::Prefixes(field) => field(config).clear(),
+            Kind::IdentRanges(field) => field(config).clear(),
             Kind::Exceptions(field) => field(config).clear(),
             _ => {}
         }
@@ -231,6 +232,7 @@ impl Kind {
             Kind::Prefixes(field) => {
                 field(config).push(value.text()?.parse().map_err(|error: PrefixError| error.to_string())?);
             }
+            Kind::IdentRanges(field) => field(config).push(value.text()?.parse()?),
             Kind::Exceptions(field) => field(config).push(value.text()?.parse()?),
             Kind::Switch(field) => *field(config) = value.choose(SWITCH)?,
             Kind::Backend(field) => *field(config) = value.choose(BACKENDS)?,

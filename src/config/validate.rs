@@ -20,6 +20,9 @@ const CLIENTS_LENGTH_MIN: u8 = 8;
 /// Routing tables that are the kernel's: 253 default, 254 main, 255 local.
 const KERNEL_TABLES: std::ops::RangeInclusive<u32> = 253..=255;
 
+/// The fewest idents that are worth an address.
+const IDENTS_MIN: usize = 1024;
+
 /// Ranges that no host may send from (RFC 6890), with what they are.
 const NOT_HOSTS: &[(Ipv4Addr, u8, &str)] = &[
     (Ipv4Addr::new(0, 0, 0, 0), 8, "\"this network\" addresses"),
@@ -40,7 +43,7 @@ impl Config {
         let refuse = |key: &str, refusal: (String, String)| {
             Err(SetupError::new(format!("{}: {}", origins.name(key), refusal.0)).remedy(refusal.1))
         };
-        let checks: [(&str, Check); 13] = [
+        let checks: [(&str, Check); 14] = [
             ("inside.clients", check_clients),
             ("inside.divert", check_divert),
             ("inside.address", check_inside_address),
@@ -49,6 +52,7 @@ impl Config {
             ("outside.addresses", check_outside),
             ("outside.devices", check_outside_devices),
             ("mapping.hold_down", check_hold_down),
+            ("mapping.reserved_idents", check_reserved_idents),
             ("echo.table_words", check_table_words),
             ("remotes.deny", check_deny),
             ("remotes.allow", check_allow),
@@ -98,6 +102,7 @@ impl Key {
             Kind::Address(_)
             | Kind::Addresses(_)
             | Kind::Prefixes(_)
+            | Kind::IdentRanges(_)
             | Kind::Exceptions(_)
             | Kind::Switch(_)
             | Kind::Backend(_)
@@ -317,6 +322,16 @@ fn check_hold_down(config: &Config) -> Verdict {
         }
         _ => Ok(()),
     }
+}
+
+/// Each worker must have some of what is left, whatever their number.
+fn check_reserved_idents(config: &Config) -> Verdict {
+    let reserved = |ident: u16| config.mapping.reserved_idents.iter().any(|range| range.0.contains(&ident));
+    let left = (0..=u16::MAX).filter(|ident| !reserved(*ident)).count();
+    if left < IDENTS_MIN {
+        return refused(format!("{left} idents are left for mappings"), format!("leave {IDENTS_MIN} at least"));
+    }
+    Ok(())
 }
 
 fn check_table_words(config: &Config) -> Verdict {

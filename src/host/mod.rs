@@ -1,6 +1,7 @@
 //! The host around the gateway: its TUN device, the rules that lead clients' echo requests into it, and the
 //! preconditions of both.
 
+pub mod addresses;
 pub mod cpus;
 pub mod device;
 pub mod divert;

@@ -12,12 +12,15 @@
 //! see the source. It never receives: no packet has its protocol number but by forgery, and it is connected to an
 //! address that no packet comes from. IP_RECVERR, or the kernel reports a packet that a full queue dropped as sent.
 //!
+//! Fragments are put together on their way out where the host tracks connections, and cut again: so the whole request is
+//! tracked, and a stateful firewall knows its reply. (IP_NODEFRAG would spare that, and the firewall would drop the reply.)
+//!
 //! Path MTU. Both kinds of socket use IP_PMTUDISC_INTERFACE. On the receiving one, because the kernel would otherwise
 //! take any forged "fragmentation needed" for a ping never sent and set the path MTU of that destination for the whole
 //! host. On the sending one, because what the kernel has learned about a path, by whomever, must not decide about a
 //! client's packet: a packet up to the interface's MTU leaves as it is, DF included, and a router further on that
 //! cannot forward it says so to us. A larger one is refused (EMSGSIZE), with DF or without: the
-//! kernel does not fragment a packet that brings its header. The price: an MTU configured on a route (not on the
+//! kernel does not fragment a packet that brings its header, and the worker does. The price: an MTU configured on a route (not on the
 //! interface) is not looked at.
 
 use std::io;
@@ -135,9 +138,32 @@ pub struct SendSocket(Socket);
 impl SendSocket {
     /// Opens it in the calling thread's network namespace. `address` must be the host's own.
     pub fn open(address: Ipv4Addr, buffer_bytes: u32) -> Result<SendSocket, SetupError> {
-        let socket = open_raw(Protocol::from(libc::IPPROTO_RAW))?;
+        let socket = SendSocket(open_raw(Protocol::from(libc::IPPROTO_RAW))?);
+        socket.bind(address)?;
+        net::ignore_path_mtu(socket.as_fd())
+            .and_then(|()| net::tell_errors(socket.as_fd()))
+            .and_then(|()| net::set_send_buffer(socket.as_fd(), buffer_bytes))
+            .map_err(|error| SetupError::caused(format!("cannot prepare the raw socket of {address}"), error))?;
+        Ok(socket)
+    }
+
+    /// Another handle to the same socket.
+    pub fn try_clone(&self) -> Result<SendSocket, SetupError> {
+        let cloned = self.0.try_clone();
+        cloned.map(SendSocket).map_err(|error| SetupError::caused("cannot share a raw socket", error))
+    }
+
+    /// Sends from another address from now on, by whichever handle. Whoever sends meanwhile sends as from no address in
+    /// particular.
+    pub fn rebind(&self, address: Ipv4Addr) -> Result<(), SetupError> {
+        net::dissolve(self.as_fd())
+            .map_err(|error| SetupError::caused("cannot take a raw socket from its address", error))?;
+        self.bind(address)
+    }
+
+    fn bind(&self, address: Ipv4Addr) -> Result<(), SetupError> {
         let at = |address| SockAddr::from(SocketAddrV4::new(address, 0));
-        socket.bind(&at(address)).map_err(|error| {
+        self.0.bind(&at(address)).map_err(|error| {
             let absent = error.raw_os_error() == Some(libc::EADDRNOTAVAIL);
             let plain = SetupError::caused(format!("cannot send from the gateway address {address}"), error);
             if !absent {
@@ -148,15 +174,10 @@ impl SendSocket {
                  (ip address add {address}/32 dev lo)"
             ))
         })?;
-        socket.connect(&at(NOBODY)).map_err(|error| {
+        self.0.connect(&at(NOBODY)).map_err(|error| {
             SetupError::caused(format!("cannot connect a raw socket to the unused {NOBODY}"), error)
                 .remedy("the loopback device must be up: ip link set lo up")
-        })?;
-        net::ignore_path_mtu(socket.as_fd())
-            .and_then(|()| net::tell_errors(socket.as_fd()))
-            .and_then(|()| net::set_send_buffer(socket.as_fd(), buffer_bytes))
-            .map_err(|error| SetupError::caused(format!("cannot prepare the raw socket of {address}"), error))?;
-        Ok(SendSocket(socket))
+        })
     }
 
     /// Sends one datagram, a whole one with its header, to `remote` (which the datagram's own destination equals), without

@@ -5,9 +5,8 @@
 //!
 //! | packet | second value |
 //! | --- | --- |
-//! | a fragment, the first as well as a later one | IP ID: later ones have no ident, and a datagram's go together |
 //! | a whole ICMP echo request or reply | ident |
-//! | any other, ICMP errors among them | destination |
+//! | any other: ICMP errors, fragments (first ones, too) | destination |
 //! | no IPv4 header, or not all of its 20 bytes | none: queue 0 |
 //!
 //! In numbers, of which `queue_hash` in the tests is the plain version:
@@ -17,6 +16,10 @@
 //! hash  = mix(key), 15 bits
 //! queue = (hash + value % 16) % queues               the kernel does the last step
 //! ```
+//!
+//! Fragments but the first have no ident, and those of a datagram must go together; those of one pair of hosts all do, so that
+//! two datagrams of one flow do not race each other on their way out (connection tracking drops one of two that make the same entry).
+//! [`crate::table::fragments::worker_of`] is the same hash for them.
 //!
 //! Sixteen values in a row are thus dealt to the queues in turn, from a queue that the hash picks: the kernel hands out
 //! the idents of unprivileged pings in a row, so forty pings side by side spread evenly, where a hash alone may give one
@@ -82,7 +85,6 @@ pub fn attach(tun: &Tun, seed: u64) -> Result<(), SetupError> {
 /// Places in the program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Label {
-    ByIdentification,
     ByAddresses,
     Choose,
     NoChoice,
@@ -92,7 +94,6 @@ enum Label {
 const IP_HEADER: i16 = -20;
 const IP_HEADER_LEN: u16 = 20;
 const FIRST_BYTE: i16 = IP_HEADER;
-const IDENTIFICATION: i16 = IP_HEADER + 4;
 const FRAGMENT: i16 = IP_HEADER + 6;
 const PROTOCOL: i16 = IP_HEADER + 9;
 const SOURCE: i16 = IP_HEADER + 12;
@@ -139,7 +140,7 @@ fn program(seed: u64) -> Vec<Instruction> {
 fn second_value() -> Vec<Line<Label>> {
     [
         read_stack(R8, Width::Half, FRAGMENT),
-        vec![compute(R8, And, FRAGMENT_BITS), jump_if_not_equal(R8, 0, Label::ByIdentification)],
+        vec![compute(R8, And, FRAGMENT_BITS), jump_if_not_equal(R8, 0, Label::ByAddresses)],
         read_stack(R8, Width::Byte, PROTOCOL),
         vec![jump_if_not_equal(R8, ICMP, Label::ByAddresses)],
         // The header's length in words becomes one in bytes: the ICMP message comes after the options.
@@ -148,8 +149,6 @@ fn second_value() -> Vec<Line<Label>> {
         read_stack(R8, Width::Byte, TYPE),
         vec![compute(R8, And, NOT_ECHO_BITS), jump_if_not_equal(R8, 0, Label::ByAddresses)],
         read_stack(R8, Width::Half, IDENT),
-        vec![jump(Label::Choose), Line::Label(Label::ByIdentification)],
-        read_stack(R8, Width::Half, IDENTIFICATION),
         vec![jump(Label::Choose), Line::Label(Label::ByAddresses)],
         read_stack(R8, Width::Word, DESTINATION),
         vec![Line::Label(Label::Choose)],

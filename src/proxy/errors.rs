@@ -24,7 +24,7 @@ use crate::wire::quote::{Malformed, Quote};
 
 impl Batch<'_> {
     /// Judges what came from outside and is no echo reply.
-    pub(super) fn inbound_error(&self, mut packet: Ipv4<&mut [u8]>) -> Inbound {
+    pub(super) fn inbound_error(&mut self, mut packet: Ipv4<&mut [u8]>) -> Inbound {
         let client = match self.asker_of_quoted(&packet) {
             Ok(client) => client,
             Err(reason) => return Inbound::Drop(reason),
@@ -81,7 +81,7 @@ impl Batch<'_> {
         errno: i32,
         mtu: impl FnOnce(u8, Ipv4Addr) -> Option<u16>,
     ) -> Option<(u8, Message)> {
-        let sent = Ipv4::check(&*packet).ok()?;
+        let sent = Ipv4::check(&*packet).ok().filter(|sent| !sent.is_later_fragment())?;
         let (remote, length) = (sent.destination(), sent.total_len());
         match errno {
             // RFC 1812, section 5.2.7.1.
@@ -121,10 +121,10 @@ impl Batch<'_> {
         let (client, remote) = (request.source(), request.destination());
         let is_request = Echo::check(request.payload()).is_ok_and(|echo| echo.kind() == EchoKind::Request);
         // Nothing about a fragment, or about a packet from or to where nobody is told anything (RFC 1122, section 3.2.2).
-        if request.is_fragment() || !is_request || self.proxy.policy.check(client, remote).is_err() {
+        if request.is_fragment() || !is_request || self.proxy.may_ping(client, remote).is_err() {
             return None;
         }
-        let gateway = self.address(self.proxy.address_of(client))?;
+        let gateway = self.address(self.proxy.tell_from(client)?)?;
         let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
         let told = self.proxy.mappings.clients.may_be_told(line, self.now);
         if told { error::about(packet, gateway, Message::TimeExceeded, error) } else { None }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::policy::{ORDINARY, Override, Prefix};
 use crate::table::clients::Allowance;
+use crate::table::idents::IdentPolicy;
 
 /// Who takes one from the TTL of what is forwarded (RFC 1812, section 5.3.1): the gateway is a router, and somebody must.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -40,6 +41,8 @@ pub struct Settings {
     pub echo_timeout: Duration,
     /// How long an ident rests after its mapping; `None`: just long enough that no echo outlives it.
     pub hold_down: Option<Duration>,
+    /// Which idents there are, and whether a mapping gets its client's own where that is free.
+    pub idents: IdentPolicy,
     /// Words of the table of outstanding echoes, as a power of two: 14 to 26.
     pub echo_words_log2: u32,
     /// The largest packet, in bytes, that reaches a client unfragmented.
@@ -75,6 +78,7 @@ impl Settings {
             mapping_idle: Duration::from_secs(60),
             echo_timeout: Duration::from_secs(60),
             hold_down: None,
+            idents: IdentPolicy::default(),
             echo_words_log2: 20,
             inside_mtu: 1500,
             icmp_errors: true,

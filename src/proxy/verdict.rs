@@ -28,8 +28,8 @@ pub enum Passing {
 pub enum Outbound {
     /// Carry on as before, unchanged.
     FallThrough(Passing),
-    /// Rewritten and recorded: send it from gateway address number `address` to `remote`. Without DF its identification is
-    /// zero, for the sender to choose one (RFC 6864, section 4.3): a raw socket's kernel does.
+    /// Rewritten and recorded: send it from gateway address number `address` to `remote`. Without DF it has an
+    /// identification of the gateway's own (RFC 6864, section 4.3).
     Forward {
         /// Which of the settings' addresses it leaves from.
         address: u8,
@@ -39,6 +39,24 @@ pub enum Outbound {
         length: usize,
         /// What recording it did to the table of outstanding echoes.
         recorded: Recorded,
+    },
+    /// A later fragment of a request that was forwarded, rewritten: send it from gateway address number `address` to `remote`
+    /// too. Nothing was recorded for it, and nothing is to be withdrawn if it cannot be sent.
+    Carry {
+        /// Which of the settings' addresses it leaves from.
+        address: u8,
+        /// Where it goes.
+        remote: Ipv4Addr,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A fragment that came before its request's first one. Keep it, unchanged, for [`crate::table::fragments::EARLY_TIME`]
+    /// at most, and offer it again when that has been judged ([`crate::proxy::Batch::take_awaited`]); or drop it.
+    Hold,
+    /// A fragment whose request is judged by this thread, by the number of its handle: let that one judge the packet, which is unchanged.
+    BelongsTo {
+        /// The number that [`crate::proxy::Proxy::handle`] was asked for.
+        worker: usize,
     },
     /// This batch has made its share of new mappings: offer the packet, which is unchanged, to the next one.
     Later,
@@ -101,8 +119,21 @@ pub enum Reason {
     SourceRoute,
     /// ICMP shorter than an echo's header.
     IcmpTruncated,
-    /// A fragment of ICMP to outside, or from outside.
+    /// From outside: a fragment of ICMP. (The kernel puts them together before a raw socket sees them.)
     Fragment,
+    /// A first fragment that does not hold an echo's header.
+    FragmentTiny,
+    /// A fragment without payload, or of a length that no fragment can have where it stands, or beyond the largest datagram.
+    FragmentLength,
+    /// A fragment that overlaps one that has gone on, or came twice, or contradicts the request's length; and what follows
+    /// of such a request.
+    FragmentOverlap,
+    /// A request in too many pieces that do not meet.
+    FragmentScattered,
+    /// A fragment of a client that has begun too much and not completed it.
+    FragmentUnfinished,
+    /// A fragment whose first one did not come in time, or of which too many waited for theirs.
+    FragmentEarly,
     /// The TTL is used up.
     TtlExpired,
     /// A request whose source is the gateway itself: it went round in a circle.
@@ -125,6 +156,8 @@ pub enum Reason {
     OverMappings,
     /// Refused: no ident is left.
     NoIdent,
+    /// Refused: the gateway address of the client's mapping is lost; the next request gets another mapping.
+    AddressLost,
     /// Refused: the mapping was being ended by another worker.
     MappingContended,
     /// Refused: others kept changing the echo's bucket.
@@ -150,7 +183,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 29] = [
+    pub const ALL: [Reason; 36] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
@@ -159,6 +192,12 @@ impl Reason {
         Reason::SourceRoute,
         Reason::IcmpTruncated,
         Reason::Fragment,
+        Reason::FragmentTiny,
+        Reason::FragmentLength,
+        Reason::FragmentOverlap,
+        Reason::FragmentScattered,
+        Reason::FragmentUnfinished,
+        Reason::FragmentEarly,
         Reason::TtlExpired,
         Reason::OwnSource,
         Reason::NotClient,
@@ -170,6 +209,7 @@ impl Reason {
         Reason::OverNewMappings,
         Reason::OverMappings,
         Reason::NoIdent,
+        Reason::AddressLost,
         Reason::MappingContended,
         Reason::EchoContended,
         Reason::NotEchoReply,
@@ -193,6 +233,12 @@ impl Reason {
             Reason::SourceRoute => "source_route",
             Reason::IcmpTruncated => "icmp_truncated",
             Reason::Fragment => "fragment",
+            Reason::FragmentTiny => "fragment_tiny",
+            Reason::FragmentLength => "fragment_length",
+            Reason::FragmentOverlap => "fragment_overlap",
+            Reason::FragmentScattered => "fragment_scattered",
+            Reason::FragmentUnfinished => "fragment_unfinished",
+            Reason::FragmentEarly => "fragment_early",
             Reason::TtlExpired => "ttl_expired",
             Reason::OwnSource => "own_source",
             Reason::NotClient => "not_client",
@@ -204,6 +250,7 @@ impl Reason {
             Reason::OverNewMappings => "over_new_mappings",
             Reason::OverMappings => "over_mappings",
             Reason::NoIdent => "no_ident",
+            Reason::AddressLost => "address_lost",
             Reason::MappingContended => "mapping_contended",
             Reason::EchoContended => "echo_contended",
             Reason::NotEchoReply => "not_echo_reply",

@@ -37,6 +37,17 @@ pub fn tell_errors(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
 }
 
+/// Dissolves what connect(2) and bind(2) did, so that the socket can be bound again.
+#[expect(unsafe_code, reason = "connect(2) to no family")]
+pub fn dissolve(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let nobody =
+        libc::sockaddr { sa_family: libc::sa_family_t::try_from(libc::AF_UNSPEC).unwrap_or(0), sa_data: [0; 14] };
+    let len = libc::socklen_t::try_from(mem::size_of_val(&nobody)).unwrap_or(0);
+    // SAFETY: the kernel reads `len` bytes of `nobody`, which lives until after the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// IP_MTU: what fits into one packet to where the socket is connected, in bytes.
 #[expect(unsafe_code, reason = "getsockopt(2)")]
 pub fn mtu(socket: BorrowedFd<'_>) -> io::Result<u32> {

@@ -1,7 +1,7 @@
 //! Clients and their fair shares: one cache line a client, shared by all workers.
 //!
-//! A line holds what bounds a client: token buckets for packets, bytes, new mappings and error answers, and how many
-//! mappings it has. A bucket is one word, kept by the generic cell rate algorithm (GCRA): not how many tokens there are
+//! A line holds what bounds a client: token buckets for packets, bytes, new mappings and error answers, how many
+//! mappings it has, and on which gateway address: all on the same one (RFC 6888 REQ-2), for as long as it has any. A bucket is one word, kept by the generic cell rate algorithm (GCRA): not how many tokens there are
 //! but when the bucket will be full again. What has been asked for pushes that time ahead; when it would lie further ahead
 //! than the burst allows, the answer is no and nothing is pushed. One compare-and-swap, exact to the nanosecond, nothing
 //! to refill and nothing to sweep: a client that has been silent needs no tending.
@@ -129,7 +129,32 @@ struct Line {
     bytes: Bucket,
     new_mappings: Bucket,
     errors: Bucket,
+    /// One more than the number of the gateway address of its mappings (8 bits; 0: there was none yet), and how many they are.
     mappings: AtomicU32,
+}
+
+const COUNT_BITS: u32 = 24;
+const COUNT_MASK: u32 = (1 << COUNT_BITS) - 1;
+
+/// On which gateway address a client's mappings are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pairing(u32);
+
+impl Pairing {
+    /// The number of the gateway address of its last mapping; none if it never had one.
+    pub fn address(self) -> Option<u8> {
+        u8::try_from(self.0 >> COUNT_BITS).ok()?.checked_sub(1)
+    }
+
+    /// How many mappings it has.
+    pub const fn mappings(self) -> u32 {
+        self.0 & COUNT_MASK
+    }
+
+    /// With one mapping more, on this gateway address.
+    fn entered(self, address: u8) -> u32 {
+        (u32::from(address) + 1) << COUNT_BITS | (self.mappings() + 1)
+    }
 }
 
 /// The line of a client.
@@ -190,37 +215,60 @@ impl Clients {
         Ok(())
     }
 
-    /// Charges a client for a new mapping and counts it; `leave` takes it back.
-    pub fn enter(&self, client: ClientIndex, allowance: &Allowance, now: Instant) -> Result<(), Over> {
+    /// Charges a client for a new mapping on the gateway address that `choose` names, and counts it; `leave` takes it back.
+    /// `choose` is asked again when another thread was faster, and must name the address that is told if there are mappings on it, for
+    /// those must not be apart. Returns the address.
+    pub fn enter(
+        &self,
+        client: ClientIndex,
+        allowance: &Allowance,
+        now: Instant,
+        mut choose: impl FnMut(Pairing) -> u8,
+    ) -> Result<u8, Over> {
         let line = self.line(client);
-        // Relaxed: the number is all there is. Counted before it is compared, so that two at once cannot both pass.
-        let before = line.mappings.fetch_add(1, Ordering::Relaxed);
-        if allowance.mappings_max != 0 && before >= allowance.mappings_max {
-            self.leave(client);
-            return Err(Over::Mappings);
-        }
+        // Relaxed throughout: the word is all there is. Counted before the bucket is asked, so that two at once cannot both pass.
+        let mut before = Pairing(line.mappings.load(Ordering::Relaxed));
+        let most = if allowance.mappings_max == 0 { COUNT_MASK } else { allowance.mappings_max.min(COUNT_MASK) };
+        let address = loop {
+            if before.mappings() >= most {
+                return Err(Over::Mappings);
+            }
+            let address = choose(before);
+            let after = before.entered(address);
+            match line.mappings.compare_exchange_weak(before.0, after, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break address,
+                // Bounded: each time, another thread has entered or left, which costs it far more.
+                Err(seen) => before = Pairing(seen),
+            }
+        };
         if !line.new_mappings.take(allowance.new_mappings, 1, now) {
             self.leave(client);
             return Err(Over::NewMappings);
         }
-        Ok(())
+        Ok(address)
+    }
+
+    /// On which gateway address the client's mappings are.
+    pub fn pairing(&self, client: ClientIndex) -> Pairing {
+        // Relaxed: see `enter`, which decides.
+        Pairing(self.line(client).mappings.load(Ordering::Relaxed))
     }
 
     /// A mapping of the client has ended, or was not made after all.
     pub fn leave(&self, client: ClientIndex) {
         // Relaxed: see `enter`.
-        let before = self.line(client).mappings.fetch_sub(1, Ordering::Relaxed);
-        debug_assert_ne!(before, 0, "a mapping ended that had not begun");
+        let before = Pairing(self.line(client).mappings.fetch_sub(1, Ordering::Relaxed));
+        debug_assert_ne!(before.mappings(), 0, "a mapping ended that had not begun");
     }
 
     /// How many mappings the client has.
     pub fn mappings(&self, client: ClientIndex) -> u32 {
-        self.line(client).mappings.load(Ordering::Relaxed)
+        self.pairing(client).mappings()
     }
 
     /// All clients' mappings together: for audits, not for the packet path.
     pub fn mappings_sum(&self) -> u64 {
-        self.0.iter().map(|line| u64::from(line.mappings.load(Ordering::Relaxed))).sum()
+        self.0.iter().map(|line| u64::from(Pairing(line.mappings.load(Ordering::Relaxed)).mappings())).sum()
     }
 
     /// Whether the client may be told of an error now.
@@ -301,12 +349,30 @@ mod tests {
     fn mappings_are_bounded_at_once_and_in_their_rate() {
         let clients = Clients::new(1);
         let few = Allowance { mappings_max: 2, new_mappings: Rate::new(1, 3), ..Allowance::UNLIMITED };
-        assert_eq!([(); 3].map(|()| clients.enter(FIRST, &few, at(0))), [Ok(()), Ok(()), Err(Over::Mappings)]);
+        assert_eq!([(); 3].map(|()| clients.enter(FIRST, &few, at(0), |_| 3)), [Ok(3), Ok(3), Err(Over::Mappings)]);
         clients.leave(FIRST);
         clients.leave(FIRST);
-        assert_eq!([(); 2].map(|()| clients.enter(FIRST, &few, at(0))), [Ok(()), Err(Over::NewMappings)]);
+        assert_eq!([(); 2].map(|()| clients.enter(FIRST, &few, at(0), |_| 3)), [Ok(3), Err(Over::NewMappings)]);
         assert_eq!(clients.mappings(FIRST), 1, "a refused one is not counted");
-        assert_eq!(clients.enter(FIRST, &few, at(1000)), Ok(()));
+        assert_eq!(clients.enter(FIRST, &few, at(1000), |_| 3), Ok(3));
+    }
+
+    #[test]
+    fn a_client_is_remembered_with_its_address() {
+        let clients = Clients::new(2);
+        assert_eq!((clients.pairing(FIRST).address(), clients.pairing(FIRST).mappings()), (None, 0));
+        let mut seen = Vec::new();
+        for address in [15, 15, 0] {
+            let entered = clients.enter(FIRST, &Allowance::UNLIMITED, at(0), |pairing| {
+                seen.push((pairing.address(), pairing.mappings()));
+                address
+            });
+            assert_eq!(entered, Ok(address));
+        }
+        assert_eq!(seen, [(None, 0), (Some(15), 1), (Some(15), 2)]);
+        (0..3).for_each(|_| clients.leave(FIRST));
+        assert_eq!((clients.pairing(FIRST).address(), clients.pairing(FIRST).mappings()), (Some(0), 0));
+        assert_eq!(clients.pairing(clients.index(1)).address(), None);
     }
 
     #[test]

@@ -10,11 +10,13 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::addresses::Addresses;
 use super::clients::{ClientIndex, Clients};
 use super::forward::{Forward, Guard};
 use super::slots::{Slots, State};
@@ -39,6 +41,8 @@ pub struct Mappings {
     pub forward: Forward,
     /// Whose shares they count against.
     pub clients: Clients,
+    /// What they are on.
+    pub addresses: Addresses,
 }
 
 /// Who asks for a mapping.
@@ -70,7 +74,7 @@ pub struct Lifetimes {
 #[derive(Debug)]
 pub struct Idents {
     /// By gateway address.
-    ready: Vec<Vec<SlotIndex>>,
+    ready: Vec<Ready>,
     live: Vec<SlotIndex>,
     /// With the time when the hold-down ends: in that order.
     held: VecDeque<(SlotIndex, Instant)>,
@@ -80,8 +84,73 @@ pub struct Idents {
     swept: Instant,
     /// Living mappings that the walk has still to pass: left over where more had ended than one batch may end.
     owed: usize,
+    /// The lost addresses when the walk last began.
+    lost: u32,
     rng: StdRng,
 }
+
+/// The idents of one gateway address that are nobody's.
+#[derive(Debug)]
+struct Ready {
+    list: Vec<SlotIndex>,
+    /// By ident: where in the list it stands, if it stands there. Empty unless idents are asked for by their number.
+    places: Vec<u16>,
+}
+
+impl Ready {
+    fn new(list: Vec<SlotIndex>, by_number: bool) -> Ready {
+        let mut ready =
+            Ready { list: Vec::with_capacity(list.len()), places: vec![0; if by_number { 1 << 16 } else { 0 }] };
+        list.into_iter().for_each(|index| ready.put(index));
+        ready
+    }
+
+    fn put(&mut self, index: SlotIndex) {
+        self.list.push(index);
+        self.note(self.list.len() - 1);
+    }
+
+    /// Takes the ident out that stands at this place.
+    fn take(&mut self, place: usize) -> SlotIndex {
+        let index = self.list.swap_remove(place);
+        self.note(place);
+        index
+    }
+
+    /// Remembers what stands at this place, if anything does.
+    fn note(&mut self, place: usize) {
+        let Some(index) = self.list.get(place) else { return };
+        // A list has at most 65,536 places.
+        if let (Some(noted), Ok(place)) = (self.places.get_mut(usize::from(index.ident())), u16::try_from(place)) {
+            *noted = place;
+        }
+    }
+
+    /// Where this one stands.
+    fn place_of(&self, wanted: SlotIndex) -> Option<usize> {
+        let place = usize::from(*self.places.get(usize::from(wanted.ident()))?);
+        (self.list.get(place) == Some(&wanted)).then_some(place)
+    }
+}
+
+/// Which idents there are, and which a mapping gets.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct IdentPolicy {
+    /// Idents that are left to the host.
+    pub reserved: Vec<RangeInclusive<u16>>,
+    /// Whether a mapping gets the client's own ident where that is ready, instead of one that is hard to guess.
+    pub preserve: bool,
+}
+
+impl IdentPolicy {
+    /// Whether no mapping gets this ident.
+    pub fn is_reserved(&self, ident: u16) -> bool {
+        self.reserved.iter().any(|range| range.contains(&ident))
+    }
+}
+
+/// Live mappings that one call looks at, at most.
+const LOOKS_MAX: usize = 4096;
 
 /// A whole walk over the live mappings takes the idle time divided by this.
 const WALKS_PER_IDLE: u32 = 8;
@@ -90,11 +159,11 @@ const WALKS_PER_IDLE: u32 = 8;
 const SLICE: Duration = Duration::from_millis(250);
 
 impl Mappings {
-    /// Empty tables for this many gateway addresses and addresses of clients.
-    pub fn new(addresses: usize, clients: u64) -> Mappings {
-        let slots = Slots::new(addresses);
+    /// Empty tables for these gateway addresses and this many addresses of clients.
+    pub fn new(addresses: &[Ipv4Addr], clients: u64) -> Mappings {
+        let slots = Slots::new(addresses.len());
         let forward = Forward::new(slots.len());
-        Mappings { slots, forward, clients: Clients::new(clients) }
+        Mappings { slots, forward, clients: Clients::new(clients), addresses: Addresses::new(addresses) }
     }
 
     /// The live mapping of a client's ident.
@@ -105,21 +174,30 @@ impl Mappings {
 }
 
 impl Idents {
-    /// All idents of `shards` on `addresses` gateway addresses, ready.
-    pub fn new(addresses: usize, shards: &[usize], lifetimes: Lifetimes, rng: StdRng) -> Idents {
+    /// The idents of `shards` on `addresses` gateway addresses, but for the reserved ones, ready.
+    pub fn new(addresses: usize, shards: &[usize], policy: &IdentPolicy, lifetimes: Lifetimes, rng: StdRng) -> Idents {
         let of_address = |address: usize| {
             let address = u8::try_from(address).expect("at most 16 addresses");
             let owned = |ident: &u16| shards.contains(&(usize::from(*ident) % SHARDS));
-            (0..=u16::MAX).filter(owned).map(|ident| SlotIndex::new(address, ident)).collect()
+            let free = |ident: &u16| !policy.is_reserved(*ident);
+            (0..=u16::MAX).filter(owned).filter(free).map(|ident| SlotIndex::new(address, ident)).collect()
         };
-        Idents::with_ready((0..addresses).map(of_address).collect(), lifetimes, rng)
+        Idents::with_ready((0..addresses).map(of_address).collect(), policy.preserve, lifetimes, rng)
     }
 
     /// These idents, by gateway address.
-    pub(super) fn with_ready(ready: Vec<Vec<SlotIndex>>, lifetimes: Lifetimes, rng: StdRng) -> Idents {
+    pub(super) fn with_ready(ready: Vec<Vec<SlotIndex>>, by_number: bool, lifetimes: Lifetimes, rng: StdRng) -> Idents {
         let total = ready.iter().map(Vec::len).sum();
         let (live, held) = (Vec::with_capacity(total), VecDeque::with_capacity(total));
-        Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, owed: 0, rng }
+        let ready = ready.into_iter().map(|list| Ready::new(list, by_number)).collect();
+        Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, owed: 0, lost: 0, rng }
+    }
+
+    /// Adds what is ready to the count of all owners: once, before the first mapping.
+    pub fn announce(&self, addresses: &Addresses) {
+        for (number, ready) in (0..).zip(&self.ready) {
+            addresses.add_ready(number, ready.list.len());
+        }
     }
 
     /// Makes a mapping on gateway address number `address`, or finds the one that another worker made meanwhile. Whoever
@@ -148,7 +226,8 @@ impl Idents {
         guard: &Guard<'_>,
     ) -> Result<Made, Refused> {
         let Asker { client, line, client_ident } = asker;
-        let index = self.draw(address).ok_or(Refused::NoIdent)?;
+        let index = self.draw(address, client_ident).ok_or(Refused::NoIdent)?;
+        mappings.addresses.take_ready(address);
         mappings.slots.occupy(index, client, line, client_ident, now);
         // At most two tries: the second after removing an entry whose mapping has ended but which is still in the map.
         for _ in 0..2 {
@@ -170,25 +249,33 @@ impl Idents {
 
     /// Whether an ident is ready on this gateway address.
     pub fn is_ready(&self, address: u8) -> bool {
-        self.ready.get(usize::from(address)).is_some_and(|ready| !ready.is_empty())
+        self.ready.get(usize::from(address)).is_some_and(|ready| !ready.list.is_empty())
     }
 
-    fn draw(&mut self, address: u8) -> Option<SlotIndex> {
+    /// The client's own if it is to be had by its number, or any.
+    fn draw(&mut self, address: u8, client_ident: u16) -> Option<SlotIndex> {
         let ready = self.ready.get_mut(usize::from(address))?;
-        if ready.is_empty() {
-            return None;
-        }
-        let position = self.rng.random_range(..ready.len());
-        Some(ready.swap_remove(position))
+        let place = match ready.place_of(SlotIndex::new(address, client_ident)) {
+            Some(place) => place,
+            None if ready.list.is_empty() => return None,
+            None => self.rng.random_range(..ready.list.len()),
+        };
+        Some(ready.take(place))
+    }
+
+    /// An ident is nobody's again.
+    fn put(&mut self, mappings: &Mappings, index: SlotIndex, from: State) {
+        mappings.slots.free(index, from);
+        self.ready[usize::from(index.address())].put(index);
+        mappings.addresses.add_ready(index.address(), 1);
     }
 
     /// Nothing was sent under this ident: no hold-down.
     fn give_back(&mut self, mappings: &Mappings, index: SlotIndex) {
-        mappings.slots.free(index, State::Live);
-        self.ready[usize::from(index.address())].push(index);
+        self.put(mappings, index, State::Live);
     }
 
-    /// Ends mappings that have been idle too long and hold-downs that are over: as many as are due by the clock, at most
+    /// Ends mappings that have been idle too long, or whose address is lost, and hold-downs that are over: as many as are due by the clock, at most
     /// `count_max`. Returns how many mappings it ended.
     pub fn expire(&mut self, mappings: &Mappings, now: Instant, count_max: usize, guard: &Guard<'_>) -> usize {
         for _ in 0..count_max {
@@ -197,14 +284,23 @@ impl Idents {
                 break;
             }
             self.held.pop_front();
-            mappings.slots.free(index, State::Held);
-            self.ready[usize::from(index.address())].push(index);
+            self.put(mappings, index, State::Held);
         }
         self.owed = (self.owed + self.due(now)).min(self.live.len());
+        let lost = mappings.addresses.lost();
+        if lost != self.lost {
+            // Nobody can be asked or answered under those on a lost address: they are not waited for.
+            (self.lost, self.owed) = (lost, self.live.len());
+        }
         let mut ended = 0;
-        while self.owed > 0 && ended < count_max && !self.live.is_empty() {
+        for _ in 0..LOOKS_MAX {
+            if self.owed == 0 || ended == count_max || self.live.is_empty() {
+                break;
+            }
             self.cursor = if self.cursor < self.live.len() { self.cursor } else { 0 };
-            if u128::from(mappings.slots.idle_ms(self.live[self.cursor], now)) < self.lifetimes.idle.as_millis() {
+            let index = self.live[self.cursor];
+            let idle = u128::from(mappings.slots.idle_ms(index, now)) >= self.lifetimes.idle.as_millis();
+            if !idle && lost >> index.address() & 1 == 0 {
                 self.cursor += 1;
                 self.owed -= 1;
             } else {
@@ -264,7 +360,8 @@ impl Idents {
     pub fn audit(&self, mappings: &Mappings) -> Result<(), String> {
         let guard = mappings.forward.guard();
         let mut seen = std::collections::HashSet::new();
-        let all = [(&self.live[..], State::Live)].into_iter().chain(self.ready.iter().map(|r| (&r[..], State::Free)));
+        let all =
+            [(&self.live[..], State::Live)].into_iter().chain(self.ready.iter().map(|r| (&r.list[..], State::Free)));
         let held: Vec<SlotIndex> = self.held.iter().map(|&(index, _)| index).collect();
         for (indexes, state) in all.chain([(&held[..], State::Held)]) {
             for &index in indexes {
@@ -309,19 +406,21 @@ mod tests {
 
     const LIFETIMES: Lifetimes = Lifetimes { idle: Duration::from_secs(8), hold_down: Duration::from_secs(3) };
 
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
     fn client(number: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 66, 0, number)
     }
 
     fn asker(mappings: &Mappings, host: u8, client_ident: u16) -> Asker {
         let line = mappings.clients.index(host.into());
-        mappings.clients.enter(line, &Allowance::UNLIMITED, Instant::START).expect("there is no limit");
+        mappings.clients.enter(line, &Allowance::UNLIMITED, Instant::START, |_| 0).expect("there is no limit");
         Asker { client: client(host), line, client_ident }
     }
 
     /// One shard on one address: 1024 idents, few enough to run out of.
     fn owner() -> (Mappings, Idents) {
-        (Mappings::new(1, 256), Idents::new(1, &[5], LIFETIMES, generator(Some(1))))
+        (Mappings::new(&[GATEWAY], 256), Idents::new(1, &[5], &IdentPolicy::default(), LIFETIMES, generator(Some(1))))
     }
 
     #[derive(Clone, Debug)]
@@ -427,6 +526,63 @@ mod tests {
     }
 
     #[test]
+    fn what_is_on_a_lost_address_ends_at_once_and_the_rest_lives_on() {
+        let mappings = Mappings::new(&[GATEWAY, Ipv4Addr::new(198, 18, 0, 9)], 256);
+        let mut idents = Idents::new(2, &[5], &IdentPolicy::default(), LIFETIMES, generator(Some(1)));
+        idents.announce(&mappings.addresses);
+        let guard = mappings.forward.guard();
+        for ident in 0..200 {
+            let address = u8::try_from(ident % 2).unwrap();
+            idents.make(&mappings, address, asker(&mappings, 1, ident), Instant::START, &guard).unwrap();
+        }
+        mappings.addresses.set_lost(1, true);
+        let ended: Vec<usize> = (0..5).map(|_| idents.expire(&mappings, Instant::START, 32, &guard)).collect();
+        assert_eq!((ended, idents.live()), (vec![32, 32, 32, 4, 0], 100));
+        assert!(mappings.find(client(1), 0, &guard).is_some_and(|index| index.address() == 0));
+        assert_eq!(mappings.find(client(1), 1, &guard), None);
+        idents.audit(&mappings).unwrap();
+    }
+
+    #[test]
+    fn an_address_has_idents_as_long_as_any_owner_has() {
+        let mappings = Mappings::new(&[GATEWAY], 256);
+        let policy = IdentPolicy { reserved: vec![64..=u16::MAX], preserve: false };
+        let mut owners = [5, 6].map(|shard| Idents::new(1, &[shard], &policy, LIFETIMES, generator(Some(1))));
+        owners.iter().for_each(|idents| idents.announce(&mappings.addresses));
+        let guard = mappings.forward.guard();
+        for (ident, idents) in (0..).zip(&mut owners) {
+            assert!(mappings.addresses.has_ident(0));
+            idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap();
+        }
+        assert!(!mappings.addresses.has_ident(0));
+        let rested = Instant::START + LIFETIMES.idle + LIFETIMES.hold_down;
+        owners[0].expire(&mappings, rested, 32, &guard);
+        assert!(!mappings.addresses.has_ident(0), "it rests");
+        owners[0].expire(&mappings, rested + LIFETIMES.hold_down, 32, &guard);
+        assert!(mappings.addresses.has_ident(0));
+    }
+
+    #[test]
+    fn a_clients_own_ident_is_kept_where_it_is_free_and_a_reserved_one_is_nobodys() {
+        let mappings = Mappings::new(&[GATEWAY], 256);
+        let policy = IdentPolicy { reserved: vec![0..=999, 5000..=5000], preserve: true };
+        let shards: Vec<usize> = (0..SHARDS).collect();
+        let mut idents = Idents::new(1, &shards, &policy, LIFETIMES, generator(Some(1)));
+        let guard = mappings.forward.guard();
+        let mut make = |host, ident| {
+            idents.make(&mappings, 0, asker(&mappings, host, ident), Instant::START, &guard).unwrap().ident()
+        };
+        assert_eq!([make(1, 1000), make(1, 4999), make(1, 65_535)], [1000, 4999, 65_535]);
+        for (host, ident) in [(2, 1000), (1, 5000), (1, 999), (1, 0)] {
+            let made = make(host, ident);
+            assert!(made != ident && made > 1000 && made != 5000, "{made} for {ident}");
+        }
+        // A random one may have been somebody's own.
+        let kept = (6000..7000).filter(|ident| make(3, *ident) == *ident).count();
+        assert!(kept > 990, "{kept} of 1000");
+    }
+
+    #[test]
     fn a_mapping_that_is_ending_is_not_taken_for_a_live_one() {
         let (mappings, mut idents) = owner();
         let guard = mappings.forward.guard();
@@ -492,9 +648,10 @@ mod tests {
     #[test]
     fn of_two_that_make_the_same_mapping_one_wins_and_both_use_it() {
         for _ in 0..200 {
-            let mappings = Mappings::new(1, 256);
+            let mappings = Mappings::new(&[GATEWAY], 256);
             let make = |shard: usize| {
-                let mut idents = Idents::new(1, &[shard], LIFETIMES, generator(Some(shard as u64)));
+                let mut idents =
+                    Idents::new(1, &[shard], &IdentPolicy::default(), LIFETIMES, generator(Some(shard as u64)));
                 let guard = mappings.forward.guard();
                 let made: Vec<SlotIndex> = (0..64)
                     .map(|ident| idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap())

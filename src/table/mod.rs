@@ -11,11 +11,14 @@
 //!
 //! Safe code only. `now` is an argument everywhere.
 
+pub mod addresses;
 mod atomic;
 pub mod clients;
 pub mod echoes;
 #[cfg_attr(loom, path = "forward_model.rs")]
 pub mod forward;
+pub mod fragments;
+pub mod identifications;
 pub mod idents;
 #[cfg(test)]
 #[cfg(loom)]

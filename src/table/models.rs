@@ -19,6 +19,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::SlotIndex;
+use super::addresses::Addresses;
 use super::clients::{Allowance, Clients, Over, Rate};
 use super::echoes::{Consumed, EchoKey, Echoes, Recorded};
 use super::forward::Forward;
@@ -28,6 +29,7 @@ use crate::clock::Instant;
 
 const ASKER: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 const SOMEBODY_ELSE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const CLIENT_IDENT: u16 = 1;
 const FIRST: SlotIndex = SlotIndex::new(0, 0);
 const SECOND: SlotIndex = SlotIndex::new(0, 1);
@@ -279,9 +281,14 @@ impl Tables {
     fn new<const N: usize>(hold_down: impl FnOnce(&Echoes) -> Duration) -> (Arc<Tables>, [Idents; N], EchoKey) {
         let echoes = Echoes::with_shards(1, 5, TIMEOUT, &mut rng());
         let lifetimes = Lifetimes { idle: IDLE, hold_down: hold_down(&echoes) };
-        let mappings = Mappings { slots: Slots::with_len(N), forward: Forward::new(N), clients: Clients::new(2) };
+        let mappings = Mappings {
+            slots: Slots::with_len(N),
+            forward: Forward::new(N),
+            clients: Clients::new(2),
+            addresses: Addresses::new(&[GATEWAY]),
+        };
         let slots = [FIRST, SECOND];
-        let owners = std::array::from_fn(|owner| Idents::with_ready(vec![vec![slots[owner]]], lifetimes, rng()));
+        let owners = std::array::from_fn(|owner| Idents::with_ready(vec![vec![slots[owner]]], false, lifetimes, rng()));
         let key = EchoKey { index: FIRST, sequence: 1, remote: Ipv4Addr::new(198, 18, 0, 2) };
         (Arc::new(Tables { mappings, echoes }), owners, key)
     }
@@ -293,7 +300,7 @@ impl Tables {
     fn make(&self, owner: &mut Idents, client: Ipv4Addr, now: Instant) -> SlotIndex {
         let mappings = &self.mappings;
         let line = mappings.clients.index(u64::from(u32::from(client)));
-        mappings.clients.enter(line, &Allowance::UNLIMITED, now).expect("no limit");
+        mappings.clients.enter(line, &Allowance::UNLIMITED, now, |_| 0).expect("no limit");
         let asker = Asker { client, line, client_ident: CLIENT_IDENT };
         owner.make(mappings, 0, asker, now, &mappings.forward.guard()).expect("an ident is ready")
     }
@@ -481,9 +488,9 @@ fn two_that_enter_at_once_share_what_is_left() {
         let clients = Arc::new(Clients::new(1));
         let line = clients.index(0);
         let one = Allowance { mappings_max: 1, ..Allowance::UNLIMITED };
-        let enter = move |clients: &Clients| clients.enter(line, &one, at(0));
+        let enter = move |clients: &Clients| clients.enter(line, &one, at(0), |_| 0);
         let both = order.both(&clients, enter, enter);
-        assert!(matches!(both, (Ok(()), Err(Over::Mappings)) | (Err(Over::Mappings), Ok(()))), "{both:?}");
+        assert!(matches!(both, (Ok(0), Err(Over::Mappings)) | (Err(Over::Mappings), Ok(0))), "{both:?}");
         assert_eq!(clients.mappings(line), 1);
     });
 }

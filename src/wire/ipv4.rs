@@ -43,6 +43,8 @@ mod field {
 mod option {
     pub(super) const END: u8 = 0;
     pub(super) const NONE: u8 = 1;
+    /// The bit of those that every fragment has.
+    pub(super) const COPIED: u8 = 0x80;
     pub(super) const LOOSE_ROUTE: u8 = 131;
     pub(super) const STRICT_ROUTE: u8 = 137;
 }
@@ -106,6 +108,12 @@ impl<B: AsRef<[u8]>> Ipv4<B> {
             return Err(Malformed::TotalLength);
         }
         Ok(Ipv4 { bytes, header_len, total_len })
+    }
+
+    /// A view of a header of this length that has been checked elsewhere, without anything after it yet.
+    pub(super) fn of_header(bytes: B, header_len: usize) -> Option<Ipv4<B>> {
+        let plausible = (HEADER_LEN_MIN..=bytes.as_ref().len()).contains(&header_len);
+        plausible.then_some(Ipv4 { bytes, header_len, total_len: header_len })
     }
 
     /// Length of the header with its options, in bytes: 20 to 60.
@@ -270,22 +278,19 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
 
     /// Lets routers fragment the datagram.
     pub fn clear_dont_fragment(&mut self) {
-        let old = word_at(self.bytes.as_ref(), field::FRAGMENT);
-        let new = old & !DONT_FRAGMENT;
-        put_word(self.bytes.as_mut(), field::FRAGMENT, new);
-        self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
+        self.set_word(field::FRAGMENT, self.fragment_field() & !DONT_FRAGMENT);
     }
 
-    /// Replaces the source address and makes the identification zero: whoever sends the datagram is to choose one.
-    pub fn set_source_anew(&mut self, source: Ipv4Addr) {
+    /// Replaces source address and identification, both of which are the sender's to choose.
+    pub fn set_source_anew(&mut self, source: Ipv4Addr, identification: u16) {
         // One update for both fields: the sum does not care in how many parts it is made.
-        let (old, identification) = (self.address(field::SOURCE), self.identification());
+        let old = u64::from(u32::from(self.address(field::SOURCE))) + u64::from(self.identification());
+        let new = u64::from(u32::from(source)) + u64::from(identification);
         let check = self.header_checksum();
         let bytes = self.bytes.as_mut();
-        put_word(bytes, field::IDENTIFICATION, 0);
+        put_word(bytes, field::IDENTIFICATION, identification);
         bytes[field::SOURCE..field::DESTINATION].copy_from_slice(&source.octets());
-        let (old, new) = (u64::from(u32::from(old)) + u64::from(identification), u32::from(source));
-        self.set_header_checksum(checksum::update_sums(check, old, new.into()));
+        self.set_header_checksum(checksum::update_sums(check, old, new));
     }
 
     /// Computes the header checksum afresh. It vouches for what is there: only for a header that is known to be sound.
@@ -293,6 +298,69 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
         self.set_header_checksum(0);
         let check = checksum::checksum(self.header());
         self.set_header_checksum(check);
+    }
+
+    /// Replaces what the fragments of one datagram have in common.
+    pub fn set_identification(&mut self, identification: u16) {
+        self.set_word(field::IDENTIFICATION, identification);
+    }
+
+    /// Makes the header that of a fragment of `payload_len` bytes, which stand `offset` bytes (a multiple of eight) into the
+    /// whole datagram's payload; the view is of the new length then. Refused, without a change, if the bytes there are
+    /// fewer or no header can say it.
+    pub(super) fn set_fragment(&mut self, payload_len: usize, offset: usize, more: bool) -> bool {
+        let total_len = self.header_len + payload_len;
+        let units = u16::try_from(offset / 8).ok().filter(|units| offset.is_multiple_of(8) && *units <= FRAGMENT_UNITS);
+        let (Some(units), Ok(word)) = (units, u16::try_from(total_len)) else { return false };
+        if total_len > self.bytes.as_ref().len() {
+            return false;
+        }
+        let kept = self.fragment_field() & !(MORE_FRAGMENTS | FRAGMENT_UNITS);
+        self.set_word(field::FRAGMENT, kept | units | if more { MORE_FRAGMENTS } else { 0 });
+        self.set_word(field::TOTAL_LEN, word);
+        self.total_len = total_len;
+        true
+    }
+
+    /// Replaces an option that routers need not copy to later fragments by as many "no operation"s.
+    pub(super) fn blank_uncopied_options(&mut self) {
+        let mut at = HEADER_LEN_MIN;
+        while at < self.header_len {
+            let (kind, length) =
+                (self.header()[at], self.header().get(at + 1).map_or(0, |length| usize::from(*length)));
+            at += match kind {
+                option::END => return,
+                option::NONE => 1,
+                // One whose length makes no sense is left to whoever makes sense of it.
+                _ if length < 2 || at + length > self.header_len => return,
+                _ => {
+                    if kind & option::COPIED == 0 {
+                        self.blank(at, length);
+                    }
+                    length
+                }
+            };
+        }
+    }
+
+    fn blank(&mut self, at: usize, length: usize) {
+        for byte in at..at + length {
+            // The word that holds it begins at an even offset, as the header does.
+            let word = byte & !1;
+            let old = word_at(self.bytes.as_ref(), word);
+            let new = if byte == word {
+                old & 0xFF | u16::from(option::NONE) << 8
+            } else {
+                old & 0xFF00 | u16::from(option::NONE)
+            };
+            self.set_word(word, new);
+        }
+    }
+
+    fn set_word(&mut self, at: usize, new: u16) {
+        let old = word_at(self.bytes.as_ref(), at);
+        put_word(self.bytes.as_mut(), at, new);
+        self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
     }
 
     fn set_address(&mut self, at: usize, new: Ipv4Addr) {
@@ -352,7 +420,9 @@ mod tests {
                 packet.set_destination(CLIENT);
                 packet.set_ttl(1);
                 packet.clear_dont_fragment();
-                packet.set_source_anew(REMOTE);
+                packet.set_source_anew(REMOTE, 7);
+                packet.set_identification(0x1234);
+                packet.blank_uncopied_options();
                 let _ = packet.has_source_route();
                 packet.payload_mut().fill(0xFF);
                 assert_eq!((packet.source(), packet.destination(), packet.ttl()), (REMOTE, CLIENT, 1));
@@ -492,7 +562,7 @@ mod tests {
             packet.set_destination(destination.into());
             packet.set_ttl(ttl);
             packet.clear_dont_fragment();
-            packet.set_source_anew(destination.into());
+            packet.set_source_anew(destination.into(), 9);
             let updated = packet.header_checksum();
             packet.renew_header_checksum();
             let renewed = packet.header_checksum();

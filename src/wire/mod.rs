@@ -10,6 +10,7 @@
 
 pub mod build;
 pub mod error;
+pub mod fragment;
 pub mod icmpv4;
 pub mod ipv4;
 pub mod quote;

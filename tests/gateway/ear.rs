@@ -46,11 +46,25 @@ impl Ear {
 
     /// The next packet, which must be an echo message of whatever kind.
     pub(crate) fn next(&self) -> Heard {
+        self.read().expect("an echo message")
+    }
+
+    /// The next echo request, whatever else arrives before it.
+    pub(crate) fn next_request(&self) -> Heard {
+        std::iter::repeat_with(|| self.read())
+            .flatten()
+            .find(|heard| heard.kind == EchoKind::Request)
+            .expect("it goes on for ever")
+    }
+
+    /// The next packet, if it is an echo message.
+    fn read(&self) -> Option<Heard> {
         let packet = Ipv4::check(self.packet()).expect("an IPv4 packet");
-        let echo = Echo::check(packet.payload()).expect("an echo message");
+        let echo = Echo::check(packet.payload()).ok()?;
         assert!(echo.is_intact(), "its checksum is wrong");
         let payload = echo.payload().to_vec();
-        Heard { kind: echo.kind(), source: packet.source(), ident: echo.ident(), sequence: echo.sequence(), payload }
+        let (source, ident, sequence) = (packet.source(), echo.ident(), echo.sequence());
+        Some(Heard { kind: echo.kind(), source, ident, sequence, payload })
     }
 
     /// Sends an echo request.
@@ -66,5 +80,21 @@ impl Ear {
     fn send(&self, to: Ipv4Addr, kind: EchoKind, ident: u16, sequence: u16, payload: &[u8]) {
         let message = echo_message(kind, ident, sequence, payload);
         self.0.send_to(&message, &SocketAddrV4::new(to, 0).into()).expect("it is sent");
+    }
+}
+
+/// Sends whole IP packets, header included, as they are.
+pub(crate) struct Injector(Socket);
+
+impl Injector {
+    /// In the namespace.
+    pub(crate) fn at(namespace: &Namespace) -> Injector {
+        let socket = namespace.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))));
+        Injector(socket.expect("the namespace can be entered").expect("raw sockets take root: scripts/test"))
+    }
+
+    /// Sends the packet to `to`, to which it is addressed.
+    pub(crate) fn send(&self, packet: &[u8], to: Ipv4Addr) {
+        self.0.send_to(packet, &SocketAddrV4::new(to, 0).into()).expect("it is sent");
     }
 }

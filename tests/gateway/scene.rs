@@ -49,8 +49,12 @@ impl Scene {
 
     /// As `new`, with no other scene beside it.
     pub(crate) fn alone(clients: usize) -> Scene {
-        let stage = Stage::Alone(STAGE.write().unwrap_or_else(PoisonError::into_inner));
-        Scene::on(stage, &LabOptions { clients, remotes: 3, ..LabOptions::default() })
+        Scene::alone_with(&LabOptions { clients, remotes: 3, ..LabOptions::default() })
+    }
+
+    /// As `with`, with no other scene beside it.
+    pub(crate) fn alone_with(options: &LabOptions) -> Scene {
+        Scene::on(Stage::Alone(STAGE.write().unwrap_or_else(PoisonError::into_inner)), options)
     }
 
     fn on(stage: Stage, options: &LabOptions) -> Scene {

@@ -156,6 +156,6 @@ fn the_pings_between_one_pair_of_hosts_use_every_worker() {
     assert!(shares.iter().all(|share| (3000..=7000).contains(share)), "{shares:?}");
 }
 
-fn limits_off() -> Vec<String> {
+pub(crate) fn limits_off() -> Vec<String> {
     ["--limits", "off"].map(str::to_owned).to_vec()
 }

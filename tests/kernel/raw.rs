@@ -269,3 +269,21 @@ fn by_default_ping_group_range_refuses_ping_sockets_even_to_root() {
         assert_eq!(errno(open()), None);
     });
 }
+
+/// Pieces of one datagram must leave under one identification, which therefore is never zero.
+#[test]
+fn the_kernel_chooses_an_identification_where_a_sent_datagram_has_none_and_keeps_one_that_it_has() {
+    in_namespace(|| {
+        let outside = Tun::outside();
+        let sender = sender();
+        let send = |identification| {
+            let message = echo_message(EchoKind::Request, 1, 1, b"echo");
+            let datagram = Datagram::new(GATEWAY, REMOTE, ICMP, message);
+            let fragment = Datagram { identification, more_fragments: true, ..datagram }.build();
+            sender.send_to(&fragment[..], &at(REMOTE)).expect("sent");
+            outside.next().identification()
+        };
+        assert_eq!([send(0x4321), send(0x4321)], [0x4321; 2]);
+        assert_ne!(send(0), send(0), "each piece would be a datagram of its own");
+    });
+}

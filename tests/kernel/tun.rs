@@ -2,8 +2,9 @@
 
 use std::io;
 
-use echogate::wire::build::echo_request;
-use echogate::wire::icmpv4::Echo;
+use echogate::wire::build::{Datagram, echo_message, echo_request};
+use echogate::wire::icmpv4::{Echo, EchoKind};
+use echogate::wire::ipv4;
 use tun_tap::{Iface, Mode};
 
 use crate::namespace::{CLIENT, GATEWAY, REMOTE, Tun, in_namespace, ip};
@@ -44,6 +45,32 @@ fn a_write_that_succeeds_is_not_delivery() {
         }
         let version_5 = [&[0x55], &packet[1..]].concat();
         assert_eq!(errno(tun.try_inject(&version_5)), Some(libc::EINVAL));
+    });
+}
+
+/// A reply that the kernel has put together is written back in one piece, whatever the device's MTU.
+#[test]
+fn a_packet_far_over_the_mtu_is_taken_from_a_tun_and_leaves_in_fragments_unless_it_has_df() {
+    in_namespace(|| {
+        let outside = Tun::outside();
+        let tun = Tun::open("t0");
+        let message = echo_message(EchoKind::Request, 1, 1, &vec![7; 65_507]);
+        let whole = Datagram { identification: 9, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) };
+        tun.inject(&Datagram { dont_fragment: true, ..whole.clone() }.build());
+        let told = outside.next();
+        assert_eq!(
+            (told.destination(), &told.payload()[..2]),
+            (CLIENT, &[3, 4][..]),
+            "its sender is told, wherever it is"
+        );
+        tun.inject(&whole.build());
+        let mut length = 0;
+        while length < whole.payload.len() {
+            let fragment = outside.next();
+            assert_eq!((fragment.identification(), fragment.fragment_offset()), (9, length));
+            assert!(fragment.total_len() <= 1500 && !fragment.dont_fragment());
+            length += fragment.payload().len();
+        }
     });
 }
 

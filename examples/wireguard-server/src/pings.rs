@@ -21,6 +21,7 @@ use echogate::metrics::{Counters, Snapshot, WorkerCounters};
 use echogate::outside::{Outside, Sender};
 use echogate::proxy::{Batch, CREATIONS_MAX, Handle, Outbound, Proxy, Reason, Recorded, Settings, Ttl};
 use echogate::wire::error::LEN_MAX;
+use echogate::wire::ipv4::Ipv4;
 
 use crate::mailboxes::Postman;
 
@@ -118,11 +119,15 @@ pub(crate) struct Turn<'t> {
 impl Turn<'_> {
     /// Takes the packet if it is a ping to outside.
     pub(crate) fn offer(&mut self, peer: usize, packet: &mut [u8]) -> Answer<'_> {
-        // One thread has all idents: there is nobody else to ask for one, so `Outbound::Elsewhere` is never the answer.
+        // Fragments are left to the kernel, which puts them together for its own translation.
+        if Ipv4::check(&*packet).is_ok_and(|packet| packet.is_fragment()) {
+            return Answer::NotOurs;
+        }
         let verdict = self.batch.outbound_at_last(packet);
         match verdict {
-            // Fragments are the kernel's, which puts them together for its own translation.
-            Outbound::FallThrough(_) | Outbound::Drop(Reason::Fragment) | Outbound::Elsewhere => {
+            Outbound::FallThrough(_) => return Answer::NotOurs,
+            // Answers about fragments, or for a thread that is one of several: never given here.
+            Outbound::Carry { .. } | Outbound::Hold | Outbound::BelongsTo { .. } | Outbound::Elsewhere => {
                 return Answer::NotOurs;
             }
             // Not counted yet: it will be offered again.
@@ -148,7 +153,8 @@ impl Turn<'_> {
                 self.counters.creations_backlog.add(1);
                 None
             }
-            Outbound::FallThrough(_) | Outbound::Elsewhere => None,
+            // Answered above.
+            _ => None,
         };
         let Some(length) = told else { return Answer::Taken };
         self.counters.originated.count(length);

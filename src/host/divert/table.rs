@@ -31,7 +31,7 @@ use crate::sys::poll;
 
 /// The chain's priority, the kernel's NF_IP_PRI_RAW_BEFORE_DEFRAG. At `raw` (-300) a host that tracks connections has
 /// put fragments together already: a fragmented request would look whole, be diverted, and be cut up again on its way into
-/// the TUN.
+/// the TUN; and parts of requests would fill the memory in which that is done.
 const BEFORE_DEFRAG: i32 = -450;
 
 /// After every translation of addresses (NF_IP_PRI_NAT_SRC is 100, and helpers of connections come at 300).
@@ -242,12 +242,8 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
     };
     let clients: Vec<String> = settings.disjoint_clients().iter().map(ToString::to_string).collect();
     let clients = clients.join(", ");
-    // What is read from within the packet is a number to nft, not an address.
-    let range = |prefix: &Prefix| {
-        let first = u32::from(prefix.address());
-        format!("{first:#010x}-{:#010x}", first | u32::MAX.checked_shr(prefix.length().into()).unwrap_or(0))
-    };
-    let ranges: Vec<String> = settings.disjoint_clients().iter().map(range).collect();
+    let range = |prefix: &Prefix| format!("{:#010x}-{:#010x}", u32::from(prefix.address()), prefix.last());
+    let ranges = settings.disjoint_clients().iter().map(range).collect::<Vec<_>>().join(", ");
     let (kept, mark) = (!settings.mask, settings.mark);
     let (device, mtu) = (&settings.device.name, settings.device.mtu);
     let commands = [
@@ -257,13 +253,22 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!("add table {table} {flags}"),
         format!("add chain {table} {stamp}"),
         format!("add chain {table} divert {{ type filter hook prerouting priority {BEFORE_DEFRAG}; policy accept; }}"),
-        // A whole packet over the TUN's MTU would reach it in pieces too: the kernel's path takes it. So does it what
-        // comes by another interface than the replies would leave by: somebody writes with another client's address. The
-        // look-ups of routes are last: only packets that match all else pay for them.
+        format!("add chain {table} requests"),
+        format!("add chain {table} outward"),
         format!(
-            "add rule {table} divert iifname {{ {interfaces} }} ip saddr {{ {clients} }} ip daddr != {{ {clients} }} \
-             ip length <= {mtu} ip frag-off & 0x3fff == 0 icmp type echo-request icmp code 0 fib daddr type != local \
-             fib saddr . iif oif exists {way_out} \
+            "add rule {table} divert iifname {{ {interfaces} }} ip protocol icmp ip saddr {{ {clients} }} \
+             ip daddr != {{ {clients} }} goto requests"
+        ),
+        // Of a fragmented message only the first part has a type: all parts of all messages come, in their order, and what is no
+        // request goes back. No fragment is tracked, so none is put together before that.
+        format!("add rule {table} requests ip frag-off & 0x3fff != 0 goto outward"),
+        format!("add rule {table} requests icmp type echo-request icmp code 0 goto outward"),
+        // On its way into the TUN a packet over its MTU is cut, or its sender is told what fits there: which may be less than what
+        // fits outside. The kernel's path takes it then. So does it what comes by another interface than the replies would
+        // leave by: somebody writes with another client's address. The look-ups of routes are last: only packets that match all else pay for them.
+        format!("add rule {table} outward ip length > {mtu} ip frag-off & 0x4000 != 0 return"),
+        format!(
+            "add rule {table} outward fib daddr type != local fib saddr . iif oif exists {way_out} \
              meta mark set meta mark & {kept:#010x} | {mark:#010x} notrack"
         ),
         format!("add rule {table} divert iifname \"{device}\" icmp type echo-reply notrack"),
@@ -280,8 +285,7 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!("add chain {table} private {{ type filter hook postrouting priority {AFTER_NAT}; policy accept; }}"),
         format!(
             "add rule {table} private icmp type {{ {ERROR_TYPES} }} ip daddr != {{ {clients} }} \
-             @th,64,8 0x45 @th,136,8 1 @th,224,8 0 @th,192,32 {{ {} }} drop",
-            ranges.join(", ")
+             @th,64,8 0x45 @th,136,8 1 @th,224,8 0 @th,192,32 {{ {ranges} }} drop"
         ),
     ];
     format!("{}\n", commands.join("; "))

@@ -78,15 +78,49 @@ fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
         let mut coded = message(ECHO_REQUEST, 7, 1, 56);
         coded[1] = 1;
         scene.client_sends(&coded, REMOTE);
-        // Whole, but too long for the TUN: diverted, it would bring the client "fragmentation needed".
+        // Whole and not to be fragmented, but too long for the TUN: diverted, it would bring the client "fragmentation needed".
         scene.client_sends(&message(ECHO_REQUEST, 7, 1, 1300), REMOTE);
         let errors = hear(|buffer| (&ear).read(buffer));
         assert!(errors.iter().all(|error| error[20..22] != [3, 4]), "{errors:?}");
-        // Longer than the MTU: leaves the client as fragments, which the gateway's host, tracking, puts together.
-        scene.client_sends(&message(ECHO_REQUEST, 7, 1, 4000), REMOTE);
         crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
             socket.send_to(b"x", (REMOTE, 53)).expect("sends");
+        })
+        .expect("entered before");
+        assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
+        divert.remove().expect("removes");
+    });
+}
+
+/// Each part by itself, although the gateway's host, tracking, would put them together; of whatever type, for only the
+/// first one has one.
+#[test]
+fn fragments_of_icmp_are_diverted_one_by_one_and_those_of_other_protocols_are_not() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let tracking = "table ip fw { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }";
+        nft::run(&["-f", "-"], tracking).expect("rules");
+        let mut settings = settings();
+        settings.device.mtu = 1280;
+        let tun = Tun::open(&settings.device);
+        let divert = Divert::install(&settings).expect("installs");
+        for kind in [ECHO_REQUEST, ECHO_REPLY] {
+            let ping = message(kind, 7, 1, 4000);
+            scene.client_sends(&ping, REMOTE);
+            let heard = tun.hear();
+            // Three from the client, two of which are cut once more for the TUN.
+            assert_eq!(heard.len(), 5, "{heard:?}");
+            let mut whole = vec![0; ping.len()];
+            for fragment in &heard {
+                assert_eq!(addresses(fragment), (CLIENT, REMOTE));
+                let at = usize::from(u16::from_be_bytes([fragment[6] & 0x1f, fragment[7]])) * 8;
+                whole[at..at + fragment.len() - 20].copy_from_slice(&fragment[20..]);
+            }
+            assert_eq!(whole, ping);
+        }
+        crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
+            socket.send_to(&[7; 4000], (REMOTE, 9)).expect("sends");
         })
         .expect("entered before");
         assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());

@@ -7,6 +7,9 @@
 //! one that perhaps applies is taken as no decision, so a chain counts as dropping only if it drops by a rule that
 //! certainly applies or by its policy. Perhaps-accepting rules on the way are mentioned.
 //!
+//! Requests in fragments are looked at on their way into the TUN only: further on, a host with rules about states puts them
+//! together before its filter sees them.
+//!
 //! What is known of the packets: the inside pair is untracked (it is diverted so), the outside pair is tracked, so
 //! requests are new, replies established, and errors about them related.
 //!
@@ -26,6 +29,9 @@ use ruleset::{Ruleset, Verdict};
 
 /// The errors that are passed on to clients, by nft's names.
 pub(super) const ERRORS: [&str; 3] = ["destination-unreachable", "time-exceeded", "parameter-problem"];
+
+/// The kind of what has no type: every fragment but a request's first.
+const FRAGMENT: &str = "fragment";
 
 /// One way of the gateway's packets through a hook.
 #[derive(Clone, Debug)]
@@ -109,6 +115,11 @@ impl<'a> Passage<'a> {
         self.kind == "echo-reply"
     }
 
+    /// The same way, taken by the fragments of a request that are not its first, and so have no type.
+    pub(super) fn as_fragments(&self) -> Passage<'a> {
+        Passage { kind: FRAGMENT, ..self.clone() }
+    }
+
     /// The same way, taken by an error about the echo instead of by the reply.
     pub(super) fn as_error(&self, kind: &'static str) -> Passage<'a> {
         let state = if self.state == "established" { "related" } else { self.state };
@@ -125,6 +136,10 @@ impl<'a> Passage<'a> {
         }
         if ERRORS.contains(&self.kind) {
             return format!("{rule}icmp type {{ {} }} accept", ERRORS.join(", "));
+        }
+        if self.kind == FRAGMENT {
+            // Quoted for the shell that the line is typed into.
+            return rule + "ip protocol icmp 'ip frag-off & 0x1fff != 0' accept";
         }
         rule + "icmp type " + self.kind + " accept"
     }

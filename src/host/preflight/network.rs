@@ -252,7 +252,8 @@ fn firewall(
     };
     let mut passages = Vec::new();
     for interface in inside {
-        passages.push(Passage::into_tun(interface, &plan.device.name, client, remote));
+        let into_tun = Passage::into_tun(interface, &plan.device.name, client, remote);
+        passages.extend([into_tun.as_fragments(), into_tun]);
         passages.push(Passage::out_of_tun(&plan.device.name, interface, remote, client));
     }
     passages.push(Passage::leaving(outside_name.as_deref(), outside, remote));

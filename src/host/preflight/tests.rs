@@ -326,6 +326,30 @@ fn errors_need_lines_of_their_own() {
 }
 
 #[test]
+fn fragments_need_a_line_of_their_own() {
+    let namespace = crate::sys::namespace::new_network().expect("run the tests as root");
+    let fragments = [Passage::into_tun(Some("g0"), "echogate0", Some(CLIENT), REMOTE).as_fragments()];
+    let line = "nft insert rule inet t c iifname \"g0\" oifname \"echogate0\" ip protocol icmp 'ip frag-off & 0x1fff != 0' accept";
+    for (rules, lines) in [
+        ("icmp type echo-request accept", line),
+        ("ip frag-off & 0x3fff == 0 accept", line),
+        ("ip frag-off & 0x1fff != 0 accept", ""),
+        ("meta l4proto icmp accept", ""),
+        ("ip frag-off & 0x3fff == 0 drop; accept", ""),
+    ] {
+        let table =
+            format!("table inet t {{ chain c {{ type filter hook forward priority 0; policy drop; {rules}; }}; }}");
+        let findings = crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&namespace), || {
+            nft::run(&["-f", "-"], &format!("flush ruleset; {table}")).expect("rules");
+            firewall::examine(&fragments)
+        });
+        let missing = findings.expect("entered").into_iter().filter(|finding| finding.status == Status::Missing);
+        let told: String = missing.map(|finding| finding.remedy.expect("lines")).collect();
+        assert_eq!(told, lines, "{rules}");
+    }
+}
+
+#[test]
 fn what_is_not_understood_makes_a_warning() {
     let table = "table ip t { set s { type ipv4_addr; flags interval; }; chain c { \
                  type filter hook forward priority 0; policy drop; ip saddr @s accept; ip daddr @s accept; }; }";

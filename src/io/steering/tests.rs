@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::*;
 use crate::sys::{event, namespace};
+use crate::table::fragments::worker_of;
 use crate::wire::build::{Datagram, echo_message, echo_reply, echo_request};
 use crate::wire::icmpv4::EchoKind;
 use crate::wire::ipv4::{self, Ipv4};
@@ -29,8 +30,8 @@ fn queue_hash(packet: &[u8], seed: u64) -> u16 {
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let half = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     let (more_fragments, offset) = (half(6) & 0x2000 != 0, half(6) & 0x1FFF);
-    let value =
-        if more_fragments || offset != 0 { u32::from(half(4)) } else { echo_ident(packet).map_or(word(16), u32::from) };
+    let ident = if more_fragments || offset != 0 { None } else { echo_ident(packet) };
+    let value = ident.map_or(word(16), u32::from);
     let mut hash = (u64::from(word(12)) << 32 | u64::from(value / 16)) ^ seed;
     hash ^= hash >> 32;
     hash = hash.wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -224,26 +225,41 @@ fn one_client_and_ident_is_one_queue() {
     });
 }
 
+/// A fragment that is read by the worker whose queue it takes is that worker's own: no hand-over.
 #[test]
-fn the_fragments_of_a_datagram_share_a_queue_and_datagrams_do_not() {
+fn fragments_come_to_the_worker_that_judges_them() {
+    for number in 0..1000 {
+        let seed = SEED.wrapping_mul(u64::from(number) | 1);
+        let remote = Ipv4Addr::from(u32::from(REMOTE).wrapping_mul(number));
+        let whole = Datagram::new(CLIENT, remote, ipv4::ICMP, vec![7; 16]);
+        let later = Datagram { fragment_offset: 8, ..whole }.build();
+        for workers in 1..=5 {
+            let queue = usize::from(queue_hash(&later, seed)) % workers;
+            assert_eq!(worker_of(CLIENT, remote, seed, workers), queue);
+        }
+    }
+}
+
+#[test]
+fn the_fragments_between_two_hosts_share_a_queue_and_those_of_others_take_another() {
     in_network(|| {
         let device = Device::steered(4, SEED);
         let message = echo_message(EchoKind::Request, 1, 1, &[0xA5; 3000]);
-        let queue_of_datagram = |identification| {
+        let queue_towards = |remote| {
             let mut queues = message.chunks(1000).enumerate().map(|(number, piece)| {
                 let fragment = Datagram {
-                    identification,
+                    identification: u16::try_from(number % 2).expect("0 or 1"),
                     more_fragments: (number + 1) * 1000 < message.len(),
                     fragment_offset: number * 1000,
-                    ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, piece.to_vec())
+                    ..Datagram::new(CLIENT, remote, ipv4::ICMP, piece.to_vec())
                 };
                 device.assert_as_the_plain_version_says(&fragment.build(), SEED)
             });
             let first = queues.next().expect("four fragments");
-            assert!(queues.all(|queue| queue == first), "the fragments of datagram {identification}");
+            assert!(queues.all(|queue| queue == first), "the fragments to {remote}");
             first
         };
-        let tally = tally(4, (0..40).map(|number| queue_of_datagram(number * 1601)));
+        let tally = tally(4, (2..42).map(|host| queue_towards(Ipv4Addr::new(198, 18, 0, host))));
         assert!(tally.iter().all(|&count| count > 0), "{tally:?}");
     });
 }

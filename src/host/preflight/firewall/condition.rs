@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use super::Passage;
+use super::{FRAGMENT, Passage};
 use crate::policy::Prefix;
 
 /// What a statement says about a packet.
@@ -82,6 +82,9 @@ fn equals(left: &Value, right: &Value, passage: &Passage<'_>) -> Option<bool> {
             _ => None,
         };
     }
+    if let Some(masked) = left.get("&") {
+        return fragment_field_is(masked, right, passage);
+    }
     match left.get("meta").map(|meta| text(meta, "key")) {
         Some("iifname" | "iif") => device_is(passage.incoming?, right),
         Some("oifname" | "oif") => device_is(passage.outgoing?, right),
@@ -92,6 +95,19 @@ fn equals(left: &Value, right: &Value, passage: &Passage<'_>) -> Option<bool> {
         None if left.pointer("/ct/key").and_then(Value::as_str) == Some("state") => word_is(passage.state, right),
         None => None,
     }
+}
+
+/// `ip frag-off & MASK`: offset and "more follow" are known of a packet, "don't fragment" is not.
+fn fragment_field_is(masked: &Value, right: &Value, passage: &Passage<'_>) -> Option<bool> {
+    const KNOWN: u64 = 0x3fff;
+    let payload = masked.get(0)?.get("payload")?;
+    let (mask, wanted) = (masked.get(1)?.as_u64()?, right.as_u64()?);
+    if (text(payload, "protocol"), text(payload, "field")) != ("ip", "frag-off") || mask & !KNOWN != 0 {
+        return None;
+    }
+    // The last of an Ethernet's fragments, or a whole packet.
+    let field = if passage.kind == FRAGMENT { 185 } else { 0 };
+    Some(field & mask == wanted)
 }
 
 fn word_is(word: &str, right: &Value) -> Option<bool> {

@@ -1,0 +1,183 @@
+//! The gateway's addresses on this host: whether the host still has them, and which its default one is.
+//!
+//! A thread looks whenever the kernel has news of addresses, routes or devices, and says what has changed: an address is
+//! lost, one is back, or (where nobody named the addresses) the default route's source is another one now. News only
+//! wakes; the state itself is compared each time, so that a lost event costs nothing.
+//!
+//! An address counts as the host's if the kernel takes it for local, by an address of a device or by a local route (AnyIP). Where
+//! the default route goes altogether the address stays: the kernel says by itself that there is no way.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::default_source;
+use super::netlink::{Events, Group, Netlink};
+use crate::error::SetupError;
+use crate::sys::poll;
+
+/// News comes in bursts: one look for all of it, at most ten a second.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// When to look again after a look that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What has changed about an address, by its number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The host has this address no more.
+    Lost(u8, Ipv4Addr),
+    /// It has it again.
+    Back(u8, Ipv4Addr),
+    /// The number stands for this address from now on, which is the host's.
+    Replaced(u8, Ipv4Addr),
+}
+
+/// The thread, until dropped.
+#[derive(Debug)]
+pub struct AddressWatch {
+    /// Hangs up when dropped, and the thread ends.
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What is known, and how to know better.
+struct Known {
+    netlink: Netlink,
+    addresses: Vec<Ipv4Addr>,
+    lost: Vec<bool>,
+    follow_default: bool,
+}
+
+impl AddressWatch {
+    /// Watches these addresses in the network namespace of the calling thread, and calls `changed` on a thread of its own.
+    /// `follow_default`: the first is the default route's source, and goes with it.
+    pub fn start(
+        addresses: Vec<Ipv4Addr>,
+        follow_default: bool,
+        mut changed: impl FnMut(Change) + Send + 'static,
+    ) -> Result<AddressWatch, SetupError> {
+        let failed = |error| SetupError::caused("watching the outside addresses", error);
+        let mut news = Events::open(&[Group::Link, Group::Ipv4Address, Group::Ipv4Route]).map_err(failed)?;
+        let lost = vec![false; addresses.len()];
+        let mut known = Known { netlink: Netlink::open().map_err(failed)?, addresses, lost, follow_default };
+        let (stop, stopped) = UnixStream::pair().map_err(failed)?;
+        let thread = thread::Builder::new()
+            .name("address-watch".to_owned())
+            .spawn(move || {
+                let mut retry = None;
+                while let Ok(true) = wait(&mut news, &stopped, retry) {
+                    let looked = known.look(&mut changed);
+                    retry = looked.is_err().then_some(RETRY);
+                    if let Err(error) = looked {
+                        tracing::debug!(%error, "looking at the outside addresses");
+                    }
+                }
+            })
+            .map_err(failed)?;
+        Ok(AddressWatch { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for AddressWatch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().map(JoinHandle::join).is_some_and(|ended| ended.is_err()) {
+            tracing::error!("the thread that watches the outside addresses has panicked");
+        }
+    }
+}
+
+/// Waits for news, then until it has settled. False: it is time to end.
+fn wait(news: &mut Events, stopped: &UnixStream, retry: Option<Duration>) -> io::Result<bool> {
+    let [ended, _] = poll::readable([stopped.as_fd(), news.as_fd()], retry)?;
+    let [ended_since] = if ended { [true] } else { poll::readable([stopped.as_fd()], Some(SETTLE))? };
+    news.drain()?;
+    Ok(!ended && !ended_since)
+}
+
+impl Known {
+    fn look(&mut self, changed: &mut impl FnMut(Change)) -> io::Result<()> {
+        for number in 0..self.addresses.len() {
+            let Ok(named) = u8::try_from(number) else { break };
+            if let Some(address) = self.successor(number)? {
+                self.addresses[number] = address;
+                self.lost[number] = false;
+                changed(Change::Replaced(named, address));
+                continue;
+            }
+            let address = self.addresses[number];
+            let lost = !self.has(address)?;
+            if lost != self.lost[number] {
+                self.lost[number] = lost;
+                changed(if lost { Change::Lost(named, address) } else { Change::Back(named, address) });
+            }
+        }
+        Ok(())
+    }
+
+    /// What follows the address of this number, if something does.
+    fn successor(&mut self, number: usize) -> io::Result<Option<Ipv4Addr>> {
+        if !self.follow_default || number != 0 {
+            return Ok(None);
+        }
+        let now = default_source().ok().filter(|source| *source != self.addresses[0]);
+        // Nobody is told of an address that is gone again.
+        Ok(match now {
+            Some(source) if self.has(source)? => Some(source),
+            _ => None,
+        })
+    }
+
+    fn has(&mut self, address: Ipv4Addr) -> io::Result<bool> {
+        Ok(self.netlink.route_to(address, None)?.is_some_and(|way| way.local))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::host::scene::{OUTSIDE, Scene};
+
+    fn ip(arguments: &str) {
+        let done = Command::new("ip").args(arguments.split(' ')).status();
+        assert!(done.expect("iproute2 is installed: apt-get install iproute2").success(), "ip {arguments}");
+    }
+
+    #[test]
+    fn an_address_that_goes_and_comes_and_a_default_that_changes_are_noticed() {
+        let (anyip, other) = (Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(198, 18, 0, 99));
+        for (follow_default, at_last) in [(false, Change::Lost(0, OUTSIDE)), (true, Change::Replaced(0, other))] {
+            Scene::new().at_gateway(|| {
+                ip("route add local 198.51.100.0/24 dev lo");
+                let (changed, changes) = mpsc::channel();
+                // Nobody listens any more once all that was expected has come.
+                let send = move |change| changed.send(change).unwrap_or_default();
+                let watch = AddressWatch::start(vec![OUTSIDE, anyip], follow_default, send).expect("it starts");
+                let next = || changes.recv_timeout(Duration::from_secs(10)).expect("a change is noticed");
+                ip("route del local 198.51.100.0/24 dev lo");
+                assert_eq!(next(), Change::Lost(1, anyip));
+                ip("route add local 198.51.100.0/24 dev lo");
+                assert_eq!(next(), Change::Back(1, anyip));
+                // Not of the network of the first, with which it would go.
+                ip("address add 198.18.0.99/32 dev w0");
+                ip("route replace default via 198.18.0.2 src 198.18.0.99");
+                if follow_default {
+                    assert_eq!(next(), at_last);
+                }
+                ip("address del 198.18.0.1/24 dev w0");
+                if !follow_default {
+                    assert_eq!(next(), at_last);
+                }
+                drop(watch);
+                assert_eq!(changes.try_iter().collect::<Vec<_>>(), [], "nothing else");
+            });
+        }
+    }
+}
