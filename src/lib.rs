@@ -30,7 +30,7 @@
 //!
 //! let threads = (0..2).map(|worker| {
 //!     // A handle for each thread.
-//!     let mut handle = proxy.handle(worker).expect("each is taken once");
+//!     let mut handle = proxy.handle(worker).expect("nobody else has it");
 //!     thread::spawn(move || {
 //!         // A batch for each wake-up: it has the time, and ends before the thread waits again.
 //!         let mut batch = handle.batch(clock.now());
