@@ -435,6 +435,29 @@ fn idents_are_not_given_out_in_order() {
 }
 
 #[test]
+fn settings_that_are_impossible_are_told_by_name() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    for (impossible, words) in [
+        (Settings { clients: vec![], ..settings() }, "no clients"),
+        (Settings { addresses: vec![], ..settings() }, "0 gateway addresses"),
+        (Settings { addresses: vec![GATEWAY; 2], ..settings() }, "listed twice"),
+        (Settings { addresses: vec![CLIENT], ..settings() }, "among the clients"),
+        (Settings { workers: 0, ..settings() }, "0 workers"),
+        (Settings { workers: 65, ..settings() }, "65 workers"),
+        (Settings { echo_words_log2: 13, ..settings() }, "2^13 words"),
+        (Settings { echo_words_log2: 27, ..settings() }, "2^27 words"),
+        (Settings { inside_mtu: 67, ..settings() }, "inside MTU of 67"),
+        (Settings { mapping_idle: Duration::ZERO, ..settings() }, "mapping idle 0ns"),
+        (Settings { echo_timeout: Duration::MAX, ..settings() }, "echo timeout"),
+        (Settings { hold_down: Some(day + Duration::from_nanos(1)), ..settings() }, "hold-down"),
+    ] {
+        let error = Proxy::new(&impossible).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    assert!(Proxy::new(&Settings { mapping_idle: day, echo_timeout: day, inside_mtu: 68, ..settings() }).is_ok());
+}
+
+#[test]
 fn each_handle_is_one_threads_at_a_time() {
     let proxy = Proxy::new(&Settings { workers: 2, ..settings() }).unwrap();
     let (first, second) = (proxy.handle(0).unwrap(), proxy.handle(1).unwrap());
