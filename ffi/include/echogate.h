@@ -118,7 +118,7 @@ typedef int32_t EchogateVerdict;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// Why a packet falls through, is refused or is dropped.
+// Why a packet falls through, is refused or is dropped. A number keeps its meaning in later versions, which may have more.
 enum EchogateReason
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
@@ -182,6 +182,8 @@ enum EchogateReason
   ECHOGATE_REASON_LATE = 27,
   // Dropped: a reply to a request whose mapping is gone.
   ECHOGATE_REASON_NO_MAPPING = 28,
+  // Dropped: a request with a source route.
+  ECHOGATE_REASON_SOURCE_ROUTE = 29,
   // Falls through: UDP or TCP to port 53.
   ECHOGATE_REASON_DNS = 101,
   // Falls through: not an ICMP echo request.
@@ -250,8 +252,10 @@ typedef struct EchogateSettings {
   uint8_t icmp_errors;
   // Whether requests to the gateway's own addresses fall through, or are dropped; 0.
   uint8_t pass_own;
+  // Whether an error is dropped if the checksum of the IP header that it quotes is wrong (RFC 5508 REQ-3a); 0.
+  uint8_t quoted_checksum;
   // 0.
-  uint8_t reserved[5];
+  uint8_t reserved[4];
 } EchogateSettings;
 
 // A proxy: policy and tables, shared by its handles. 0 is none.

@@ -29,7 +29,7 @@ pub enum EchogateVerdict {
     Tell = 8,
 }
 
-/// Why a packet falls through, is refused or is dropped.
+/// Why a packet falls through, is refused or is dropped. A number keeps its meaning in later versions, which may have more.
 #[repr(i32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EchogateReason {
@@ -91,6 +91,8 @@ pub enum EchogateReason {
     Late = 27,
     /// Dropped: a reply to a request whose mapping is gone.
     NoMapping = 28,
+    /// Dropped: a request with a source route.
+    SourceRoute = 29,
     /// Falls through: UDP or TCP to port 53.
     Dns = 101,
     /// Falls through: not an ICMP echo request.
@@ -134,6 +136,7 @@ impl From<Reason> for EchogateReason {
             Reason::NoEcho => EchogateReason::NoEcho,
             Reason::Late => EchogateReason::Late,
             Reason::NoMapping => EchogateReason::NoMapping,
+            Reason::SourceRoute => EchogateReason::SourceRoute,
         }
     }
 }
@@ -273,6 +276,7 @@ pub extern "C" fn echogate_reason_name(reason: i32) -> *const c_char {
         26 => c"no_echo",
         27 => c"late",
         28 => c"no_mapping",
+        29 => c"source_route",
         101 => c"dns",
         102 => c"not_echo_request",
         103 => c"to_inside",
@@ -313,7 +317,7 @@ mod tests {
                 .collect();
             assert_eq!(name_of(EchogateReason::from(passing) as i32), name.trim_start_matches('_'));
         }
-        assert!(echogate_reason_name(29).is_null() && echogate_reason_name(-1).is_null());
+        assert!(echogate_reason_name(100).is_null() && echogate_reason_name(-1).is_null());
     }
 
     #[test]

@@ -61,8 +61,10 @@ pub struct EchogateSettings {
     pub icmp_errors: u8,
     /// Whether requests to the gateway's own addresses fall through, or are dropped; 0.
     pub pass_own: u8,
+    /// Whether an error is dropped if the checksum of the IP header that it quotes is wrong (RFC 5508 REQ-3a); 0.
+    pub quoted_checksum: u8,
     /// 0.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 
 /// The size of the struct's first version, which all later ones begin with.
@@ -95,7 +97,8 @@ impl EchogateSettings {
             decrement_ttl: 1,
             icmp_errors: defaults.icmp_errors.into(),
             pass_own: defaults.pass_own.into(),
-            reserved: [0; 5],
+            quoted_checksum: defaults.quoted_checksum.into(),
+            reserved: [0; 4],
         }
     }
 
@@ -119,8 +122,8 @@ impl EchogateSettings {
         }
         // SAFETY: at least as long as ours.
         let settings = unsafe { pointers::get(settings) }?;
-        let flags = [settings.decrement_ttl, settings.icmp_errors, settings.pass_own];
-        if settings.reserved != [0; 5] || flags.iter().any(|flag| *flag > 1) {
+        let flags = [settings.decrement_ttl, settings.icmp_errors, settings.pass_own, settings.quoted_checksum];
+        if settings.reserved != [0; 4] || flags.iter().any(|flag| *flag > 1) {
             return Err(EchogateStatus::Unsupported);
         }
         Ok(settings)
@@ -162,6 +165,7 @@ impl EchogateSettings {
             echo_words_log2: self.echo_words_log2,
             inside_mtu: usize::try_from(self.inside_mtu).unwrap_or(usize::MAX),
             icmp_errors: self.icmp_errors == 1,
+            quoted_checksum: self.quoted_checksum == 1,
             ttl: if self.decrement_ttl == 1 { Ttl::Decrement } else { Ttl::AlreadyDecremented },
             denied: prefixes("denied", denied)?,
             allowed: prefixes("allowed", allowed)?,

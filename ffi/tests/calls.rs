@@ -391,7 +391,7 @@ fn settings_that_are_wrong_are_told_in_words() {
     assert_eq!(wrong(EchogateSettings { size: 8, ..settings() }).0, Size);
     assert_eq!(wrong(EchogateSettings { size: usize::MAX, ..settings() }).0, Size);
     assert_eq!(wrong(EchogateSettings { decrement_ttl: 2, ..settings() }).0, Unsupported);
-    assert_eq!(wrong(EchogateSettings { reserved: [0, 0, 0, 0, 1], ..settings() }).0, Unsupported);
+    assert_eq!(wrong(EchogateSettings { reserved: [0, 0, 0, 1], ..settings() }).0, Unsupported);
 }
 
 #[test]
