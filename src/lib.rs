@@ -186,3 +186,8 @@ pub mod worker;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// That of docs/embedding.md, which opens sockets.
+#[cfg(all(doctest, feature = "gateway"))]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;

@@ -59,7 +59,9 @@ fn the_documentation_names_nothing_that_the_header_does_not_have() {
     let mut named = BTreeSet::new();
     for document in documents {
         for name in words(&fs::read_to_string(here(document)).unwrap()) {
-            if ["echogate_", "ECHOGATE_", "Echogate"].iter().any(|start| name.starts_with(start) && name != *start) {
+            let is_ours = ["echogate_", "ECHOGATE_", "Echogate"].iter().any(|start| name.starts_with(start));
+            // The library's and the project's own names.
+            if is_ours && !["echogate_c", "Echogate"].contains(&name.as_str()) {
                 assert!(header.contains(&name), "{document}: the header has no {name}");
                 named.insert(name);
             }
