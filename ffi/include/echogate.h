@@ -350,7 +350,7 @@ EchogateStatus echogate_handle_free(EchogateHandle handle);
 EchogateStatus echogate_settings_init(struct EchogateSettings *settings, size_t size);
 
 // The library's clock, in nanoseconds: monotonic, and the same for all threads. A server may use one of its own instead, for all
-// calls, if it never goes back; not with echogate_outside_*, which read this one.
+// calls, if it never goes back; not with an outside, which reads this one.
 uint64_t echogate_now(void);
 
 // Judges a packet from a client. `now_ns` is the time (echogate_now), read half a second ago at most. `flags` is 0 or

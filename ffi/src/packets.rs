@@ -51,7 +51,7 @@ impl Clock for ProcessClock {
 }
 
 /// The library's clock, in nanoseconds: monotonic, and the same for all threads. A server may use one of its own instead, for all
-/// calls, if it never goes back; not with echogate_outside_*, which read this one.
+/// calls, if it never goes back; not with an outside, which reads this one.
 #[unsafe(no_mangle)]
 pub extern "C" fn echogate_now() -> u64 {
     ProcessClock.now().as_nanos()
