@@ -30,7 +30,7 @@
 //!
 //! let threads = (0..2).map(|worker| {
 //!     // A handle for each thread.
-//!     let mut handle = proxy.handle(worker).expect("each is taken once");
+//!     let mut handle = proxy.handle(worker).expect("nobody else has it");
 //!     thread::spawn(move || {
 //!         // A batch for each wake-up: it has the time, and ends before the thread waits again.
 //!         let mut batch = handle.batch(clock.now());
@@ -73,10 +73,13 @@
 //! # }
 //! ```
 //!
-//! A server that wants the raw sockets done for it adds [`outside::Outside`] (feature `gateway`).
+//! A server that wants the raw sockets done for it adds [`outside::Outside`] (feature `gateway`); one in C, Go or F# takes the
+//! library in `ffi/`.
 //!
-//! For it are [`proxy`], [`policy`], [`clock`], [`error`], [`wire`], [`outside`] and [`metrics`]; what [`table`], [`io`] and
-//! [`sys`] show is for the gateway's own tests and benches, and changes without notice.
+//! For it are [`proxy`], [`policy`], [`clock`], [`error`], [`wire`], [`outside`] and [`metrics`]; for who runs the whole gateway
+//! as a value, [`gateway`] and [`config`]; for tests of a server, [`lab`]. The modules that this documentation leaves
+//! out (`checksum`, `table`, `io`, `sys`, `host`, `worker`, `cli`) are public for the gateway's own tests, benches and
+//! binary, and change without notice.
 //!
 //! # The packet's journey
 //!
@@ -96,18 +99,18 @@
 //!                                            +--------------------------------------+ reply
 //! ```
 //!
-//! 1. **Into the TUN.** [`host::divert`] has the kernel mark echo requests from clients to outside, and only those; a
+//! 1. **Into the TUN.** `host::divert` has the kernel mark echo requests from clients to outside, and only those; a
 //!    rule and a route lead what is marked into the TUN. DNS, TCP and all else never come near.
-//! 2. **Off the TUN.** A worker's ring ([`io::uring`]) has read a batch of packets into buffers of its own. Each is a
-//!    [`io::Frame`]: owned, move-only, rewritten where it lies and sent from there.
+//! 2. **Off the TUN.** A worker's ring (`io::uring`) has read a batch of packets into buffers of its own. Each is a
+//!    `io::Frame`: owned, move-only, rewritten where it lies and sent from there.
 //! 3. **Judged.** [`proxy::Batch::outbound`]: DNS falls through, an echo request from a client to outside is proxied,
 //!    anything else falls through. Validated once ([`wire`]); then policy; then the mapping of (client, client ident) is
-//!    found or made ([`table`]); then the echo is recorded as outstanding.
+//!    found or made (`table`); then the echo is recorded as outstanding.
 //! 4. **Rewritten.** The source becomes the gateway's address and the ident the mapping's; both checksums follow by
-//!    RFC 1624 ([`checksum`]). Sequence, payload, TOS, DF and options stay; what can be cut up gets an identification of
+//!    RFC 1624 (`checksum`). Sequence, payload, TOS, DF and options stay; what can be cut up gets an identification of
 //!    the gateway's own. A damaged payload stays damaged. Of a request in fragments the first one is judged so; the others
-//!    follow it, each by itself ([`table::fragments`]).
-//! 5. **Out.** The send socket of that gateway address ([`io::raw`]). If the kernel refuses, the echo is withdrawn and the
+//!    follow it, each by itself (`table::fragments`).
+//! 5. **Out.** The send socket of that gateway address (`io::raw`). If the kernel refuses, the echo is withdrawn and the
 //!    drop is counted by errno.
 //! 6. **Back.** The raw receive socket gets echo replies, and errors that quote an echo request. [`proxy::Batch::inbound`]: own address, ident, sequence and
 //!    remote must be those of an outstanding echo, which is then used up. The ident is the number of the mapping's slot,
@@ -120,8 +123,8 @@
 //!
 //! # The hot path
 //!
-//! A reviewer opens [`worker`] (one turn, top to bottom) and [`proxy`] (both verdicts) first; below them are
-//! [`table`], [`wire`], [`checksum`], and the ring in [`io::uring`].
+//! A reviewer opens `src/worker.rs` (one turn, top to bottom) and `src/proxy.rs` (both verdicts) first; below them are
+//! `src/table/`, `src/wire/`, `src/checksum.rs`, and the ring in `src/io/uring.rs`.
 //!
 //! # Floors
 //!
@@ -145,8 +148,10 @@
 //! Without features: the proxy and what it needs (no I/O, no system call). `gateway`: the data plane of `echogate run`.
 //! `lab`: clients, gateway and internet as network namespaces in this process. `cli`: the command `echogate`.
 
+#[doc(hidden)]
 pub mod checksum;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 pub mod clock;
 #[cfg(feature = "gateway")]
@@ -157,8 +162,10 @@ pub mod error;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "gateway")]
+#[doc(hidden)]
 pub mod host;
 #[cfg(feature = "gateway")]
+#[doc(hidden)]
 pub mod io;
 #[cfg(feature = "lab")]
 pub mod lab;
@@ -168,13 +175,21 @@ pub mod outside;
 pub mod policy;
 pub mod proxy;
 #[cfg(feature = "gateway")]
+#[doc(hidden)]
 pub mod sys;
+#[doc(hidden)]
 pub mod table;
 pub mod wire;
 #[cfg(feature = "gateway")]
+#[doc(hidden)]
 pub mod worker;
 
 /// The README's code, as a documentation test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// That of docs/embedding.md, which opens sockets.
+#[cfg(all(doctest, feature = "gateway"))]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;

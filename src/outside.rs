@@ -188,6 +188,10 @@ impl Outside {
         self.stop.store(true, Ordering::Release);
         self.waker.wake();
         let Some(thread) = self.thread.take() else { return Ok(()) };
+        // Dropped by the callback, with the server's last reference to itself: it ends when the callback returns.
+        if thread.thread().id() == thread::current().id() {
+            return Ok(());
+        }
         let ended = thread.join().unwrap_or_else(|_| Err("the thread that receives from outside panicked".to_owned()));
         ended.map_err(SetupError::new)
     }

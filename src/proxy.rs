@@ -27,6 +27,7 @@ mod verdict;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -45,7 +46,7 @@ use crate::table::identifications::Identifications;
 pub use crate::table::idents::IdentPolicy;
 use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
 use crate::table::slots::{SLOT_BYTES, State};
-use crate::table::{ADDRESSES_MAX, SHARDS, SlotIndex};
+use crate::table::{SHARDS, SlotIndex};
 use crate::wire::error;
 use crate::wire::icmpv4::{self, Echo, EchoKind};
 use crate::wire::ipv4::{self, Ipv4};
@@ -116,18 +117,14 @@ struct Owner {
     /// Next bucket to sweep, counted over all the owner's shards.
     sweep_next: usize,
     swept: Instant,
+    /// A panic went through a batch, and may have left the idents half changed: nobody gets them again.
+    torn: bool,
 }
 
 impl Proxy {
     /// Sizes and allocates the tables. The error names the setting that is impossible.
     pub fn new(settings: &Settings) -> Result<Arc<Proxy>, SetupError> {
-        if !(1..=ADDRESSES_MAX).contains(&settings.addresses.len()) {
-            let count = settings.addresses.len();
-            return Err(SetupError::new(format!("{count} gateway addresses: there can be 1 to {ADDRESSES_MAX}")));
-        }
-        if !(1..=SHARDS).contains(&settings.workers) {
-            return Err(SetupError::new(format!("{} workers: there can be 1 to {SHARDS}", settings.workers)));
-        }
+        settings.check()?;
         let mut rng = idents::generator(settings.seed);
         let echoes = Echoes::new(settings.echo_words_log2, settings.echo_timeout, &mut rng);
         // No echo may outlive its identity, or its reply would go to whoever has the ident then.
@@ -158,6 +155,7 @@ impl Proxy {
                     shards,
                     sweep_next: 0,
                     swept: Instant::START,
+                    torn: false,
                 })
             })
             .collect();
@@ -180,19 +178,25 @@ impl Proxy {
         }))
     }
 
-    /// The handle of worker `worker`, once.
+    /// The handle of worker `worker`, from 0; `None` while somebody has it, and for a number beyond
+    /// [`Settings::workers`]. Dropped, it can be taken again, with all that it owned: a thread may end and another take its
+    /// place. (Not after a panic in the middle of a batch.)
     pub fn handle(self: &Arc<Proxy>, worker: usize) -> Option<Handle> {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let owner = owners.get_mut(worker)?.take()?;
-        Some(Handle { proxy: Arc::clone(self), owner })
+        Some(Handle { proxy: Arc::clone(self), owner, worker: Some(worker) })
     }
 
     /// A handle for a thread that only receives: it owns no idents, so it makes no mappings and has nothing to expire.
     /// As many as there are such threads; they do not count as [`Settings::workers`].
     pub fn receiver(self: &Arc<Proxy>) -> Handle {
+        Handle { proxy: Arc::clone(self), owner: self.owner_of_nothing(), worker: None }
+    }
+
+    fn owner_of_nothing(&self) -> Owner {
         let addresses = self.mappings.addresses.len();
         let mut rng = idents::generator(None);
-        let owner = Owner {
+        Owner {
             number: self.workers,
             fragments: Fragments::new(0),
             identifications: Identifications::new(0, 1, &mut rng),
@@ -200,8 +204,8 @@ impl Proxy {
             shards: Vec::new(),
             sweep_next: 0,
             swept: Instant::START,
-        };
-        Handle { proxy: Arc::clone(self), owner }
+            torn: false,
+        }
     }
 
     /// The gateway's addresses outside, by their numbers. Whoever sees that the host has one no more says so here
@@ -256,6 +260,8 @@ impl Proxy {
 pub struct Handle {
     proxy: Arc<Proxy>,
     owner: Owner,
+    /// None: it only receives.
+    worker: Option<usize>,
 }
 
 impl Handle {
@@ -281,9 +287,19 @@ impl Handle {
         self.owner.idents.held()
     }
 
-    /// Walks this thread's part of the tables and tells the first contradiction.
+    /// Walks this thread's part of the tables and tells the first contradiction: for tests, since it takes its time.
+    #[doc(hidden)]
     pub fn audit(&self) -> Result<(), String> {
         self.owner.idents.audit(&self.proxy.mappings)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let Some(worker) = self.worker.filter(|_| !self.owner.torn) else { return };
+        let owner = std::mem::replace(&mut self.owner, self.proxy.owner_of_nothing());
+        let mut owners = self.proxy.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners[worker] = Some(owner);
     }
 }
 
@@ -624,6 +640,12 @@ impl Batch<'_> {
     pub fn expire(&mut self) -> Expired {
         let mappings = self.owner.idents.expire(&self.proxy.mappings, self.now, CREATIONS_MAX, &self.guard);
         Expired { mappings, echoes: self.owner.sweep(&self.proxy.echoes, self.proxy.echo_timeout, self.now) }
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.owner.torn |= thread::panicking();
     }
 }
 

@@ -1,18 +1,20 @@
 //! A packet on a live mapping allocates nothing: a counting allocator says so, for the proxy, and for whole workers over
 //! a real TUN and raw sockets. Making or expiring a mapping may allocate.
 //!
-//! The count is the calling thread's own, so tests beside each other do not disturb one another. The worker's test needs
-//! root: it makes a network namespace.
+//! The outside of a server that embeds the proxy is counted too, on both of its threads. The tests with sockets need root: they
+//! make network namespaces.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use counting::{allocations, allocations_of, outside_thread};
 use echogate::clock::{Clock, Instant, Monotonic};
 use echogate::host::netlink::Netlink;
 use echogate::io::raw::{ReceiveSocket, SendSocket, Shards, Wanted};
@@ -33,40 +35,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-
-/// The system's allocator, counting.
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// `realloc` and `alloc_zeroed` are the trait's own, which call `alloc`.
-#[expect(unsafe_code, reason = "an allocator is unsafe to implement")]
-// SAFETY: memory comes from `System`, whose contract this keeps by passing everything on unchanged; counting neither
-// allocates (the counter is a constant-initialised cell without a destructor) nor unwinds.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`, which is `System`'s too.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: `memory` comes from `alloc` above, so from `System`, with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-/// How often this thread allocates in `work`.
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    work();
-    ALLOCATIONS.get() - before
-}
+const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn what_is_allocated_is_counted() {
@@ -154,9 +123,36 @@ fn a_million_packets_allocate_nothing(ttl: Ttl) {
     assert_eq!(handle.mappings(), 1000);
 }
 
-/// The whole embedded path: the server's thread and the receiving one, which counts its own in the callback.
-#[test]
-fn the_outside_of_an_embedding_server_allocates_nothing() {
+mod the_outside_of_an_embedding_server_allocates_nothing {
+    use super::{Outside, SOON, outside_allocates_nothing};
+
+    #[test]
+    fn with_a_callback() {
+        outside_allocates_nothing(|proxy, clock| {
+            let (told, taken) = crossbeam::channel::bounded(64);
+            let callback = move |client, _: &mut [u8]| {
+                told.send(client).unwrap();
+                Ok(())
+            };
+            let outside = Outside::open(proxy, clock, callback).unwrap();
+            (outside, Box::new(move || assert!(taken.recv_timeout(SOON).is_ok())))
+        });
+    }
+
+    #[test]
+    fn with_a_queue() {
+        outside_allocates_nothing(|proxy, clock| {
+            let (outside, replies) = Outside::open_queue(proxy, clock, 64).unwrap();
+            (outside, Box::new(move || drop(replies.recv_timeout(SOON).unwrap())))
+        });
+    }
+}
+
+/// Takes a reply out of wherever the outside delivers to.
+type Take = Box<dyn FnMut()>;
+
+/// The whole embedded path: the server's thread, and the receiving one.
+fn outside_allocates_nothing(open: impl FnOnce(&Arc<Proxy>, Monotonic) -> (Outside, Take) + Send) {
     let network = namespace::new_network().expect("a network namespace takes CAP_SYS_ADMIN: run the tests as root");
     let work = || {
         let mut netlink = Netlink::open().unwrap();
@@ -168,34 +164,30 @@ fn the_outside_of_an_embedding_server_allocates_nothing() {
         let clock = Monotonic::new();
         let proxy = Proxy::new(&Settings { ttl: Ttl::Decrement, ..settings() }).unwrap();
         let mut handle = proxy.handle(0).unwrap();
-        let (told, taken) = crossbeam::channel::bounded(1024);
-        let outside = Outside::open(&proxy, clock, move |_, _| {
-            // What the receiving thread has allocated by now.
-            told.send(ALLOCATIONS.get()).unwrap();
-            Ok(())
-        })
-        .unwrap();
+        let (outside, mut take) = open(&proxy, clock);
         let sender = outside.sender();
-        let mut pings = |sequence: u16| -> (u64, u64) {
+        // What the server's thread allocates for 20 pings.
+        let mut pings = |sequence: u16| -> u64 {
             let mut requests: Vec<Vec<u8>> = (0..20).map(|mapping| request(mapping, sequence)).collect();
-            let own = allocations(|| {
+            allocations(|| {
                 let mut batch = handle.batch(clock.now());
                 for packet in &mut requests {
                     let Outbound::Forward { address, remote, length, .. } = batch.outbound(packet) else { panic!() };
                     sender.send(&packet[..length], address, remote).unwrap();
                 }
                 batch.expire();
-            });
-            let mut last = 0;
-            for _ in 0..20 {
-                last = taken.recv_timeout(Duration::from_secs(5)).unwrap();
-            }
-            (own, last)
+                drop(batch);
+                (0..20).for_each(|_| take());
+            })
         };
         // The first make the mappings, and fill every buffer once.
-        let (_, before) = (0..50).map(&mut pings).last().unwrap();
-        let (own, last) = (50..1000).map(&mut pings).fold((0, 0), |(sum, _), (own, last)| (sum + own, last));
-        assert_eq!((own, last - before), (0, 0), "allocations for 19,000 pings");
+        let made: u64 = (0..50).map(&mut pings).sum();
+        let thread = outside_thread();
+        let before = allocations_of(thread);
+        let own: u64 = (50..1000).map(&mut pings).sum();
+        let others = allocations_of(thread) - before;
+        assert!(made > 0 && before > 0, "something is not counted: {made}, {before}");
+        assert_eq!((own, others), (0, 0), "allocations for 19,000 pings");
         assert_eq!(outside.stop().unwrap().delivered.packets, 20_000);
     };
     namespace::run_in(network.as_fd(), work).expect("the namespace can be entered");

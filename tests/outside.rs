@@ -6,7 +6,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError};
@@ -204,6 +204,30 @@ fn a_callback_that_panics_is_told_and_stops_nobody_else() {
         server.ping(&outside, client(2), REMOTE, 2).unwrap();
         assert_eq!(replies.recv_timeout(SOON).unwrap().0, client(2));
         drop(outside);
+    });
+}
+
+/// As a server does whose callback holds the last reference to it.
+#[test]
+fn a_callback_that_drops_its_own_outside_does_not_wait_for_itself() {
+    in_network(|mut server| {
+        let (told, dropped) = channel::unbounded();
+        let place: Arc<Mutex<Option<Outside>>> = Arc::default();
+        let own = Arc::clone(&place);
+        let callback = move |_: Ipv4Addr, _: &mut [u8]| {
+            drop(own.lock().unwrap().take());
+            told.send(()).unwrap();
+            Ok(())
+        };
+        let outside = Outside::open(&server.proxy, server.clock, callback).unwrap();
+        let sender = outside.sender();
+        *place.lock().unwrap() = Some(outside);
+        let mut packet = build::echo_request(client(2), REMOTE, 1, 1, 64, b"payload");
+        let mut batch = server.handle.batch(server.clock.now());
+        let Outbound::Forward { address, remote, length, .. } = batch.outbound(&mut packet) else { panic!() };
+        sender.send(&packet[..length], address, remote).unwrap();
+        assert_eq!(dropped.recv_timeout(SOON), Ok(()));
+        assert_eq!(dropped.recv_timeout(SOON), Err(RecvTimeoutError::Disconnected), "the thread ended by itself");
     });
 }
 

@@ -129,6 +129,20 @@ fn the_errnos_that_the_text_names_are_counted_so() {
 }
 
 #[test]
+fn every_answer_of_the_proxy_is_explained_to_servers_that_embed_it() {
+    let source = read(Path::new("src/proxy/verdict.rs"));
+    let variants = ["Outbound", "Inbound"].into_iter().flat_map(|name| {
+        let body = source.split(&format!("pub enum {name} {{\n")).nth(1).expect("an enum of this name");
+        let lines = body.split("\n}").next().expect("its end").lines();
+        let names =
+            lines.filter_map(|line| line.strip_prefix("    ")).filter(|line| line.starts_with(char::is_uppercase));
+        names.map(move |line| format!("{name}::{}", line.split([' ', '(', ',']).next().expect("a name")))
+    });
+    let explained = first_column(&section(&read(Path::new("docs/embedding.md")), "answers"));
+    assert_eq!(explained, variants.collect::<Vec<_>>());
+}
+
+#[test]
 fn the_totals_are_those_that_are_printed() {
     let source = read(Path::new("src/cli/totals.rs"));
     let table = source.split("fn row(").next().expect("a first part");
@@ -143,7 +157,7 @@ fn the_totals_are_those_that_are_printed() {
 fn the_files_and_places_that_are_named_exist() {
     for (file, text) in documents() {
         let named = spans(&text).into_iter().filter(|span| {
-            ["src/", "tests/", "docs/", "scripts/", ".ci/", "benches/", "perf/", "examples/"]
+            ["src/", "tests/", "docs/", "scripts/", ".ci/", "benches/", "perf/", "examples/", "ffi/"]
                 .iter()
                 .any(|top| span.starts_with(top))
         });
@@ -162,7 +176,7 @@ fn the_files_and_places_that_are_named_exist() {
 
 #[test]
 fn the_tests_that_are_named_exist() {
-    let code: String = ["src", "tests", "examples"]
+    let code: String = ["src", "tests", "examples", "ffi"]
         .iter()
         .flat_map(|top| files(&root().join(top), "rs"))
         .map(|file| read(&file))
@@ -289,7 +303,7 @@ fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
 /// The lines between `<!-- name` and `<!-- /name -->`.
 fn section(text: &str, name: &str) -> String {
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&format!("<!-- {name}")));
-    assert!(lines.next().is_some(), "README.md has no <!-- {name}");
+    assert!(lines.next().is_some(), "there is no <!-- {name}");
     let end = format!("<!-- /{name} -->");
     lines.take_while(|line| **line != end).map(|line| format!("{line}\n")).collect()
 }

@@ -3,9 +3,18 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use crate::error::SetupError;
 use crate::policy::{ORDINARY, Override, Prefix};
 use crate::table::clients::Allowance;
+use crate::table::echoes::WORDS_LOG2;
 use crate::table::idents::IdentPolicy;
+use crate::table::{ADDRESSES_MAX, SHARDS};
+
+/// The longest that any of the times may be set to. Past all use, and far from where sums of times end.
+const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// RFC 791, section 3.2: every link takes so much.
+const MTU_MIN: usize = 68;
 
 /// Who takes one from the TTL of what is forwarded (RFC 1812, section 5.3.1): the gateway is a router, and somebody must.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -70,6 +79,47 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether a proxy can be made of them; the error names the one that is impossible.
+    pub(super) fn check(&self) -> Result<(), SetupError> {
+        if self.clients.is_empty() {
+            return Err(SetupError::new("no clients: nobody could ping").remedy("set the prefixes that they come from"));
+        }
+        if !(1..=ADDRESSES_MAX).contains(&self.addresses.len()) {
+            let count = self.addresses.len();
+            return Err(SetupError::new(format!("{count} gateway addresses: there can be 1 to {ADDRESSES_MAX}")));
+        }
+        for (number, address) in self.addresses.iter().enumerate() {
+            if self.addresses[..number].contains(address) {
+                return Err(SetupError::new(format!("the gateway address {address} is listed twice")));
+            }
+            if let Some(clients) = self.clients.iter().find(|clients| clients.contains(*address)) {
+                return Err(SetupError::new(format!("the gateway address {address} is among the clients, {clients}")));
+            }
+        }
+        if !(1..=SHARDS).contains(&self.workers) {
+            return Err(SetupError::new(format!("{} workers: there can be 1 to {SHARDS}", self.workers)));
+        }
+        if !WORDS_LOG2.contains(&self.echo_words_log2) {
+            let (least, most) = (WORDS_LOG2.start(), WORDS_LOG2.end());
+            let log2 = self.echo_words_log2;
+            return Err(SetupError::new(format!("2^{log2} words for echoes: there can be 2^{least} to 2^{most}")));
+        }
+        if self.inside_mtu < MTU_MIN {
+            let mtu = self.inside_mtu;
+            return Err(SetupError::new(format!("an inside MTU of {mtu} bytes: it must be {MTU_MIN} at least")));
+        }
+        let times = [("mapping idle", self.mapping_idle), ("echo timeout", self.echo_timeout)];
+        let hold_down = self.hold_down.map(|hold_down| ("hold-down", hold_down));
+        for (name, time) in times.into_iter().chain(hold_down) {
+            if time.is_zero() || time > TIME_MAX {
+                return Err(SetupError::new(format!(
+                    "{name} {time:?}: it must be more than nothing, and a day at most"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The defaults, for these clients and gateway addresses and one worker.
     pub fn new(clients: Vec<Prefix>, addresses: Vec<Ipv4Addr>) -> Settings {
         Settings {

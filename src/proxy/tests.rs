@@ -446,10 +446,67 @@ fn idents_are_not_given_out_in_order() {
 }
 
 #[test]
-fn each_handle_is_given_once() {
+fn settings_that_are_impossible_are_told_by_name() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    for (impossible, words) in [
+        (Settings { clients: vec![], ..settings() }, "no clients"),
+        (Settings { addresses: vec![], ..settings() }, "0 gateway addresses"),
+        (Settings { addresses: vec![GATEWAY; 2], ..settings() }, "listed twice"),
+        (Settings { addresses: vec![CLIENT], ..settings() }, "among the clients"),
+        (Settings { workers: 0, ..settings() }, "0 workers"),
+        (Settings { workers: 65, ..settings() }, "65 workers"),
+        (Settings { echo_words_log2: 13, ..settings() }, "2^13 words"),
+        (Settings { echo_words_log2: 27, ..settings() }, "2^27 words"),
+        (Settings { inside_mtu: 67, ..settings() }, "inside MTU of 67"),
+        (Settings { mapping_idle: Duration::ZERO, ..settings() }, "mapping idle 0ns"),
+        (Settings { echo_timeout: Duration::MAX, ..settings() }, "echo timeout"),
+        (Settings { hold_down: Some(day + Duration::from_nanos(1)), ..settings() }, "hold-down"),
+    ] {
+        let error = Proxy::new(&impossible).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    assert!(Proxy::new(&Settings { mapping_idle: day, echo_timeout: day, inside_mtu: 68, ..settings() }).is_ok());
+}
+
+#[test]
+fn each_handle_is_one_threads_at_a_time() {
     let proxy = Proxy::new(&Settings { workers: 2, ..settings() }).unwrap();
-    assert!(proxy.handle(0).is_some() && proxy.handle(1).is_some());
-    assert!(proxy.handle(0).is_none() && proxy.handle(2).is_none());
+    let (first, second) = (proxy.handle(0).unwrap(), proxy.handle(1).unwrap());
+    assert!(proxy.handle(0).is_none() && proxy.handle(1).is_none() && proxy.handle(2).is_none());
+    drop(second);
+    assert!(proxy.handle(0).is_none() && proxy.handle(1).is_some());
+    drop((first, proxy.receiver()));
+    assert!(proxy.handle(0).is_some() && proxy.handle(2).is_none());
+}
+
+#[test]
+fn whoever_takes_a_handle_again_has_its_mappings() {
+    let proxy = Proxy::new(&settings()).unwrap();
+    let mut first = proxy.handle(0).unwrap();
+    let mut request = build::echo_request(CLIENT, REMOTE, 1, 1, 64, b"");
+    assert!(matches!(first.batch(Instant::START).outbound(&mut request), Outbound::Forward { .. }));
+    drop(first);
+    let mut second = proxy.handle(0).unwrap();
+    assert_eq!(second.mappings(), 1);
+    let mut reply = answer(&request, 60);
+    assert!(matches!(second.batch(Instant::START).inbound(&mut reply), Inbound::Deliver { .. }));
+    let later = Instant::START + settings().mapping_idle + Duration::from_secs(1);
+    assert_eq!(second.batch(later).expire().mappings, 1);
+    second.audit().unwrap();
+}
+
+#[test]
+fn a_handle_whose_batch_was_cut_off_by_a_panic_is_nobodys_any_more() {
+    let proxy = Proxy::new(&settings()).unwrap();
+    let thread = std::thread::spawn({
+        let mut handle = proxy.handle(0).unwrap();
+        move || {
+            let _batch = handle.batch(Instant::START);
+            panic!("between two packets");
+        }
+    });
+    assert!(thread.join().is_err());
+    assert!(proxy.handle(0).is_none());
 }
 
 /// Two threads send for the same clients and idents and answer each other's: each reply to its own client.
