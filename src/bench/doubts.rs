@@ -8,6 +8,8 @@ use super::warning::{Doubt, Warning};
 const STEAL: f64 = 0.02;
 /// The load average that is said, in hundredths a CPU.
 const LOAD_PERCENT: u64 = 50;
+/// What others may take of the machine before it is said, in percent.
+const BACKGROUND_PERCENT: u64 = 10;
 /// A generator is late when one in a hundred requests left this much after it was due.
 const LATE_US: f64 = 1000.0;
 /// Rounds differ widely when the least and the most are this share of the median apart.
@@ -60,6 +62,7 @@ pub(super) fn about_trials(record: &Record) -> Vec<Warning> {
             ));
         }
     }
+    doubts.extend(busy(record));
     doubts.extend(control_lost(record));
     doubts.extend(schedule_missed(record));
     doubts.extend(steal(record));
@@ -81,6 +84,20 @@ fn control_lost(record: &Record) -> Option<Warning> {
             "raise net.core.netdev_max_backlog, or use fewer echoes in flight (--in-flight)",
         )
     })
+}
+
+fn busy(record: &Record) -> Option<Warning> {
+    let trials = || record.trials.iter().filter(|trial| trial.background_percent > BACKGROUND_PERCENT);
+    let most = trials().map(|trial| trial.background_percent).max()?;
+    Some(Warning::new(
+        Doubt::MachineBusy,
+        format!(
+            "before {} of {} trials something else took up to {most}% of the machine, and its CPU time is in the costs",
+            trials().count(),
+            record.trials.len()
+        ),
+        "end it, or wait until it has ended, and measure again",
+    ))
 }
 
 fn schedule_missed(record: &Record) -> Option<Warning> {
@@ -162,6 +179,10 @@ mod tests {
         assert_eq!(record.trials[1].steps[0].purpose, Purpose::Light);
         record.trials[1].steps[0].schedule_error_us = Some(Quantiles(SHARES.map(|share| (share, 2000.0)).into()));
         assert_eq!(doubts(&record), [Doubt::ScheduleMissed]);
+
+        let mut record = record_of(&[150_000, 155_000]);
+        record.trials[1].background_percent = 50;
+        assert_eq!(doubts(&record), [Doubt::MachineBusy]);
 
         let mut record = record_of(&[150_000, 155_000]);
         record.trials[1].steps[1].cpu.steal_us = 200_000;

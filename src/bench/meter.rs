@@ -7,8 +7,8 @@
 //! Rejected: getrusage and perf counters. The first sees one process, the second are missing in most virtual machines.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::time::Duration;
+use std::{fs, io, thread};
 
 use super::record::{CpuTimes, ProcessUse};
 use crate::error::SetupError;
@@ -38,9 +38,8 @@ impl Reading {
     /// Reads now. `process` is the contender's.
     pub(super) fn take(lab: &Lab, process: Option<u32>) -> Result<Reading, SetupError> {
         let failed = |cause| SetupError::caused("bench: cannot read counters of /proc", cause);
-        let stat = fs::read_to_string("/proc/stat").map_err(failed)?;
         Ok(Reading {
-            cpu: cpu_times(&stat).ok_or_else(|| SetupError::new("bench: /proc/stat has no line for all CPUs"))?,
+            cpu: machine_now()?,
             process: process.map(process_use).transpose().map_err(failed)?,
             drops: drops(lab)?,
         })
@@ -69,6 +68,22 @@ impl Reading {
         };
         Spent { cpu, process, drops: self.drops.iter().filter_map(grown).collect() }
     }
+}
+
+/// The share of the machine's time that is busy while the caller waits, in percent: what others do.
+pub(super) fn background_percent(watched: Duration) -> Result<u64, SetupError> {
+    let before = machine_now()?;
+    thread::sleep(watched);
+    let now = machine_now()?;
+    let busy = now.busy_us().saturating_sub(before.busy_us());
+    let idle = now.idle_us.saturating_sub(before.idle_us);
+    Ok(busy * 100 / (busy + idle).max(1))
+}
+
+fn machine_now() -> Result<CpuTimes, SetupError> {
+    let stat = fs::read_to_string("/proc/stat")
+        .map_err(|cause| SetupError::caused("bench: cannot read counters of /proc", cause))?;
+    cpu_times(&stat).ok_or_else(|| SetupError::new("bench: /proc/stat has no line for all CPUs"))
 }
 
 /// The line of /proc/stat that sums up all CPUs: user nice system idle iowait irq softirq steal (guests are in user).
@@ -183,7 +198,7 @@ fn counter_value(table: &str, prefix: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

@@ -12,7 +12,7 @@
 //!   fails the run, whatever its speed.
 //! * **Doubts are results.** What may have spoiled a figure is a [`Warning`] with cause and cure, in table, JSON and page.
 //!
-//! By default a closed loop: 2 generators with 128 echoes in flight each ask 4 remotes with 8 idents, which is throughput
+//! By default a closed loop: 2 generators with 128 echoes in flight each, as 32 pings at once, which is throughput
 //! and cost at saturation; and before it one light open loop, which is a single ping's time. With `--full` loads are
 //! searched for (`search`).
 //!
@@ -53,8 +53,9 @@ use record::{KIND, Participant, Record, SCHEMA, Scenario, Setting};
 pub const GENERATORS: usize = 2;
 /// Remotes that every client pings.
 pub const REMOTES: usize = 4;
-/// Idents of a client in the usual scenario: enough flows for several workers to have some each.
-const IDENTS: u16 = 8;
+/// Idents of a client in the usual scenario: enough flows for several workers to have some each. Each asks one remote, as
+/// each `ping` that is started does.
+const IDENTS: u16 = 32;
 /// Clients of the scenario with many.
 const MANY_CLIENTS: usize = 5000;
 /// What a trial takes besides its loads: a lab, a start, a warm-up, an end.

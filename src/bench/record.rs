@@ -131,6 +131,9 @@ pub struct Trial {
     pub ndr_per_s: Option<u64>,
     /// Highest load of which no more than 0.5% was lost.
     pub pdr_per_s: Option<u64>,
+    /// The share of the machine's time, in percent, that something else took just before.
+    #[serde(default)]
+    pub background_percent: u64,
     /// The gateway's own totals and drops, if it is Echogate.
     pub gateway: BTreeMap<String, u64>,
     /// Why it could not be finished.
@@ -306,10 +309,15 @@ impl Record {
         serde_json::from_value(value).map_err(|error| unusable(error.to_string()))
     }
 
-    /// One JSON object, indented, and a line feed.
+    /// One JSON object and a line feed; each trial has a line of its own, so that a text tool finds its way.
     pub fn json(&self) -> String {
-        // Strings, numbers and maps with string keys: nothing that JSON cannot say.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        // Strings, numbers and maps with string keys: nothing that JSON cannot say, so nothing fails here.
+        let Ok(serde_json::Value::Object(mut whole)) = serde_json::to_value(self) else { return String::new() };
+        let trials = whole.insert("trials".to_owned(), serde_json::Value::Array(Vec::new()));
+        let trials = trials.as_ref().and_then(serde_json::Value::as_array).into_iter().flatten();
+        let lines: Vec<String> = trials.map(|trial| format!("    {trial}")).collect();
+        let frame = serde_json::to_string_pretty(&whole).unwrap_or_default();
+        frame.replacen("\"trials\": []", &format!("\"trials\": [\n{}\n  ]", lines.join(",\n")), 1) + "\n"
     }
 
     /// What fails the run, one sentence each: replies that were wrong.
@@ -348,7 +356,9 @@ pub(super) mod tests {
             duplicates: 0,
             late: 0,
             errors: 0,
-            round_trip_us: Quantiles(SHARES.iter().map(|share| (*share, 20.0 + 100.0 * share)).collect()),
+            round_trip_us: Quantiles(
+                SHARES.iter().map(|share| (*share, (200.0 + 1000.0 * share).round() / 10.0)).collect(),
+            ),
             from_sent_us: None,
             schedule_error_us: None,
             cpu: CpuTimes { idle_us: elapsed_us, ..CpuTimes::default() },
@@ -377,6 +387,7 @@ pub(super) mod tests {
             steps: vec![light, saturation],
             ndr_per_s: None,
             pdr_per_s: None,
+            background_percent: 0,
             gateway: BTreeMap::new(),
             error: None,
         }
@@ -466,7 +477,18 @@ pub(super) mod tests {
         );
         assert_eq!(
             keys(&value["trials"][0]),
-            ["contender", "error", "gateway", "generators", "ndr_per_s", "pdr_per_s", "round", "scenario", "steps",]
+            [
+                "background_percent",
+                "contender",
+                "error",
+                "gateway",
+                "generators",
+                "ndr_per_s",
+                "pdr_per_s",
+                "round",
+                "scenario",
+                "steps",
+            ]
         );
         assert_eq!(
             keys(&value["trials"][0]["steps"][0]),

@@ -61,7 +61,7 @@ pub(super) fn traffic(record: &Record, scenario: &Scenario) -> String {
     };
     let setting = &record.setting;
     format!(
-        "{clients} x {} idents x {} remotes, {}-byte ICMP, {} in flight, {} s a load, median of {} (least .. most)",
+        "{clients} x {} pings at once, {} remotes, {}-byte ICMP, {} in flight, {} s a load, median of {} (least .. most)",
         scenario.idents, setting.remotes, scenario.icmp_bytes, setting.in_flight, setting.seconds, setting.rounds
     )
 }

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::contender::Contender;
-use super::meter::Reading;
+use super::meter::{self, Reading};
 use super::process::Program;
 use super::record::{Purpose, Quantiles, SHARES, Scenario, Step, Trial};
 use super::{BenchOptions, search};
@@ -27,6 +27,8 @@ const ICMP_HEADER: usize = 8;
 const STARTING: Duration = Duration::from_secs(10);
 /// How long a contender works before it is measured: its mappings are made, its tables are in the caches.
 const WARM_UP: Duration = Duration::from_millis(300);
+/// How long the machine is watched doing nothing of ours before a trial.
+const BACKGROUND: Duration = Duration::from_millis(100);
 /// The light load's length: a thousand round trips at its usual rate.
 const LIGHT: Duration = Duration::from_secs(1);
 /// Echoes of an open loop that may be under way, for each generator. It only catches what is late: more than one socket's
@@ -63,13 +65,14 @@ pub(super) fn run(
         steps: Vec::new(),
         ndr_per_s: None,
         pdr_per_s: None,
+        background_percent: meter::background_percent(BACKGROUND)?,
         gateway: BTreeMap::new(),
         error: None,
     };
     let lab = Lab::build(&LabOptions {
         clients: generators,
         remotes: super::REMOTES,
-        addresses: scenario.clients / generators.max(1),
+        addresses: if contender.has_one_client() { 1 } else { scenario.clients / generators },
         ..LabOptions::default()
     })?;
     let done = lab.gateway().run(|| turn(contender, &lab, &mut trial, options, interrupted))?;
@@ -193,6 +196,9 @@ impl Ring<'_> {
             rate: per_s,
             idents: self.scenario.idents,
             payload_len: self.scenario.icmp_bytes.saturating_sub(ICMP_HEADER),
+            // A program may take a sequence that it saw last for a copy (pasta does): no two loads begin with the same.
+            first_sequence: (self.seed.wrapping_mul(4_099) & 0xffff).try_into().unwrap_or(1),
+            one_remote_an_ident: true,
             seed: self.seed,
             ..LoadOptions::default()
         }

@@ -49,6 +49,11 @@ pub struct LoadOptions {
     pub rate: Option<u64>,
     /// Idents of each address, the same for all: 1 and up.
     pub idents: u16,
+    /// Whether each ident has one remote only, as each `ping` that is started has: idents take the remotes in turn. If not,
+    /// each ident asks all of them.
+    pub one_remote_an_ident: bool,
+    /// Sequences begin with this one.
+    pub first_sequence: u16,
     /// Bytes after the ICMP header.
     pub payload_len: usize,
     /// An echo without a reply for this long is given up: lost.
@@ -65,6 +70,8 @@ impl Default for LoadOptions {
             window: 16,
             rate: None,
             idents: 1,
+            one_remote_an_ident: false,
+            first_sequence: 0,
             payload_len: 56,
             reply_timeout: Duration::from_secs(1),
             seed: 1,

@@ -37,19 +37,23 @@ type Flow = (Ipv4Addr, Ipv4Addr, u16);
 struct Plan {
     flows: Vec<Flow>,
     numbers: HashMap<Flow, usize>,
+    first_sequence: u16,
 }
 
 impl Plan {
-    fn new(addresses: &[Ipv4Addr], remotes: &[Ipv4Addr], idents: u16) -> Plan {
-        let of_ident = |ident| {
-            let with = move |remote: &Ipv4Addr| {
-                addresses.iter().map(move |address| (*address, *remote, ident)).collect::<Vec<_>>()
-            };
-            remotes.iter().flat_map(with).collect::<Vec<_>>()
-        };
-        let flows: Vec<Flow> = (1..=idents).flat_map(of_ident).collect();
+    fn new(addresses: &[Ipv4Addr], remotes: &[Ipv4Addr], options: &LoadOptions) -> Plan {
+        let mut flows = Vec::new();
+        for ident in 1..=options.idents {
+            for (number, remote) in remotes.iter().enumerate() {
+                let asks = |place: usize| {
+                    !options.one_remote_an_ident || (place + usize::from(ident)) % remotes.len() == number
+                };
+                let asking = addresses.iter().enumerate().filter(|(place, _)| asks(*place));
+                flows.extend(asking.map(|(_, address)| (*address, *remote, ident)));
+            }
+        }
         let numbers = flows.iter().enumerate().map(|(number, flow)| (*flow, number)).collect();
-        Plan { flows, numbers }
+        Plan { flows, numbers, first_sequence: options.first_sequence }
     }
 
     fn cycle(&self) -> usize {
@@ -58,14 +62,15 @@ impl Plan {
 
     fn echo_at(&self, place: usize) -> Echo {
         let (client, remote, ident) = self.flows[place % self.flows.len()];
-        let sequence = u16::try_from(place / self.flows.len() % SEQUENCES).expect("less than 2^16");
-        Echo { client, remote, ident, sequence }
+        let turn = u16::try_from(place / self.flows.len() % SEQUENCES).expect("less than 2^16");
+        Echo { client, remote, ident, sequence: self.first_sequence.wrapping_add(turn) }
     }
 
     /// None: this client never asks this remote with this ident.
     fn place_of(&self, echo: Echo) -> Option<usize> {
         let number = self.numbers.get(&(echo.client, echo.remote, echo.ident))?;
-        Some(usize::from(echo.sequence) * self.flows.len() + number)
+        let turn = echo.sequence.wrapping_sub(self.first_sequence);
+        Some(usize::from(turn) * self.flows.len() + number)
     }
 }
 
@@ -135,7 +140,7 @@ impl<'a> Generator<'a> {
             clients,
             socket,
             header_len,
-            plan: Plan::new(addresses, remotes, options.idents),
+            plan: Plan::new(addresses, remotes, options),
             recent: VecDeque::with_capacity(options.window),
             first_place: 0,
             in_flight: 0,
@@ -373,4 +378,35 @@ fn open_socket(addresses: &[Ipv4Addr]) -> io::Result<Socket> {
     // What arrives while the thread does not run waits here.
     net::set_receive_buffer(socket.as_fd(), 4 << 20)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REMOTES: [Ipv4Addr; 3] =
+        [Ipv4Addr::new(198, 18, 0, 2), Ipv4Addr::new(198, 18, 0, 3), Ipv4Addr::new(198, 18, 0, 4)];
+    const CLIENTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 66, 0, 2), Ipv4Addr::new(10, 66, 0, 3)];
+
+    #[test]
+    fn every_place_has_one_echo_and_every_echo_its_place_from_whatever_sequence_on() {
+        for (one_remote_an_ident, first_sequence) in [(false, 0), (true, 1), (true, 65_000)] {
+            let options = LoadOptions { idents: 4, one_remote_an_ident, first_sequence, ..LoadOptions::default() };
+            let plan = Plan::new(&CLIENTS, &REMOTES, &options);
+            assert_eq!(plan.flows.len(), if one_remote_an_ident { 8 } else { 24 });
+            assert_eq!(plan.echo_at(0).sequence, first_sequence);
+            for place in (0..plan.cycle()).step_by(997) {
+                assert_eq!(plan.place_of(plan.echo_at(place)), Some(place));
+            }
+        }
+    }
+
+    #[test]
+    fn idents_with_one_remote_each_leave_no_remote_out() {
+        let options = LoadOptions { idents: 3, one_remote_an_ident: true, ..LoadOptions::default() };
+        let plan = Plan::new(&CLIENTS[..1], &REMOTES, &options);
+        let asked: std::collections::HashSet<Ipv4Addr> = plan.flows.iter().map(|(_, remote, _)| *remote).collect();
+        assert_eq!(asked, REMOTES.into());
+        assert_eq!(plan.place_of(Echo { client: CLIENTS[0], remote: REMOTES[0], ident: 1, sequence: 0 }), None);
+    }
 }
