@@ -62,16 +62,26 @@ fn escaped(text: &str) -> String {
     safe
 }
 
-/// The colour of a contender, and whether its curves are dashed.
-fn class(contender: &str) -> (&'static str, bool) {
+/// The colour of a contender.
+fn class(contender: &str) -> &'static str {
     match contender {
-        CONTROL => ("control", false),
-        "masquerade" => ("masquerade", false),
-        "pasta" => ("pasta", false),
-        "slirp4netns" => ("slirp", false),
-        name if name.ends_with("-1") => ("ours-soft", name.contains("syscalls")),
-        name => ("ours", name.contains("syscalls") || name.contains("conntrack")),
+        CONTROL => "control",
+        "masquerade" => "masquerade",
+        "pasta" => "pasta",
+        "slirp4netns" => "slirp",
+        name if name.ends_with("-1") => "ours-soft",
+        _ => "ours",
     }
+}
+
+/// The same, and the line that tells ours apart.
+fn curve_class(contender: &str) -> String {
+    let line = match contender {
+        name if name.contains("syscalls") => " dashed",
+        name if name.contains("conntrack") => " dotted",
+        _ => "",
+    };
+    format!("{}{line}", class(contender))
 }
 
 fn head(record: &Record) -> String {
@@ -121,7 +131,7 @@ fn best_of_ours<'a>(record: &'a Record, scenario: &Scenario) -> Option<&'a str> 
 }
 
 fn doubtful(record: &Record) -> String {
-    let mut text = String::new();
+    let mut text = "<div class=\"doubts\">".to_owned();
     for failure in record.failures() {
         let _ = write!(text, "<p class=\"fail\"><b>Failed.</b> {}</p>\n", escaped(&failure));
     }
@@ -129,7 +139,7 @@ fn doubtful(record: &Record) -> String {
         let (cause, cure) = (escaped(&warning.cause), escaped(&warning.cure));
         let _ = write!(text, "<p class=\"doubt\">{cause}<br /><span>Cure: {cure}</span></p>\n");
     }
-    text
+    text + "</div>\n"
 }
 
 fn charts(record: &Record, scenario: &Scenario, is_first: bool) -> String {
@@ -174,7 +184,7 @@ fn bars(record: &Record, scenario: &Scenario, of: Figure, title: &str, caption: 
     let bar = |contender: &Participant| {
         let rounds = figures::values(record, &contender.name, scenario, of);
         let spread = Spread::of(rounds.clone())?;
-        let (name, class) = (contender.name.clone(), class(&contender.name).0);
+        let (name, class) = (contender.name.clone(), class(&contender.name));
         Some(Bar { name, class, spread, rounds, shown: of.show(spread.median) })
     };
     let is_zero = |contender: &&Participant| of == Figure::AddedCost && contender.name == CONTROL;
@@ -197,8 +207,7 @@ fn latencies(record: &Record, scenario: &Scenario, purposes: &[Purpose], title: 
                 Some((*share, Spread::of(times)?.median))
             })
             .collect();
-        let (class, dashed) = class(&contender.name);
-        let class = if dashed { format!("{class} dashed") } else { class.to_owned() };
+        let class = curve_class(&contender.name);
         (!points.is_empty()).then(|| Curve { name: contender.name.clone(), class, points })
     };
     let curves: Vec<Curve> = record.contenders.iter().filter_map(curve).collect();
@@ -239,8 +248,7 @@ fn loss(record: &Record, scenario: &Scenario) -> String {
         let mut points: Vec<(f64, f64)> =
             searched.map(|step| (sent_per_s(step), (step.loss() * 100.0).max(LEAST_PERCENT))).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (class, dashed) = class(&contender.name);
-        let class = if dashed { format!("{class} dashed") } else { class.to_owned() };
+        let class = curve_class(&contender.name);
         (!points.is_empty()).then(|| Curve { name: contender.name.clone(), class, points })
     };
     let curves: Vec<Curve> = record.contenders.iter().filter_map(curve).collect();
@@ -280,7 +288,7 @@ fn table(record: &Record, scenario: &Scenario) -> String {
             continue;
         }
         let (name, description) = (escaped(&contender.name), escaped(&contender.description));
-        let _ = write!(text, "<tr class=\"{}\"><td>{name}<small>{description}</small></td>", class(&contender.name).0);
+        let _ = write!(text, "<tr class=\"{}\"><td>{name}<small>{description}</small></td>", class(&contender.name));
         for figure in &columns {
             let cell = spread(contender, *figure).map_or_else(
                 || "-".to_owned(),
@@ -307,7 +315,8 @@ fn drops(record: &Record) -> String {
     if found.is_empty() {
         return "<p class=\"note\">No queue, device or socket on the way threw a packet away.</p>\n".to_owned();
     }
-    let mut text = "<div class=\"panel\"><h2>Packets thrown away, by place</h2><table><tbody>".to_owned();
+    let mut text =
+        "<div class=\"panel\"><h2>Packets thrown away, by place</h2><table class=\"places\"><tbody>".to_owned();
     for ((contender, place), count) in found {
         let count = grouped(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
         let _ = write!(text, "<tr><td>{}</td><td>{}</td><td>{count}</td></tr>\n", escaped(contender), escaped(place));

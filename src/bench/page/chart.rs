@@ -16,7 +16,7 @@ const VALUES: f64 = 74.0;
 /// The curves' plot: its height, and the room around it.
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 12.0;
+const RIGHT: f64 = 24.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 40.0;
 
