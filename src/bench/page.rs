@@ -118,7 +118,7 @@ fn head(record: &Record) -> String {
             let _ = write!(text, "<div class=\"tile\"><b>{shown}</b><span>{words}</span></div>");
         }
     }
-    let _ = write!(text, "</div><p class=\"note\">The four above: <code>{}</code>.</p>\n", escaped(best));
+    let _ = writeln!(text, "</div><p class=\"note\">The four above: <code>{}</code>.</p>", escaped(best));
     text
 }
 
@@ -133,11 +133,11 @@ fn best_of_ours<'a>(record: &'a Record, scenario: &Scenario) -> Option<&'a str> 
 fn doubtful(record: &Record) -> String {
     let mut text = "<div class=\"doubts\">".to_owned();
     for failure in record.failures() {
-        let _ = write!(text, "<p class=\"fail\"><b>Failed.</b> {}</p>\n", escaped(&failure));
+        let _ = writeln!(text, "<p class=\"fail\"><b>Failed.</b> {}</p>", escaped(&failure));
     }
     for warning in &record.warnings {
         let (cause, cure) = (escaped(&warning.cause), escaped(&warning.cure));
-        let _ = write!(text, "<p class=\"doubt\">{cause}<br /><span>Cure: {cure}</span></p>\n");
+        let _ = writeln!(text, "<p class=\"doubt\">{cause}<br /><span>Cure: {cure}</span></p>");
     }
     text + "</div>\n"
 }
@@ -319,7 +319,7 @@ fn drops(record: &Record) -> String {
         "<div class=\"panel\"><h2>Packets thrown away, by place</h2><table class=\"places\"><tbody>".to_owned();
     for ((contender, place), count) in found {
         let count = grouped(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
-        let _ = write!(text, "<tr><td>{}</td><td>{}</td><td>{count}</td></tr>\n", escaped(contender), escaped(place));
+        let _ = writeln!(text, "<tr><td>{}</td><td>{}</td><td>{count}</td></tr>", escaped(contender), escaped(place));
     }
     text + "</tbody></table></div>\n"
 }
