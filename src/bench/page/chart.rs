@@ -44,14 +44,18 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// A log axis over at least these values, with ticks at 1, 2 and 5 of each decade where there is room.
+    /// A log axis over at least these values, with as many ticks in each decade as there is room for.
     pub(super) fn log(title: &'static str, values: impl Iterator<Item = f64>, words: fn(f64) -> String) -> Axis {
         let (least, most) = values
             .filter(|value| *value > 0.0)
             .fold((f64::MAX, f64::MIN_POSITIVE), |(least, most), value| (least.min(value), most.max(value)));
         let (least, most) = if least > most { (1.0, 10.0) } else { (least, most.max(least * 1.5)) };
         let (low, high) = ((least * 0.8).log10(), (most * 1.2).log10());
-        let steps: &[f64] = if high - low > 2.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let steps: &[f64] = match high - low {
+            wide if wide > 2.5 => &[1.0],
+            narrow if narrow < 0.8 => &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0],
+            _ => &[1.0, 2.0, 5.0],
+        };
         let (mut ticks, mut decade) = (Vec::new(), 10_f64.powf(low.floor()));
         while decade.log10() <= high {
             ticks.extend(steps.iter().map(|step| step * decade).filter(|tick| (low..=high).contains(&tick.log10())));
