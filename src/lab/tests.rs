@@ -75,14 +75,14 @@ fn the_kernels_masquerade_answers_through_routers_too() {
 
 #[test]
 fn a_client_of_many_addresses_pings_from_each_and_every_reply_is_its_own() {
-    let lab = lab(LabOptions { clients: 2, remotes: 4, addresses: 300, ..LabOptions::default() });
+    let lab = lab(LabOptions { clients: 2, remotes: 4, addresses: 2500, ..LabOptions::default() });
     lab.route_back().expect("the route is added");
     let addresses: std::collections::BTreeSet<_> = lab.clients().iter().flat_map(|client| &client.addresses).collect();
-    assert_eq!(addresses.len(), 600);
+    assert_eq!(addresses.len(), 5000);
     let prefixes = lab.client_prefixes();
     assert!(addresses.iter().all(|address| prefixes.iter().any(|prefix| prefix.contains(**address))));
-    let options = LoadOptions { one_remote_an_ident: true, first_sequence: 65_500, ..some_echoes(900) };
-    assert_all_came_back(&load(&lab, &options), 1800);
+    let options = LoadOptions { one_remote_an_ident: true, first_sequence: 65_500, ..some_echoes(5100) };
+    assert_all_came_back(&load(&lab, &options), 10_200);
 }
 
 /// nft rewrites bytes of the replies on their way: checksums are mended by the kernel, so only the payload tells.
