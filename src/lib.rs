@@ -140,14 +140,17 @@
 //! | 5 | worker, outside, host |
 //! | 6 | config |
 //! | 7 | gateway, lab |
-//! | 8 | demo |
+//! | 8 | bench, demo |
 //! | 9 | cli, main |
 //!
 //! # Features
 //!
 //! Without features: the proxy and what it needs (no I/O, no system call). `gateway`: the data plane of `echogate run`.
-//! `lab`: clients, gateway and internet as network namespaces in this process. `cli`: the command `echogate`.
+//! `lab`: clients, gateway and internet as network namespaces in this process. `bench`: measuring in them. `cli`: the command `echogate`.
 
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 #[doc(hidden)]
 pub mod checksum;
 #[cfg(feature = "cli")]

@@ -15,6 +15,9 @@ use echogate::config::{Config, KEYS, Key, KeyDefault};
 use echogate::metrics::Counters;
 use echogate::proxy::Reason;
 
+/// Those whose flags are looked at where a line shows them.
+const COMMANDS: [&str; 4] = ["run", "check", "demo", "bench"];
+
 #[test]
 fn the_table_of_keys_is_the_list_of_keys() {
     let head = "| key | flag | default | allowed | meaning |\n| --- | --- | --- | --- | --- |\n";
@@ -62,21 +65,26 @@ fn the_commands_take_the_flags_that_are_shown() {
     let readme = readme();
     let mut shown = 0;
     for line in fenced(&readme, "sh").iter().flat_map(|block| block.lines()) {
-        let mut words = line.split_whitespace().skip_while(|word| !["run", "check", "demo"].contains(word));
+        let mut words = line.split_whitespace().skip_while(|word| !COMMANDS.contains(word));
         // `cargo run --release -- demo` is the demo.
         let command = match words.next() {
-            Some("run") if line.contains("cargo run") => words.find(|word| ["run", "check", "demo"].contains(word)),
+            Some("run") if line.contains("cargo run") => words.find(|word| COMMANDS.contains(word)),
             command => command,
         };
         let Some(command) = command else { continue };
-        let taken = flags_of(command);
-        for flag in words.filter(|word| word.starts_with("--")) {
+        // `bench load` takes flags of its own.
+        let rest: Vec<&str> = words.collect();
+        let below = rest.first().filter(|word| command == "bench" && ["compare", "load", "respond"].contains(word));
+        let command = below.map_or(command.to_owned(), |below| format!("bench {below}"));
+        let taken = flags_of(&command);
+        for flag in rest.into_iter().filter(|word| word.starts_with("--")) {
             assert!(taken.contains(flag), "echogate {command} takes no {flag}: {line}");
         }
         shown += 1;
     }
     assert!(shown >= 4, "README.md shows {shown} commands only");
-    let all: BTreeSet<String> = ["run", "check", "demo"].into_iter().flat_map(flags_of).collect();
+    let all: BTreeSet<String> =
+        COMMANDS.into_iter().chain(["bench load", "bench respond"]).flat_map(flags_of).collect();
     for (file, text) in documents() {
         for flag in spans(&text).iter().filter_map(|span| span.split(' ').next()).filter(|word| word.starts_with("--"))
         {
@@ -95,7 +103,8 @@ fn the_sizes_that_are_shown_are_those_of_check() {
 }
 
 fn flags_of(command: &str) -> BTreeSet<String> {
-    let output = Command::new(env!("CARGO_BIN_EXE_echogate")).args([command, "--help"]).output().expect("it runs");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_echogate")).args(command.split(' ')).arg("--help").output().expect("it runs");
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
     let words = help.split(|letter: char| letter.is_whitespace() || letter == ',');
     words.filter(|word| word.starts_with("--")).map(str::to_owned).collect()

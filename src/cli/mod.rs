@@ -6,6 +6,7 @@
 //!   ended by itself, a demo that lost packets); 2 it could not start: arguments, configuration, set-up.
 //! * A reader that goes away (`echogate check | head -1`) ends no command: what cannot be written is dropped.
 
+mod bench;
 mod check;
 mod demo;
 mod flags;
@@ -42,6 +43,7 @@ enum Command {
     Run(run::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
+    Bench(bench::Arguments),
 }
 
 /// Runs the command that the process's arguments name.
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
     });
     done.unwrap_or_else(|error| {
         complain(&error);

@@ -1,13 +1,15 @@
 //! Echo load and its check: every client asks several remotes, all with equal idents and sequences, and every byte of
 //! every reply is compared with what it must be.
 //!
-//! One thread and one raw socket a client. Two modes: a closed loop (a reply makes room for the next request, `window`
-//! of them under way) and, with [`LoadOptions::rate`], requests by the clock with the window as the limit. Flows
-//! (ident, remote) take turns, so that a client's n-th echo determines its flow and sequence, and a reply's flow and
+//! One thread and one raw socket a [`Source`]: a client of the lab, or the host that the caller is on. Two modes: a closed
+//! loop (a reply makes room for the next request, `window` of them under way) and, with [`LoadOptions::rate`], an open
+//! one: requests by the clock, with the window as the limit. An open loop's times count from when an echo was due, not
+//! from when it left, so that a request kept waiting by a stall counts the stall; how late they left is published
+//! beside ([`LoadReport::schedule_error`]). Flows (address, ident, remote) take turns, so that a client's n-th echo determines its flow and sequence, and a reply's flow and
 //! sequence determine n: the echoes under way are a short queue and not a table of all sequences.
 //!
 //! What arrives at a client is exactly one of: received, wrong client, altered, stray, no reply. Strays are replies of
-//! the client's own to an echo that has its reply already, or that was given up. A request that the kernel refused to
+//! the client's own to an echo that has its reply already (a duplicate), or that was given up. A request that the kernel refused to
 //! take for want of room is tried again and is not "sent".
 //!
 //! Rejected: ping sockets. Their kernel side drops whatever is not addressed to their own ident before we could count it
@@ -26,7 +28,7 @@ use crossbeam::utils::CachePadded;
 use hdrhistogram::Histogram;
 
 use self::generator::Generator;
-use super::Client;
+use super::{Client, Namespace};
 use crate::error::SetupError;
 
 /// The shortest payload, in bytes: long enough that no two echoes of a run have the same.
@@ -39,14 +41,19 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 pub struct LoadOptions {
     /// Sending ends after this time.
     pub duration: Duration,
-    /// Sending ends after this many echoes a client, if that is sooner.
+    /// Sending ends after this many echoes a source, if that is sooner.
     pub echoes_per_client: Option<u64>,
-    /// Echoes under way, at most, for each client.
+    /// Echoes under way, at most, for each source.
     pub window: usize,
     /// Echoes a second of all clients together; none: as many as the window lets through.
     pub rate: Option<u64>,
-    /// Idents of each client, the same for all: 1 and up.
+    /// Idents of each address, the same for all: 1 and up.
     pub idents: u16,
+    /// Whether each ident has one remote only, as each `ping` that is started has: idents take the remotes in turn. If not,
+    /// each ident asks all of them.
+    pub one_remote_an_ident: bool,
+    /// Sequences begin with this one.
+    pub first_sequence: u16,
     /// Bytes after the ICMP header.
     pub payload_len: usize,
     /// An echo without a reply for this long is given up: lost.
@@ -63,6 +70,8 @@ impl Default for LoadOptions {
             window: 16,
             rate: None,
             idents: 1,
+            one_remote_an_ident: false,
+            first_sequence: 0,
             payload_len: 56,
             reply_timeout: Duration::from_secs(1),
             seed: 1,
@@ -88,15 +97,40 @@ pub struct LoadReport {
     pub altered: u64,
     /// Own replies that came twice or after their echo was given up.
     pub stray: u64,
+    /// Those of them that came twice, as far as their echo was not given up and forgotten meanwhile.
+    pub duplicates: u64,
     /// ICMP that is no echo reply: errors.
     pub no_reply: u64,
+    /// Datagrams that the sources' own receive buffers had no room for.
+    pub socket_drops: u64,
     /// From the first request to the last reply.
     pub elapsed: Duration,
-    /// Round-trip times of `received`.
+    /// Round-trip times of `received`, from when each request left.
     pub round_trip: RoundTrips,
+    /// The same from when each request was due. Empty in a closed loop, where a request is due when it leaves.
+    pub from_due: RoundTrips,
+    /// How much later than due requests left. Empty in a closed loop.
+    pub schedule_error: RoundTrips,
 }
 
-/// Round-trip times from 1 ns to 60 s, to three digits.
+/// Where echoes come from: one thread, one raw socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// What messages call it.
+    pub name: &'a str,
+    /// The namespace to send from; none: the calling thread's.
+    pub namespace: Option<&'a Namespace>,
+    /// Addresses to send from, each local there, in ascending order. They take turns.
+    pub addresses: &'a [Ipv4Addr],
+}
+
+impl<'a> From<&'a Client> for Source<'a> {
+    fn from(client: &'a Client) -> Source<'a> {
+        Source { name: client.namespace.name(), namespace: Some(&client.namespace), addresses: &client.addresses }
+    }
+}
+
+/// Times from 1 ns to 60 s, to three digits.
 #[derive(Clone)]
 pub struct RoundTrips(Histogram<u64>);
 
@@ -107,6 +141,10 @@ impl RoundTrips {
 
     fn record(&mut self, time: Duration) {
         self.0.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn add(&mut self, other: &RoundTrips) {
+        self.0.add(&other.0).expect("all histograms have the same bounds");
     }
 
     /// How many there are.
@@ -143,9 +181,13 @@ impl Default for LoadReport {
             wrong_client: 0,
             altered: 0,
             stray: 0,
+            duplicates: 0,
             no_reply: 0,
+            socket_drops: 0,
             elapsed: Duration::ZERO,
             round_trip: RoundTrips::new(),
+            from_due: RoundTrips::new(),
+            schedule_error: RoundTrips::new(),
         }
     }
 }
@@ -170,9 +212,13 @@ impl LoadReport {
         self.wrong_client += other.wrong_client;
         self.altered += other.altered;
         self.stray += other.stray;
+        self.duplicates += other.duplicates;
         self.no_reply += other.no_reply;
+        self.socket_drops += other.socket_drops;
         self.elapsed = self.elapsed.max(other.elapsed);
-        self.round_trip.0.add(&other.round_trip.0).expect("all histograms have the same bounds");
+        self.round_trip.add(&other.round_trip);
+        self.from_due.add(&other.from_due);
+        self.schedule_error.add(&other.schedule_error);
     }
 }
 
@@ -193,6 +239,17 @@ pub fn run(
     clients: &[Client],
     remotes: &[Ipv4Addr],
     options: &LoadOptions,
+    watch: impl FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<LoadReport, SetupError> {
+    let sources: Vec<Source<'_>> = clients.iter().map(Source::from).collect();
+    run_from(&sources, remotes, options, watch)
+}
+
+/// As [`run`], from anywhere.
+pub fn run_from(
+    sources: &[Source<'_>],
+    remotes: &[Ipv4Addr],
+    options: &LoadOptions,
     mut watch: impl FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<LoadReport, SetupError> {
     if options.payload_len < PAYLOAD_MIN || options.window == 0 || options.idents == 0 || remotes.is_empty() {
@@ -200,11 +257,11 @@ pub fn run(
             "lab: a load takes a remote, an ident, a window and payloads of {PAYLOAD_MIN} bytes or more"
         )));
     }
-    let addresses: Vec<Ipv4Addr> = clients.iter().map(|client| client.address).collect();
-    let generators = clients
+    let addresses: Vec<Ipv4Addr> = sources.iter().flat_map(|source| source.addresses).copied().collect();
+    let generators = sources
         .iter()
         .enumerate()
-        .map(|(number, client)| Generator::open(client, number, &addresses, remotes, options))
+        .map(|(number, source)| Generator::open(source, (number, sources.len()), &addresses, remotes, options))
         .collect::<Result<Vec<_>, _>>()?;
     let shared = Shared { busy: AtomicUsize::new(generators.len()), ..Shared::default() };
     let start = Instant::now();

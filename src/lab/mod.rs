@@ -22,7 +22,10 @@
 //!
 //! IPv6 is off, so that no neighbour discovery disturbs exact counts, and no host limits the ICMP it originates.
 //!
-//! Limits: [`CLIENTS_MAX`] clients, [`REMOTES_MAX`] remotes, [`ROUTERS_MAX`] routers. The network devices' per-CPU input queue
+//! * With [`LabOptions::addresses`] each client's host has that many addresses, as if so many clients were behind it.
+//!
+//! Limits: [`CLIENTS_MAX`] clients, [`REMOTES_MAX`] remotes, [`ROUTERS_MAX`] routers, [`ADDRESSES_MAX`] addresses a
+//! client. The network devices' per-CPU input queue
 //! (net.core.netdev_max_backlog, 1,000 packets by default) belongs to the machine, not to the lab: more than that in
 //! flight at once is lost, whoever forwards.
 
@@ -51,6 +54,9 @@ pub const REMOTES_MAX: usize = 200;
 /// The most routers between the gateway and the remotes of one lab.
 pub const ROUTERS_MAX: usize = 8;
 
+/// The most addresses of one client's host.
+pub const ADDRESSES_MAX: usize = 4094;
+
 /// The gateway's address on the clients' side.
 pub const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
 /// The gateway's address on the internet's side.
@@ -58,6 +64,8 @@ pub const GATEWAY_OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// The gateway's device on the internet's side.
 pub const OUTSIDE_DEVICE: &str = "wan";
 
+/// Where the blocks of clients with several addresses begin.
+const BLOCKS: Ipv4Addr = Ipv4Addr::new(10, 67, 0, 0);
 /// The device of a host that has one only.
 const HOST_DEVICE: &str = "eth0";
 /// A router's device towards the remotes.
@@ -74,11 +82,13 @@ pub struct LabOptions {
     pub routers: usize,
     /// The gateway's rp_filter (all and default): 0 off, 1 strict, 2 loose.
     pub rp_filter: u8,
+    /// Addresses of each client's host.
+    pub addresses: usize,
 }
 
 impl Default for LabOptions {
     fn default() -> LabOptions {
-        LabOptions { clients: 2, remotes: 1, routers: 0, rp_filter: 2 }
+        LabOptions { clients: 2, remotes: 1, routers: 0, rp_filter: 2, addresses: 1 }
     }
 }
 
@@ -89,6 +99,10 @@ pub struct Client {
     pub namespace: Namespace,
     /// Its address.
     pub address: Ipv4Addr,
+    /// The addresses that it pings from, in ascending order: its address, or those of its block.
+    pub addresses: Vec<Ipv4Addr>,
+    /// The prefix that is routed to it besides its address, if it has several.
+    pub block: Option<Prefix>,
     /// The gateway's device towards it: `g0` for the first.
     pub interface: String,
 }
@@ -108,11 +122,14 @@ impl Lab {
     pub fn build(options: &LabOptions) -> Result<Lab, SetupError> {
         within("clients", options.clients, CLIENTS_MAX)?;
         within("remotes", options.remotes, REMOTES_MAX)?;
+        within("addresses", options.addresses, ADDRESSES_MAX)?;
         if options.routers > ROUTERS_MAX {
             return Err(SetupError::new(format!("lab: {} routers: there can be {ROUTERS_MAX}", options.routers)));
         }
         let mut lab = Lab {
-            clients: (0..options.clients).map(Client::new).collect::<Result<_, _>>()?,
+            clients: (0..options.clients)
+                .map(|number| Client::new(number, options.addresses))
+                .collect::<Result<_, _>>()?,
             gateway: Namespace::new("gateway")?,
             routers: (1..=options.routers)
                 .map(|number| Namespace::new(format!("router {number}")))
@@ -135,9 +152,15 @@ impl Lab {
         &self.clients
     }
 
-    /// The prefix that all clients' addresses are in.
+    /// The prefix that all clients' own addresses are in.
     pub fn client_prefix(&self) -> Prefix {
         Prefix::new(Ipv4Addr::new(10, 66, 0, 0), 24).expect("its host bits are zero")
+    }
+
+    /// The prefixes that all addresses which clients ping from are in.
+    pub fn client_prefixes(&self) -> Vec<Prefix> {
+        let blocks = self.clients.iter().filter_map(|client| client.block);
+        std::iter::once(self.client_prefix()).chain(blocks).collect()
     }
 
     /// Where the gateway runs: forwarding is on, addresses and routes are there, nothing translates yet.
@@ -176,7 +199,10 @@ impl Lab {
             netlink.add_veth(&client.interface, HOST_DEVICE, client.namespace.as_fd())?;
             let index = up(netlink, &client.interface)?;
             netlink.add_address(index, GATEWAY_INSIDE, 32)?;
-            netlink.replace_route(&on_link(Prefix::host(client.address), index))
+            netlink.replace_route(&on_link(Prefix::host(client.address), index))?;
+            // By way of its address: thousands of neighbours are more than the kernel's table of them takes.
+            let block = client.block.map(|block| Route { gateway: Some(client.address), ..on_link(block, index) });
+            block.map_or(Ok(()), |block| netlink.replace_route(&block))
         })?;
         quiet(&client.namespace)?;
         client.namespace.sysctl(&[("net/ipv4/ping_group_range", "0 0")])?;
@@ -184,8 +210,20 @@ impl Lab {
             up(netlink, "lo")?;
             let index = up(netlink, HOST_DEVICE)?;
             netlink.add_address(index, client.address, 32)?;
+            client.block.map_or(Ok(()), |block| netlink.add_local_route(block))?;
             netlink.replace_route(&on_link(Prefix::host(GATEWAY_INSIDE), index))?;
             netlink.replace_route(&default_via(GATEWAY_INSIDE, index))
+        })
+    }
+
+    /// Gives the internet a route to the clients, so that echoes are answered without any translation: what gateways are
+    /// compared with. For a lab without a router.
+    pub fn route_back(&self) -> Result<(), SetupError> {
+        self.internet.configure(|netlink| {
+            let device = Some(existing(netlink, HOST_DEVICE)?);
+            let gateway = Some(GATEWAY_OUTSIDE);
+            let back = |destination| Route { destination, gateway, device, table: MAIN_TABLE, source: None };
+            self.client_prefixes().into_iter().try_for_each(|prefix| netlink.replace_route(&back(prefix)))
         })
     }
 
@@ -242,13 +280,28 @@ fn leads_back(host: &Namespace, next_hop: Ipv4Addr) -> Result<(), SetupError> {
 }
 
 impl Client {
-    fn new(number: usize) -> Result<Client, SetupError> {
+    fn new(number: usize, addresses: usize) -> Result<Client, SetupError> {
+        let address = client_address(number);
+        let block = (addresses > 1).then(|| block(number, addresses));
         Ok(Client {
             namespace: Namespace::new(format!("client {}", number + 1))?,
-            address: client_address(number),
+            address,
+            addresses: match block {
+                Some(block) => (1..=addresses).map(|place| offset(block.address(), place)).collect(),
+                None => vec![address],
+            },
+            block,
             interface: format!("g{number}"),
         })
     }
+}
+
+/// A prefix with room for this many addresses besides its first and last, for client `number`: 10.67.0.0 and up.
+fn block(number: usize, addresses: usize) -> Prefix {
+    let size = (addresses + 2).next_power_of_two();
+    let first = offset(BLOCKS, number * size);
+    let length = 32 - u8::try_from(size.ilog2()).unwrap_or(0);
+    Prefix::new(first, length).expect("a multiple of its size, which is at most 2^12, has no host bits")
 }
 
 /// The address of client `number`, from 0.

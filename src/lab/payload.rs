@@ -27,12 +27,12 @@ pub(super) struct Echo {
 /// What a datagram that arrived at a client turned out to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
-    /// The reply to this echo of the client's own, every byte as it was sent.
-    Own { remote: Ipv4Addr, ident: u16, sequence: u16 },
+    /// The reply to this echo of an own address, every byte as it was sent.
+    Own(Echo),
     /// Another client's reply, intact.
     WrongClient,
     /// A reply that is nobody's as it stands. The echo it claims to answer, if its headers can be read.
-    Altered { claims: Option<(Ipv4Addr, u16, u16)> },
+    Altered { claims: Option<Echo> },
     /// ICMP of another type: an error.
     NoReply,
 }
@@ -48,27 +48,30 @@ pub(super) fn write_request(seed: u64, echo: Echo, message: &mut [u8]) {
     message[2..4].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// Judges the datagram (IPv4 header first) that `client` received; `others` are all clients it could be meant for.
-/// `expected` is room for one payload.
-pub(super) fn judge(seed: u64, client: Ipv4Addr, others: &[Ipv4Addr], datagram: &[u8], expected: &mut [u8]) -> Verdict {
+/// Judges the datagram (IPv4 header first) that the host with the addresses `own` received; `others` are all clients it
+/// could be meant for, `own` is in ascending order, and `expected` is room for one payload.
+pub(super) fn judge(seed: u64, own: &[Ipv4Addr], others: &[Ipv4Addr], datagram: &[u8], expected: &mut [u8]) -> Verdict {
     let Some(reply) = Reply::parse(datagram) else {
         return Verdict::Altered { claims: None };
     };
     if !reply.is_reply {
         return Verdict::NoReply;
     }
-    let (remote, ident, sequence) = (reply.source, reply.ident, reply.sequence);
-    let altered = Verdict::Altered { claims: Some((remote, ident, sequence)) };
+    let client = reply.destination;
+    let claims = Echo { client, remote: reply.source, ident: reply.ident, sequence: reply.sequence };
+    let altered = Verdict::Altered { claims: Some(claims) };
     if !reply.intact || reply.payload.len() != expected.len() {
         return altered;
     }
     let mut is_for = |client| {
-        fill(seed, Echo { client, remote, ident, sequence }, expected);
+        fill(seed, Echo { client, ..claims }, expected);
         reply.payload == expected
     };
-    if reply.destination == client && is_for(client) {
-        Verdict::Own { remote, ident, sequence }
-    } else if others.iter().any(|other| *other != client && is_for(*other)) {
+    let is_own = |address| own.binary_search(address).is_ok();
+    let addressed_to_us = is_own(&client);
+    if addressed_to_us && is_for(client) {
+        Verdict::Own(claims)
+    } else if others.iter().any(|other| (addressed_to_us || !is_own(other)) && is_for(*other)) {
         Verdict::WrongClient
     } else {
         altered
@@ -162,14 +165,14 @@ mod tests {
     }
 
     fn judged(datagram: &[u8], payload_len: usize) -> Verdict {
-        judge(SEED, CLIENTS[0], &CLIENTS, datagram, &mut vec![0; payload_len])
+        judge(SEED, &CLIENTS[..1], &CLIENTS, datagram, &mut vec![0; payload_len])
     }
 
     #[test]
     fn an_own_reply_is_told_from_another_clients() {
         for payload_len in [16, 17, 56, 1472] {
             let own = judged(&reply_to(CLIENTS[0], payload_len), payload_len);
-            assert_eq!(own, Verdict::Own { remote: REMOTE, ident: 1, sequence: 9 });
+            assert_eq!(own, Verdict::Own(Echo { client: CLIENTS[0], remote: REMOTE, ident: 1, sequence: 9 }));
             assert_eq!(judged(&reply_to(CLIENTS[1], payload_len), payload_len), Verdict::WrongClient);
         }
     }

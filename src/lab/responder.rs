@@ -22,8 +22,12 @@ pub struct EchoCounters {
 
 /// Reads the namespace's counters.
 pub fn counters(namespace: &Namespace) -> Result<EchoCounters, SetupError> {
-    let table = namespace
-        .run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?
+    namespace.run(counters_here)?
+}
+
+/// Reads those of the calling thread's namespace.
+pub fn counters_here() -> Result<EchoCounters, SetupError> {
+    let table = fs::read_to_string("/proc/thread-self/net/snmp")
         .map_err(|cause| SetupError::caused("lab: cannot read /proc/thread-self/net/snmp", cause))?;
     parse(&table).ok_or_else(|| SetupError::new("lab: /proc/thread-self/net/snmp has no ICMP counters"))
 }

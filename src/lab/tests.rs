@@ -25,18 +25,6 @@ fn load(lab: &Lab, options: &LoadOptions) -> LoadReport {
     load::run(lab.clients(), lab.remotes(), options, |_| ControlFlow::Continue(())).expect("the load runs")
 }
 
-/// Gives the internet a route to the clients, so that echoes are answered without any translation.
-fn route_back(lab: &Lab) {
-    let route =
-        Route { gateway: Some(GATEWAY_OUTSIDE), destination: lab.client_prefix(), ..default_via(GATEWAY_OUTSIDE, 0) };
-    lab.internet()
-        .configure(|netlink| {
-            let device = Some(existing(netlink, HOST_DEVICE)?);
-            netlink.replace_route(&Route { device, ..route })
-        })
-        .expect("the route is added");
-}
-
 /// Adds a chain with this type and hook, and one rule.
 fn nft(namespace: &Namespace, hook: &str, rule: &str) {
     let rules = format!("table ip lab {{\n chain lab {{\n type {hook};\n {rule}\n }}\n}}\n");
@@ -59,7 +47,7 @@ fn assert_all_came_back(report: &LoadReport, sent: u64) {
 #[test]
 fn plain_routing_brings_every_echo_back_and_both_sides_count_the_same() {
     let lab = lab(LabOptions { clients: 3, remotes: 2, ..LabOptions::default() });
-    route_back(&lab);
+    lab.route_back().expect("the route is added");
     let report = load(&lab, &LoadOptions { idents: 2, payload_len: 1472, ..some_echoes(500) });
     assert_all_came_back(&report, 1500);
     let counted = responder::counters(lab.internet()).expect("counters");
@@ -79,17 +67,29 @@ fn without_a_translation_no_echo_is_answered() {
 fn the_kernels_masquerade_answers_through_routers_too() {
     // One client: when two ask one remote under one ident at the same moment, conntrack may drop the packet that comes second.
     for routers in [1, 3] {
-        let lab = lab(LabOptions { clients: 1, remotes: 3, routers, rp_filter: 1 });
+        let lab = lab(LabOptions { clients: 1, remotes: 3, routers, rp_filter: 1, ..LabOptions::default() });
         nft(lab.gateway(), "nat hook postrouting priority srcnat", "oifname wan masquerade");
         assert_all_came_back(&load(&lab, &some_echoes(300)), 300);
     }
+}
+
+#[test]
+fn a_client_of_many_addresses_pings_from_each_and_every_reply_is_its_own() {
+    let lab = lab(LabOptions { clients: 2, remotes: 4, addresses: 2500, ..LabOptions::default() });
+    lab.route_back().expect("the route is added");
+    let addresses: std::collections::BTreeSet<_> = lab.clients().iter().flat_map(|client| &client.addresses).collect();
+    assert_eq!(addresses.len(), 5000);
+    let prefixes = lab.client_prefixes();
+    assert!(addresses.iter().all(|address| prefixes.iter().any(|prefix| prefix.contains(**address))));
+    let options = LoadOptions { one_remote_an_ident: true, first_sequence: 65_500, ..some_echoes(5100) };
+    assert_all_came_back(&load(&lab, &options), 10_200);
 }
 
 /// nft rewrites bytes of the replies on their way: checksums are mended by the kernel, so only the payload tells.
 #[test]
 fn altered_replies_are_counted_and_are_not_received() {
     let lab = lab(LabOptions { clients: 1, ..LabOptions::default() });
-    route_back(&lab);
+    lab.route_back().expect("the route is added");
     // Every fourth reply gets another seventh and eighth payload byte (bit 112: the header has 64).
     let rule = "iifname wan icmp type echo-reply icmp sequence & 3 == 0 @th,112,16 set 0xabcd";
     nft(lab.gateway(), "filter hook forward priority 0", rule);
@@ -102,7 +102,7 @@ fn altered_replies_are_counted_and_are_not_received() {
 fn another_clients_replies_are_counted_as_such() {
     let lab = lab(LabOptions::default());
     let (first, second) = (lab.clients()[0].address, lab.clients()[1].address);
-    route_back(&lab);
+    lab.route_back().expect("the route is added");
     let stolen = format!("iifname wan icmp type echo-reply icmp sequence & 1 == 0 ip daddr {first}");
     nft(lab.gateway(), "filter hook prerouting priority raw", &format!("{stolen} ip daddr set {second}"));
     let options = LoadOptions { reply_timeout: Duration::from_millis(300), ..some_echoes(100) };
@@ -114,14 +114,14 @@ fn another_clients_replies_are_counted_as_such() {
 #[test]
 fn sequences_wrap_around() {
     let lab = lab(LabOptions { clients: 1, ..LabOptions::default() });
-    route_back(&lab);
+    lab.route_back().expect("the route is added");
     assert_all_came_back(&load(&lab, &LoadOptions { window: 64, ..some_echoes(70_000) }), 70_000);
 }
 
 #[test]
 fn a_paced_load_keeps_its_rate() {
     let lab = lab(LabOptions::default());
-    route_back(&lab);
+    lab.route_back().expect("the route is added");
     let options = LoadOptions { duration: Duration::from_secs(1), rate: Some(1000), ..LoadOptions::default() };
     let report = load(&lab, &options);
     assert!((950..=1000).contains(&report.sent), "{report:?}");
@@ -131,7 +131,7 @@ fn a_paced_load_keeps_its_rate() {
 #[test]
 fn a_watcher_can_end_the_load() {
     let lab = lab(LabOptions { clients: 1, ..LabOptions::default() });
-    route_back(&lab);
+    lab.route_back().expect("the route is added");
     let begun = Instant::now();
     let options = LoadOptions { duration: Duration::from_secs(60), ..LoadOptions::default() };
     let report = load::run(lab.clients(), lab.remotes(), &options, |progress| {

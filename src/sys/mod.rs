@@ -6,4 +6,5 @@ pub mod mem;
 pub mod namespace;
 pub mod net;
 pub mod poll;
+pub mod process;
 pub mod tun;

@@ -59,6 +59,26 @@ pub fn mtu(socket: BorrowedFd<'_>) -> io::Result<u32> {
     if result == 0 { Ok(u32::try_from(value).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
+/// SO_MEMINFO's last word: datagrams that the kernel threw away because the socket's receive buffer was full.
+#[expect(unsafe_code, reason = "getsockopt(2)")]
+pub fn receive_drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // SK_MEMINFO_VARS and SK_MEMINFO_DROPS of linux/sock_diag.h.
+    const WORDS: usize = 9;
+    const DROPS: usize = 8;
+    let mut words = [0_u32; WORDS];
+    let mut len = libc::socklen_t::try_from(mem::size_of_val(&words)).unwrap_or(0);
+    let place = words.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most `len` bytes to `words`, and the length to `len`; both live until after the call.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut len) };
+    if result == 0 { Ok(words[DROPS]) } else { Err(io::Error::last_os_error()) }
+}
+
+/// IP_HDRINCL: what is sent begins with the IPv4 header, whose source address may then be any.
+pub fn include_header(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, 1)
+}
+
 /// Makes the receive buffer `bytes` large, past the system's limit (net.core.rmem_max) where CAP_NET_ADMIN allows.
 pub fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     let bytes = bytes.min(i32::MAX.cast_unsigned()).cast_signed();
@@ -181,6 +201,18 @@ mod tests {
         assert_eq!((&lens[..3], &buffers[..3]), (&[3, 5, 5][..], &[*b"one\0\0", *b"three", *b"seven"][..]));
         let slices = buffers.iter_mut().map(<[u8; 5]>::as_mut_slice);
         assert_eq!(receive_many(receiver.as_fd(), slices, &mut lens).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_a_full_receive_buffer_loses_is_told() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(receive_drops(receiver.as_fd()).unwrap(), 0);
+        set_receive_buffer(receiver.as_fd(), 1).unwrap(); // the kernel's least
+        for _ in 0..100 {
+            sender.send_to(&[0; 1000], receiver.local_addr().unwrap()).unwrap();
+        }
+        assert!(receive_drops(receiver.as_fd()).unwrap() > 0);
     }
 
     #[test]

@@ -85,6 +85,17 @@ impl Netlink {
 
     /// Makes `prefix` local (AnyIP: `ip route add local PREFIX dev lo`).
     pub fn add_local_route(&mut self, prefix: Prefix) -> io::Result<()> {
+        let message = self.local_route(prefix)?;
+        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Undoes [`add_local_route`](Netlink::add_local_route). One that is gone already is no error.
+    pub fn delete_local_route(&mut self, prefix: Prefix) -> io::Result<()> {
+        let message = self.local_route(prefix)?;
+        allowing(self.change(RouteNetlinkMessage::DelRoute(message), 0), libc::ESRCH)
+    }
+
+    fn local_route(&mut self, prefix: Prefix) -> io::Result<RouteMessage> {
         let loopback = self.link_index("lo")?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
         let route =
             Route { destination: prefix, gateway: None, device: Some(loopback), table: LOCAL_TABLE, source: None };
@@ -92,7 +103,7 @@ impl Netlink {
         message.header.protocol = RouteProtocol::Static;
         message.header.kind = RouteType::Local;
         message.header.scope = RouteScope::Host;
-        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+        Ok(message)
     }
 
     /// The unicast and throw routes of one table.

@@ -1,0 +1,254 @@
+//! What the machine, a process and the queues on the way did between two moments.
+//!
+//! All of it is read from /proc, whose counters only grow: a reading before, one after, and the difference. CPU time of
+//! the machine is the kernel's own account by its ticks (/proc/stat), since softirqs, io_uring's kernel threads and
+//! others' time all have to be in it; its grain of 10 ms is a third of a percent of the shortest load that is reported.
+//!
+//! Rejected: getrusage and perf counters. The first sees one process, the second are missing in most virtual machines.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use super::record::{CpuTimes, ProcessUse};
+use crate::error::SetupError;
+use crate::lab::{Lab, Namespace};
+
+/// The unit of /proc/stat's times. USER_HZ is 100 on every architecture that Linux's ABI fixes it on, which is all but
+/// Alpha and Itanium.
+const TICK_US: u64 = 10_000;
+
+/// One reading of everything.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    cpu: CpuTimes,
+    process: Option<ProcessUse>,
+    drops: BTreeMap<String, u64>,
+}
+
+/// What happened between two readings.
+#[derive(Clone, Debug)]
+pub(super) struct Spent {
+    pub(super) cpu: CpuTimes,
+    pub(super) process: Option<ProcessUse>,
+    pub(super) drops: BTreeMap<String, u64>,
+}
+
+impl Reading {
+    /// Reads now. `process` is the contender's.
+    pub(super) fn take(lab: &Lab, process: Option<u32>) -> Result<Reading, SetupError> {
+        let failed = |cause| SetupError::caused("bench: cannot read counters of /proc", cause);
+        Ok(Reading {
+            cpu: machine_now()?,
+            process: process.map(process_use).transpose().map_err(failed)?,
+            drops: drops(lab)?,
+        })
+    }
+
+    /// What happened since `before`.
+    pub(super) fn since(&self, before: &Reading) -> Spent {
+        let (now, then) = (&self.cpu, &before.cpu);
+        let cpu = CpuTimes {
+            user_us: now.user_us.saturating_sub(then.user_us),
+            system_us: now.system_us.saturating_sub(then.system_us),
+            interrupt_us: now.interrupt_us.saturating_sub(then.interrupt_us),
+            idle_us: now.idle_us.saturating_sub(then.idle_us),
+            steal_us: now.steal_us.saturating_sub(then.steal_us),
+        };
+        let process = self.process.zip(before.process).map(|(now, then)| ProcessUse {
+            user_us: now.user_us.saturating_sub(then.user_us),
+            system_us: now.system_us.saturating_sub(then.system_us),
+            waits: now.waits.saturating_sub(then.waits),
+            preemptions: now.preemptions.saturating_sub(then.preemptions),
+            ..now
+        });
+        let grown = |(place, count): (&String, &u64)| {
+            let more = count.saturating_sub(before.drops.get(place).copied().unwrap_or(0));
+            (more > 0).then(|| (place.clone(), more))
+        };
+        Spent { cpu, process, drops: self.drops.iter().filter_map(grown).collect() }
+    }
+}
+
+/// The share of the machine's time that is busy while the caller waits, in percent: what others do.
+pub(super) fn background_percent(watched: Duration) -> Result<u64, SetupError> {
+    let before = machine_now()?;
+    thread::sleep(watched);
+    let now = machine_now()?;
+    let busy = now.busy_us().saturating_sub(before.busy_us());
+    let idle = now.idle_us.saturating_sub(before.idle_us);
+    Ok(busy * 100 / (busy + idle).max(1))
+}
+
+fn machine_now() -> Result<CpuTimes, SetupError> {
+    let stat = fs::read_to_string("/proc/stat")
+        .map_err(|cause| SetupError::caused("bench: cannot read counters of /proc", cause))?;
+    cpu_times(&stat).ok_or_else(|| SetupError::new("bench: /proc/stat has no line for all CPUs"))
+}
+
+/// The line of /proc/stat that sums up all CPUs: user nice system idle iowait irq softirq steal (guests are in user).
+fn cpu_times(stat: &str) -> Option<CpuTimes> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+    let [user, nice, system, idle, waiting, hard, soft, steal, ..] = ticks[..] else { return None };
+    Some(CpuTimes {
+        user_us: (user + nice) * TICK_US,
+        system_us: system * TICK_US,
+        interrupt_us: (hard + soft) * TICK_US,
+        idle_us: (idle + waiting) * TICK_US,
+        steal_us: steal * TICK_US,
+    })
+}
+
+fn process_use(id: u32) -> io::Result<ProcessUse> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let mut used = process_times(&stat).ok_or(io::ErrorKind::InvalidData)?;
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    used.resident_bytes = status_value(&status, "VmRSS:").unwrap_or(0) * 1024;
+    used.threads = status_value(&status, "Threads:").unwrap_or(0);
+    // The process's own lines count its first thread only.
+    for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+        // A thread that ends meanwhile takes its counts with it.
+        let Ok(status) = fs::read_to_string(thread?.path().join("status")) else { continue };
+        used.waits += status_value(&status, "voluntary_ctxt_switches:").unwrap_or(0);
+        used.preemptions += status_value(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
+    }
+    Ok(used)
+}
+
+/// Words 14 and 15 of /proc/PID/stat, counted behind the name, which may hold spaces and brackets.
+fn process_times(stat: &str) -> Option<ProcessUse> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut words = rest.split_whitespace().skip(11);
+    let mut ticks = || words.next()?.parse::<u64>().ok();
+    let (user, system) = (ticks()?, ticks()?);
+    Some(ProcessUse { user_us: user * TICK_US, system_us: system * TICK_US, ..ProcessUse::default() })
+}
+
+fn status_value(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Packets thrown away since the lab was made, by place: devices, raw sockets and IP in each namespace; and the CPUs'
+/// input queues, which are the whole machine's.
+fn drops(lab: &Lab) -> Result<BTreeMap<String, u64>, SetupError> {
+    let mut found = BTreeMap::new();
+    let softnet = fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    found.insert("input queues of the CPUs (net.core.netdev_max_backlog)".to_owned(), softnet_drops(&softnet));
+    let clients = lab.clients().iter().map(|client| &client.namespace);
+    for host in clients.chain([lab.gateway(), lab.internet()]) {
+        host_drops(host, &mut found)?;
+    }
+    Ok(found)
+}
+
+fn host_drops(host: &Namespace, found: &mut BTreeMap<String, u64>) -> Result<(), SetupError> {
+    let [devices, sockets, counters] = host.run(|| {
+        // What a kernel does not have has dropped nothing.
+        ["dev", "raw", "snmp"]
+            .map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default())
+    })?;
+    let name = host.name();
+    for (device, received, sent) in device_drops(&devices) {
+        *found.entry(format!("{name}: {device}, receiving")).or_default() += received;
+        *found.entry(format!("{name}: {device}, sending")).or_default() += sent;
+    }
+    found.insert(format!("{name}: raw sockets, receive buffer full"), socket_drops(&sockets));
+    for (counter, what) in [
+        ("InDiscards", "IP, receiving, no room"),
+        ("OutDiscards", "IP, sending, no room"),
+        ("OutNoRoutes", "IP, no route"),
+        ("InAddrErrors", "IP, address"),
+    ] {
+        found.insert(format!("{name}: {what}"), counter_value(&counters, "Ip:", counter));
+    }
+    Ok(())
+}
+
+/// The second word of each CPU's line, in hexadecimal.
+fn softnet_drops(table: &str) -> u64 {
+    let dropped = table.lines().filter_map(|line| line.split_whitespace().nth(1));
+    dropped.filter_map(|word| u64::from_str_radix(word, 16).ok()).sum()
+}
+
+/// Name, receive drops and send drops of each device.
+fn device_drops(table: &str) -> Vec<(String, u64, u64)> {
+    let lines = table.lines().skip(2).filter_map(|line| line.split_once(':'));
+    lines
+        .filter_map(|(name, counts)| {
+            let counts: Vec<u64> = counts.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            Some((name.trim().to_owned(), *counts.get(3)?, *counts.get(11)?))
+        })
+        .collect()
+}
+
+/// The last word of each socket's line.
+fn socket_drops(table: &str) -> u64 {
+    table.lines().skip(1).filter_map(|line| line.split_whitespace().next_back()?.parse::<u64>().ok()).sum()
+}
+
+/// One value of a table whose lines come in pairs, names and values.
+fn counter_value(table: &str, prefix: &str, name: &str) -> u64 {
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix(prefix));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let place = names.split_whitespace().position(|word| word == name);
+    place.and_then(|place| values.split_whitespace().nth(place)?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn the_line_of_all_cpus_is_read_in_its_order() {
+        let stat = "cpu  10 2 30 400 5 6 7 8 9 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
+        let expected = CpuTimes {
+            user_us: 120_000,
+            system_us: 300_000,
+            interrupt_us: 130_000,
+            idle_us: 4_050_000,
+            steal_us: 80_000,
+        };
+        assert_eq!(cpu_times(stat), Some(expected));
+        assert_eq!(cpu_times("cpu  1 2 3\n"), None);
+        assert_eq!(cpu_times("cpu0 1 2 3 4 5 6 7 8\n"), None);
+    }
+
+    #[test]
+    fn a_process_is_read_behind_its_name_whatever_that_is() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 25 31 0 0 20 0 3 0 1 1 1";
+        let used = process_times(stat).expect("it is complete");
+        assert_eq!((used.user_us, used.system_us), (250_000, 310_000));
+        assert_eq!(process_times("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn what_a_process_does_shows() {
+        let before = process_use(std::process::id()).expect("our own");
+        let until = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        let after = process_use(std::process::id()).expect("our own");
+        assert!(after.user_us > before.user_us && after.resident_bytes > 1 << 20 && after.threads > 1, "{after:?}");
+    }
+
+    #[test]
+    fn drops_are_found_where_the_kernel_writes_them() {
+        let softnet = "00000001 00000010 00000000\n00000002 0000000a 00000000\n";
+        assert_eq!(softnet_drops(softnet), 26);
+        let devices = "Inter-|   Receive |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|\n    \
+                       g0: 1 2 0 3 0 0 0 0 5 6 0 7 0 0 0 0\n";
+        assert_eq!(device_drops(devices), [("g0".to_owned(), 3, 7)]);
+        let sockets = "  sl  local_address rem_address   st ... drops\n   1: 00000000:0001 00000000:0000 07 0 12\n   \
+                       2: 00000000:0001 00000000:0000 07 0 30\n";
+        assert_eq!(socket_drops(sockets), 42);
+        let counters = "Ip: Forwarding InDiscards\nIp: 1 9\nIcmp: InMsgs\nIcmp: 4\n";
+        assert_eq!(counter_value(counters, "Ip:", "InDiscards"), 9);
+        assert_eq!(counter_value(counters, "Ip:", "OutNoRoutes"), 0);
+    }
+}

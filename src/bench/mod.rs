@@ -1,0 +1,257 @@
+//! `echogate bench`: what Echogate carries and costs, beside what else a user could take, on this machine and in one run.
+//!
+//! The method (after RFC 2544, RFC 8219 and RFC 9971):
+//! * **Its own lab.** Clients, gateway and internet are namespaces of this process ([`crate::lab`]); a fresh lab for each
+//!   trial, so that no contender finds what another left behind. Nothing outside is touched.
+//! * **Control first.** The same load over plain forwarding, without a gateway: what the lab costs by itself. CPU time is
+//!   the whole machine's, softirqs and kernel threads included, since much of a gateway's cost is none of its process's;
+//!   minus the control's it is the gateway's: "added microseconds an echo".
+//! * **In turns.** A round measures each contender once, and begins with another one each time; figures are medians of
+//!   rounds, with the least and the most beside. Only ratios inside one run count.
+//! * **Everything is checked.** Client, sequence, source and payload of each reply; a reply that is wrong or came twice
+//!   fails the run, whatever its speed.
+//! * **Doubts are results.** What may have spoiled a figure is a [`Warning`] with cause and cure, in table, JSON and page.
+//!
+//! By default a closed loop: 2 generators with 128 echoes in flight each, as 32 pings at once, which is throughput
+//! and cost at saturation; and before it one light open loop, which is a single ping's time. With `--full` loads are
+//! searched for (`search`).
+//!
+//! Limits: generators, gateway and remotes share the machine's cores, so throughput is what all of them reach together;
+//! on few cores the gateway's share of it is better seen in the added cost. Veth pairs are no network cards.
+//!
+//! Rejected: the gateway inside the bench's process. Its memory, its context switches and its allocator would be the
+//! bench's.
+
+mod compare;
+mod contender;
+mod doubts;
+pub mod figures;
+mod machine;
+mod meter;
+pub mod page;
+mod process;
+pub mod record;
+mod search;
+mod table;
+#[cfg(test)]
+mod tests;
+mod trial;
+mod warning;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub use compare::{Comparison, compare};
+pub use contender::Contender;
+pub use warning::{Doubt, Warning};
+
+use crate::error::SetupError;
+use crate::host::cpus;
+use record::{KIND, Participant, Record, SCHEMA, Scenario, Setting};
+
+/// Hosts that clients ping from, each a thread with one socket.
+pub const GENERATORS: usize = 2;
+/// Remotes that every client pings.
+pub const REMOTES: usize = 4;
+/// Idents of a client in the usual scenario: enough flows for several workers to have some each. Each asks one remote, as
+/// each `ping` that is started does.
+const IDENTS: u16 = 32;
+/// Clients of the scenario with many.
+const MANY_CLIENTS: usize = 5000;
+/// What a trial takes besides its loads: a lab, a start, a warm-up, an end.
+const AROUND_A_TRIAL: Duration = Duration::from_millis(1300);
+/// The seconds that a search takes besides its longer loads, as was seen.
+const SHORT_LOADS_S: u64 = 14;
+/// The longer loads of a search: saturation, confirmations, latencies.
+const LONG_LOADS: u64 = 12;
+
+/// What to measure.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BenchOptions {
+    /// Search for loads, with all sizes and numbers of clients, instead of a closed loop.
+    pub full: bool,
+    /// Turns of each contender.
+    pub rounds: u32,
+    /// Seconds of each load.
+    pub seconds: u64,
+    /// Echoes under way at once in a closed loop, all generators together.
+    pub in_flight: usize,
+    /// Echoes a second of the light load.
+    pub light_per_s: u64,
+    /// The contenders, by name or by the beginning of it; empty: all. The control always takes part.
+    pub contenders: Vec<String>,
+    /// The command `echogate` that is measured.
+    pub program: PathBuf,
+}
+
+impl BenchOptions {
+    /// The defaults, with this command.
+    pub fn new(program: PathBuf) -> BenchOptions {
+        BenchOptions {
+            full: false,
+            rounds: 3,
+            seconds: 3,
+            in_flight: 256,
+            light_per_s: 1000,
+            contenders: Vec::new(),
+            program,
+        }
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+}
+
+/// Where a run is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// The trial that begins, from 0.
+    pub trial: usize,
+    /// How many there are.
+    pub trials: usize,
+    /// Whose it is.
+    pub contender: String,
+    /// What is left, by what is known so far.
+    pub left: Duration,
+}
+
+/// Who looks on while a run goes on its way.
+pub trait Observer {
+    /// A trial begins.
+    fn begins(&mut self, progress: &Progress);
+    /// A trial has ended, and this is all there is so far: the moment to save it.
+    fn ended(&mut self, record: &Record);
+}
+
+/// One turn that will be taken.
+struct Turn {
+    contender: Contender,
+    round: u32,
+    scenario: Scenario,
+}
+
+/// Measures all contenders. `interrupted` is asked all the time; once it says so, the trial under way is given up, what it
+/// started is ended, and the record of those before is returned. An error means that there is no record.
+pub fn run(
+    options: &BenchOptions,
+    interrupted: &(dyn Fn() -> bool + Sync),
+    observer: &mut dyn Observer,
+) -> Result<Record, SetupError> {
+    let cpus = cpus::allowed()?.len();
+    let chosen = choose(&Contender::all(cpus), &options.contenders)?;
+    let absences: Vec<_> = chosen.iter().map(|contender| contender.absence()).collect();
+    let present = chosen.iter().zip(&absences).filter(|(_, absence)| absence.is_none());
+    let present: Vec<Contender> = present.map(|(contender, _)| *contender).collect();
+    let mut record = Record {
+        kind: KIND.to_owned(),
+        schema: SCHEMA,
+        complete: false,
+        started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        machine: machine::describe(&present, cpus),
+        setting: Setting {
+            full: options.full,
+            rounds: options.rounds,
+            seconds: options.seconds,
+            in_flight: options.in_flight,
+            light_per_s: options.light_per_s,
+            remotes: REMOTES,
+        },
+        contenders: present
+            .iter()
+            .map(|contender| Participant { name: contender.name(), description: contender.description() })
+            .collect(),
+        absent: absences.into_iter().flatten().collect(),
+        trials: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let about_machine = doubts::about_machine(&record.machine);
+    let turns = turns(options, &present);
+    let begin = Instant::now();
+    for (number, turn) in turns.iter().enumerate() {
+        if interrupted() {
+            break;
+        }
+        let left = left(options, begin.elapsed(), number, turns.len());
+        observer.begins(&Progress { trial: number, trials: turns.len(), contender: turn.contender.name(), left });
+        let trial = trial::run(turn.contender, turn.round, &turn.scenario, options, interrupted)?;
+        if interrupted() {
+            break;
+        }
+        record.trials.push(trial);
+        record.complete = number + 1 == turns.len();
+        record.warnings = about_machine.iter().cloned().chain(doubts::about_trials(&record)).collect();
+        observer.ended(&record);
+    }
+    if !record.complete {
+        record.warnings.push(Warning::new(
+            Doubt::Interrupted,
+            format!("interrupted after {} of {} trials", record.trials.len(), turns.len()),
+            "let it run to its end",
+        ));
+        observer.ended(&record);
+    }
+    Ok(record)
+}
+
+/// How long a run takes, roughly.
+pub fn estimate(options: &BenchOptions) -> Result<Duration, SetupError> {
+    let chosen = choose(&Contender::all(cpus::allowed()?.len()), &options.contenders)?;
+    let present: Vec<Contender> = chosen.into_iter().filter(|contender| contender.absence().is_none()).collect();
+    let turns = turns(options, &present).len();
+    Ok(left(options, Duration::ZERO, 0, turns))
+}
+
+/// The control and those whose names begin with one of `wanted`, in the order of `all`.
+fn choose(all: &[Contender], wanted: &[String]) -> Result<Vec<Contender>, SetupError> {
+    let names = || all.iter().map(|contender| contender.name()).collect::<Vec<_>>();
+    if let Some(unknown) = wanted.iter().find(|wanted| !names().iter().any(|name| name.starts_with(wanted.as_str()))) {
+        return Err(SetupError::new(format!("bench: there is no contender {unknown:?}"))
+            .remedy(format!("choose from {} (or the beginning of several names)", names().join(", "))));
+    }
+    let is_wanted = |contender: &&Contender| {
+        // A name in full means itself only: echogate-uring-2 and not echogate-uring-2-conntrack.
+        let name = contender.name();
+        let named = |wanted: &String| *wanted == name || name.starts_with(wanted.as_str()) && !names().contains(wanted);
+        **contender == Contender::Control || wanted.is_empty() || wanted.iter().any(named)
+    };
+    Ok(all.iter().filter(is_wanted).copied().collect())
+}
+
+/// Each scenario, each round, each contender; a round begins with another contender than the one before.
+fn turns(options: &BenchOptions, contenders: &[Contender]) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    for scenario in scenarios(options.full) {
+        let able = contenders.iter().copied().filter(|contender| scenario.clients <= 2 || !contender.has_one_client());
+        let mut order: Vec<Contender> = able.collect();
+        for round in 0..options.rounds {
+            turns.extend(order.iter().map(|contender| Turn {
+                contender: *contender,
+                round,
+                scenario: scenario.clone(),
+            }));
+            order.rotate_left(1);
+        }
+    }
+    turns
+}
+
+fn scenarios(full: bool) -> Vec<Scenario> {
+    let usual = Scenario { clients: GENERATORS, idents: IDENTS, icmp_bytes: 64 };
+    if !full {
+        return vec![usual];
+    }
+    let sized = |icmp_bytes| Scenario { icmp_bytes, ..usual.clone() };
+    let of_clients = |clients, idents| Scenario { clients, idents, ..usual.clone() };
+    vec![usual.clone(), sized(512), sized(1400), of_clients(1, IDENTS), of_clients(MANY_CLIENTS, 1)]
+}
+
+/// The trials' time so far, or before there is any what they should take.
+fn left(options: &BenchOptions, elapsed: Duration, done: usize, all: usize) -> Duration {
+    let each = match u32::try_from(done) {
+        Ok(done @ 1..) => elapsed / done,
+        _ if options.full => Duration::from_secs(LONG_LOADS * options.seconds + SHORT_LOADS_S) + AROUND_A_TRIAL,
+        _ => Duration::from_secs(1 + options.seconds) + AROUND_A_TRIAL,
+    };
+    each * u32::try_from(all.saturating_sub(done)).unwrap_or(u32::MAX)
+}

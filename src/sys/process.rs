@@ -1,0 +1,74 @@
+//! Child processes: one that ends with the thread that started it, and a request to end.
+
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command};
+
+/// Has the kernel send the child SIGTERM when the thread that spawns it ends, by whatever means: the thread has to live
+/// as long as the child is wanted.
+#[expect(unsafe_code, reason = "a system call between fork and exec")]
+pub fn end_with_this_thread(command: &mut Command) {
+    // SAFETY: `ask_for_the_end` makes one system call and allocates nothing, which is allowed after fork.
+    unsafe { command.pre_exec(ask_for_the_end) };
+}
+
+/// Limit: a parent that ends between fork and this call is not noticed. The child then outlives it by what it does by
+/// itself; a window of microseconds that only SIGKILL can hit.
+#[expect(unsafe_code, reason = "prctl(2)")]
+fn ask_for_the_end() -> io::Result<()> {
+    let signal = libc::c_ulong::try_from(libc::SIGTERM).unwrap_or(15);
+    // SAFETY: PR_SET_PDEATHSIG takes a number and no pointer.
+    succeeded(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })
+}
+
+/// Asks the child to end (SIGTERM). It must not have been waited for with success: its number is then another's.
+#[expect(unsafe_code, reason = "kill(2)")]
+pub fn terminate(child: &Child) -> io::Result<()> {
+    let id = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    // SAFETY: no pointers.
+    succeeded(unsafe { libc::kill(id, libc::SIGTERM) })
+}
+
+/// Lets the calling thread's timed waits end when they are due, and not up to 50 us later: a load by the clock.
+#[expect(unsafe_code, reason = "prctl(2)")]
+pub fn wait_exactly() -> io::Result<()> {
+    let slack_nanos: libc::c_ulong = 1;
+    // SAFETY: PR_SET_TIMERSLACK takes a number and no pointer.
+    succeeded(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, slack_nanos) })
+}
+
+fn succeeded(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::thread;
+
+    use super::*;
+
+    fn sleeper() -> Command {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        command
+    }
+
+    #[test]
+    fn a_child_ends_when_it_is_asked_to() {
+        let mut child = sleeper().spawn().expect("sleep runs");
+        terminate(&child).expect("it runs");
+        assert_eq!(child.wait().expect("a child").signal(), Some(libc::SIGTERM));
+    }
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let started = thread::spawn(|| {
+            let mut command = sleeper();
+            end_with_this_thread(&mut command);
+            command.spawn().expect("sleep runs")
+        });
+        let mut child = started.join().expect("the thread ends");
+        assert_eq!(child.wait().expect("a child").signal(), Some(libc::SIGTERM));
+    }
+}
