@@ -132,7 +132,7 @@
 //! | 2 | policy, io |
 //! | 3 | proxy |
 //! | 4 | metrics |
-//! | 5 | worker, outside, host |
+//! | 5 | worker, outside, host, pinger |
 //! | 6 | config |
 //! | 7 | gateway, lab |
 //! | 8 | demo |
@@ -141,7 +141,7 @@
 //! # Features
 //!
 //! Without features: the proxy and what it needs (no I/O, no system call). `gateway`: the data plane of `echogate run`.
-//! `lab`: clients, gateway and internet as network namespaces in this process. `cli`: the command `echogate`.
+//! `pinger`: pings without privileges ([`pinger`]). `lab`: clients, gateway and internet as network namespaces in this process. `cli`: the command `echogate`.
 
 pub mod checksum;
 #[cfg(feature = "cli")]
@@ -156,16 +156,18 @@ pub mod error;
 pub mod gateway;
 #[cfg(feature = "gateway")]
 pub mod host;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "pinger"))]
 pub mod io;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod metrics;
 #[cfg(feature = "gateway")]
 pub mod outside;
+#[cfg(feature = "pinger")]
+pub mod pinger;
 pub mod policy;
 pub mod proxy;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "pinger"))]
 pub mod sys;
 pub mod table;
 pub mod wire;
