@@ -129,6 +129,8 @@ pub struct Echo {
     pub timeout: Duration,
     /// Whether errors about proxied echoes are brought to the clients.
     pub icmp_errors: bool,
+    /// Whether an error must quote an IP header whose checksum is right.
+    pub quoted_checksum: bool,
     /// Size of the table of outstanding echoes, in 64-bit words (one an echo).
     pub table_words: u32,
 }
@@ -166,7 +168,7 @@ impl Default for Mapping {
 
 impl Default for Echo {
     fn default() -> Echo {
-        Echo { timeout: Duration::from_secs(60), icmp_errors: true, table_words: 1 << 20 }
+        Echo { timeout: Duration::from_secs(60), icmp_errors: true, quoted_checksum: false, table_words: 1 << 20 }
     }
 }
 

@@ -117,6 +117,7 @@ fn settings(config: &Config) -> Settings {
         echo_words_log2: config.echo.table_words.ilog2(),
         inside_mtu: config.inside.mtu as usize,
         icmp_errors: config.echo.icmp_errors,
+        quoted_checksum: config.echo.quoted_checksum,
         denied: config.remotes.deny.clone(),
         allowed: config.remotes.allow.clone(),
         pass_own: config.remotes.own,

@@ -80,6 +80,7 @@ pub struct Proxy {
     addresses: Vec<Ipv4Addr>,
     inside_mtu: usize,
     icmp_errors: bool,
+    quoted_checksum: bool,
     ttl: Ttl,
     pass_own: bool,
     mappings: Mappings,
@@ -138,6 +139,7 @@ impl Proxy {
             addresses: settings.addresses.clone(),
             inside_mtu: settings.inside_mtu,
             icmp_errors: settings.icmp_errors,
+            quoted_checksum: settings.quoted_checksum,
             ttl: settings.ttl,
             pass_own: settings.pass_own,
             echoes,
@@ -325,6 +327,11 @@ impl Batch<'_> {
         };
         echo.set_ident(index.ident());
         packet.set_source(self.proxy.addresses[usize::from(index.address())]);
+        // RFC 6864, section 4.3: what can be cut up on its way needs an identification that is unique among all that the gateway's
+        // address sends there, by whichever client. The kernel keeps count of those; zero asks it for the next.
+        if !packet.dont_fragment() {
+            packet.clear_identification();
+        }
         if self.proxy.ttl == Ttl::Decrement {
             packet.decrement_ttl();
         }
@@ -368,6 +375,10 @@ impl Batch<'_> {
         // The kernel writes a new header checksum when it sends: a damaged header must not leave as an intact one.
         if !packet.header_is_intact() {
             return Err(Reason::HeaderChecksum);
+        }
+        // It would get round the list of remotes (RFC 7126, sections 4.3 and 4.4).
+        if packet.has_source_route() {
+            return Err(Reason::SourceRoute);
         }
         if packet.ttl() <= self.proxy.ttl.spent() {
             return Err(Reason::TtlExpired);

@@ -259,6 +259,16 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         table: "echo",
+        name: "quoted_checksum",
+        flag: None,
+        meaning: "Whether an ICMP error is dropped if the IP header that it quotes has a wrong checksum, as RFC 5508 \
+                  (REQ-3a) would have it. Some routers change the TTL and quote the header with its old checksum: with on \
+                  they vanish from traceroute",
+        default: KeyDefault::Value("off"),
+        kind: Kind::Switch(|config| &mut config.echo.quoted_checksum),
+    },
+    Key {
+        table: "echo",
         name: "table_words",
         flag: None,
         meaning: "Size of the table of outstanding echoes, a power of two: 8 bytes a word, one word an echo. When it \

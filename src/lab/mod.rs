@@ -17,11 +17,12 @@
 //! * Every client has a namespace and a device of its own, so that equal idents, equal sequences and misdelivery are
 //!   seen at sockets that cannot confuse them. The clients' prefix is not on-link: each has a /32 and the gateway a
 //!   route to it, as in most VPNs.
-//! * With [`LabOptions::router`] a router stands between gateway and remotes (time exceeded, traceroute).
+//! * With [`LabOptions::routers`] some routers stand between gateway and remotes, one behind the other (time exceeded,
+//!   traceroute, path MTU).
 //!
 //! IPv6 is off, so that no neighbour discovery disturbs exact counts, and no host limits the ICMP it originates.
 //!
-//! Limits: [`CLIENTS_MAX`] clients, [`REMOTES_MAX`] remotes. The network devices' per-CPU input queue
+//! Limits: [`CLIENTS_MAX`] clients, [`REMOTES_MAX`] remotes, [`ROUTERS_MAX`] routers. The network devices' per-CPU input queue
 //! (net.core.netdev_max_backlog, 1,000 packets by default) belongs to the machine, not to the lab: more than that in
 //! flight at once is lost, whoever forwards.
 
@@ -46,6 +47,8 @@ use crate::policy::Prefix;
 pub const CLIENTS_MAX: usize = 200;
 /// The most remotes of one lab.
 pub const REMOTES_MAX: usize = 200;
+/// The most routers between the gateway and the remotes of one lab.
+pub const ROUTERS_MAX: usize = 8;
 
 /// The gateway's address on the clients' side.
 pub const GATEWAY_INSIDE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
@@ -54,11 +57,9 @@ pub const GATEWAY_OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// The gateway's device on the internet's side.
 pub const OUTSIDE_DEVICE: &str = "wan";
 
-const ROUTER_NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 254);
-const ROUTER_FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 /// The device of a host that has one only.
 const HOST_DEVICE: &str = "eth0";
-/// The router's device towards the remotes.
+/// A router's device towards the remotes.
 const FAR_DEVICE: &str = "far";
 
 /// What to build.
@@ -68,15 +69,15 @@ pub struct LabOptions {
     pub clients: usize,
     /// Remotes, all addresses of one namespace.
     pub remotes: usize,
-    /// Whether a router stands between gateway and remotes.
-    pub router: bool,
+    /// Routers between gateway and remotes, one behind the other.
+    pub routers: usize,
     /// The gateway's rp_filter (all and default): 0 off, 1 strict, 2 loose.
     pub rp_filter: u8,
 }
 
 impl Default for LabOptions {
     fn default() -> LabOptions {
-        LabOptions { clients: 2, remotes: 1, router: false, rp_filter: 2 }
+        LabOptions { clients: 2, remotes: 1, routers: 0, rp_filter: 2 }
     }
 }
 
@@ -96,7 +97,7 @@ pub struct Client {
 pub struct Lab {
     clients: Vec<Client>,
     gateway: Namespace,
-    router: Option<Namespace>,
+    routers: Vec<Namespace>,
     internet: Namespace,
     remotes: Vec<Ipv4Addr>,
 }
@@ -106,23 +107,25 @@ impl Lab {
     pub fn build(options: &LabOptions) -> Result<Lab, SetupError> {
         within("clients", options.clients, CLIENTS_MAX)?;
         within("remotes", options.remotes, REMOTES_MAX)?;
+        if options.routers > ROUTERS_MAX {
+            return Err(SetupError::new(format!("lab: {} routers: there can be {ROUTERS_MAX}", options.routers)));
+        }
         let mut lab = Lab {
             clients: (0..options.clients).map(Client::new).collect::<Result<_, _>>()?,
             gateway: Namespace::new("gateway")?,
-            router: options.router.then(|| Namespace::new("router")).transpose()?,
+            routers: (1..=options.routers)
+                .map(|number| Namespace::new(format!("router {number}")))
+                .collect::<Result<_, _>>()?,
             internet: Namespace::new("internet")?,
             remotes: Vec::new(),
         };
-        let subnet = if options.router { ROUTER_FAR } else { GATEWAY_OUTSIDE };
-        lab.remotes = (1..=options.remotes).map(|number| offset(subnet, number)).collect();
+        let last_link = near_end(options.routers);
+        lab.remotes = (1..=options.remotes).map(|number| offset(last_link, number)).collect();
         lab.prepare_gateway(options.rp_filter)?;
         for client in &lab.clients {
             lab.connect_client(client)?;
         }
-        match &lab.router {
-            None => lab.connect_internet()?,
-            Some(router) => lab.connect_through(router)?,
-        }
+        lab.connect_outside()?;
         Ok(lab)
     }
 
@@ -141,9 +144,10 @@ impl Lab {
         &self.gateway
     }
 
-    /// The router between gateway and remotes, if there is one.
-    pub fn router(&self) -> Option<&Namespace> {
-        self.router.as_ref()
+    /// The routers between gateway and remotes, the gateway's neighbour first. Each has the address
+    /// [`router_address`] towards the gateway, and its device `far` leads on to the remotes.
+    pub fn routers(&self) -> &[Namespace] {
+        &self.routers
     }
 
     /// Where the remotes are.
@@ -151,7 +155,7 @@ impl Lab {
         &self.internet
     }
 
-    /// The remotes' addresses, from 198.18.0.2 (behind a router from 198.18.1.2).
+    /// The remotes' addresses, from 198.18.0.2 (behind n routers from 198.18.n.2).
     pub fn remotes(&self) -> &[Ipv4Addr] {
         &self.remotes
     }
@@ -184,63 +188,56 @@ impl Lab {
         })
     }
 
-    /// The remotes' host is the gateway's neighbour and its default route: what goes nowhere ends there in silence.
-    fn connect_internet(&self) -> Result<(), SetupError> {
-        self.gateway.configure(|netlink| {
-            netlink.add_veth(OUTSIDE_DEVICE, HOST_DEVICE, self.internet.as_fd())?;
-            let index = up(netlink, OUTSIDE_DEVICE)?;
-            netlink.add_address(index, GATEWAY_OUTSIDE, 24)
-        })?;
-        self.prepare_internet()?;
-        let next_hop = self.remotes[0];
-        self.gateway.configure(|netlink| {
-            let index = existing(netlink, OUTSIDE_DEVICE)?;
-            netlink.replace_route(&default_via(next_hop, index))
-        })
-    }
-
-    fn connect_through(&self, router: &Namespace) -> Result<(), SetupError> {
-        self.gateway.configure(|netlink| {
-            netlink.add_veth(OUTSIDE_DEVICE, HOST_DEVICE, router.as_fd())?;
-            let index = up(netlink, OUTSIDE_DEVICE)?;
-            netlink.add_address(index, GATEWAY_OUTSIDE, 24)?;
-            netlink.replace_route(&default_via(ROUTER_NEAR, index))
-        })?;
-        quiet(router)?;
-        forwards(router)?;
-        router.configure(|netlink| {
-            up(netlink, "lo")?;
-            let near = up(netlink, HOST_DEVICE)?;
-            netlink.add_address(near, ROUTER_NEAR, 24)?;
-            netlink.add_veth(FAR_DEVICE, HOST_DEVICE, self.internet.as_fd())?;
-            let far = up(netlink, FAR_DEVICE)?;
-            netlink.add_address(far, ROUTER_FAR, 24)
-        })?;
-        self.prepare_internet()?;
-        // To the gateway's network and no further: the clients stay unknown.
-        let near_network = Prefix::new(Ipv4Addr::new(198, 18, 0, 0), 24).expect("its host bits are zero");
-        self.internet.configure(|netlink| {
-            let device = Some(existing(netlink, HOST_DEVICE)?);
-            let gateway = Some(ROUTER_FAR);
-            netlink.replace_route(&Route {
-                destination: near_network,
-                gateway,
-                device,
-                table: MAIN_TABLE,
-                source: None,
-            })
-        })
-    }
-
-    fn prepare_internet(&self) -> Result<(), SetupError> {
-        quiet(&self.internet)?;
+    /// A chain of links 198.18.n.0/24: the gateway, the routers, the remotes' host. Outward everybody has a default route to
+    /// the next, so that what goes nowhere ends at the remotes' host in silence. Back there is a route to the gateway's
+    /// network and no further: the clients stay unknown.
+    fn connect_outside(&self) -> Result<(), SetupError> {
+        let (mut nearer, mut device) = (&self.gateway, OUTSIDE_DEVICE);
+        for (number, router) in self.routers.iter().enumerate() {
+            connect(nearer, device, router, near_end(number), &[router_address(number)])?;
+            forwards(router)?;
+            if number > 0 {
+                leads_back(router, near_end(number))?;
+            }
+            (nearer, device) = (router, FAR_DEVICE);
+        }
+        let number = self.routers.len();
+        connect(nearer, device, &self.internet, near_end(number), &self.remotes)?;
         self.internet.sysctl(&[("net/ipv4/icmp_echo_ignore_all", "0")])?;
-        self.internet.configure(|netlink| {
-            up(netlink, "lo")?;
-            let index = up(netlink, HOST_DEVICE)?;
-            self.remotes.iter().try_for_each(|remote| netlink.add_address(index, *remote, 24))
-        })
+        if number > 0 { leads_back(&self.internet, near_end(number)) } else { Ok(()) }
     }
+}
+
+/// Connects two hosts, and gives the nearer one its default route. The farther one, which is new, is made ready.
+fn connect(
+    nearer: &Namespace,
+    device: &str,
+    farther: &Namespace,
+    near_end: Ipv4Addr,
+    far_ends: &[Ipv4Addr],
+) -> Result<(), SetupError> {
+    let near_index = nearer.configure(|netlink| {
+        netlink.add_veth(device, HOST_DEVICE, farther.as_fd())?;
+        let index = up(netlink, device)?;
+        netlink.add_address(index, near_end, 24)?;
+        Ok(index)
+    })?;
+    quiet(farther)?;
+    farther.configure(|netlink| {
+        up(netlink, "lo")?;
+        let index = up(netlink, HOST_DEVICE)?;
+        far_ends.iter().try_for_each(|address| netlink.add_address(index, *address, 24))
+    })?;
+    nearer.configure(|netlink| netlink.replace_route(&default_via(far_ends[0], near_index)))
+}
+
+/// A route to the gateway's network.
+fn leads_back(host: &Namespace, next_hop: Ipv4Addr) -> Result<(), SetupError> {
+    let destination = Prefix::new(Ipv4Addr::new(198, 18, 0, 0), 24).expect("its host bits are zero");
+    host.configure(|netlink| {
+        let device = Some(existing(netlink, HOST_DEVICE)?);
+        netlink.replace_route(&Route { destination, gateway: Some(next_hop), device, table: MAIN_TABLE, source: None })
+    })
 }
 
 impl Client {
@@ -258,7 +255,17 @@ pub fn client_address(number: usize) -> Ipv4Addr {
     offset(GATEWAY_INSIDE, number + 1)
 }
 
-/// The address of remote `number`, from 0, of a lab without a router.
+/// The address of router `number`, from 0, towards the gateway.
+pub fn router_address(number: usize) -> Ipv4Addr {
+    offset(near_end(number), 253)
+}
+
+/// The nearer end of link `number` of the chain that leads outside.
+fn near_end(number: usize) -> Ipv4Addr {
+    offset(GATEWAY_OUTSIDE, number * 256)
+}
+
+/// The address of remote `number`, from 0, of a lab without routers.
 pub fn remote_address(number: usize) -> Ipv4Addr {
     offset(GATEWAY_OUTSIDE, number + 1)
 }
@@ -270,7 +277,7 @@ fn within(what: &str, count: usize, most: usize) -> Result<(), SetupError> {
     Err(SetupError::new(format!("lab: {count} {what}: there can be 1 to {most}")))
 }
 
-/// `address` plus `number`, which the limits on clients and remotes keep within its /24.
+/// `address` plus `number`, which the limits keep within the lab's networks.
 fn offset(address: Ipv4Addr, number: usize) -> Ipv4Addr {
     let number = u32::try_from(number).unwrap_or(u32::MAX);
     Ipv4Addr::from(u32::from(address).saturating_add(number))

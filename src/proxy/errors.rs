@@ -46,7 +46,8 @@ impl Batch<'_> {
             Malformed::NotError => Reason::NotEchoReply,
             Malformed::Truncated | Malformed::NotEchoRequest => Reason::ErrorQuote,
         })?;
-        if !quote.is_intact() {
+        // RFC 5508 REQ-3; RFC 4884's extensions are part of the first sum and not of the second (REQ-3d).
+        if !quote.is_intact() || self.proxy.quoted_checksum && !quote.header_is_intact() {
             return Err(Reason::ErrorChecksum);
         }
         let address = self.proxy.address_number(packet.destination()).ok_or(Reason::NotOurAddress)?;

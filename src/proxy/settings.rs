@@ -46,6 +46,8 @@ pub struct Settings {
     pub inside_mtu: usize,
     /// Whether errors about proxied echoes are brought to the clients; without, traceroute shows no routers.
     pub icmp_errors: bool,
+    /// Whether an error is dropped if the checksum of the IP header that it quotes is wrong (RFC 5508 REQ-3a).
+    pub quoted_checksum: bool,
     /// Who counts the hop that the gateway is.
     pub ttl: Ttl,
     /// Addresses that nobody may ping, besides those that nobody can ([`crate::policy::remotes::NEVER`]).
@@ -76,6 +78,7 @@ impl Settings {
             echo_words_log2: 20,
             inside_mtu: 1500,
             icmp_errors: true,
+            quoted_checksum: false,
             ttl: Ttl::AlreadyDecremented,
             denied: Vec::new(),
             allowed: Vec::new(),

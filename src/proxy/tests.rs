@@ -262,6 +262,12 @@ fn what_must_not_be_forwarded_is_dropped_by_reason() {
     };
     let mut bad_header = request(CLIENT, REMOTE);
     bad_header[4] ^= 1;
+    // To a remote that may be pinged, and on from there to one that may not.
+    let by_way_of = |kind| {
+        let message = build::echo_message(EchoKind::Request, 1, 1, b"payload");
+        let options = vec![1, kind, 7, 4, 169, 254, 169, 254];
+        Datagram { options, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) }.build()
+    };
     for (mut packet, reason) in [
         (request(Ipv4Addr::new(10, 67, 0, 2), REMOTE), Reason::NotClient),
         (request(GATEWAY, REMOTE), Reason::OwnSource),
@@ -274,6 +280,8 @@ fn what_must_not_be_forwarded_is_dropped_by_reason() {
         (fragment(true, 8), Reason::Fragment),
         (fragment(false, 16), Reason::Fragment),
         (bad_header, Reason::HeaderChecksum),
+        (by_way_of(131), Reason::SourceRoute),
+        (by_way_of(137), Reason::SourceRoute),
         (Datagram::new(CLIENT, REMOTE, ipv4::ICMP, vec![8, 0, 0, 0]).build(), Reason::IcmpTruncated),
         (request(CLIENT, REMOTE)[..19].to_vec(), Reason::Truncated),
         (request(CLIENT, REMOTE)[..30].to_vec(), Reason::TotalLength),
@@ -583,12 +591,17 @@ fn a_refused_client_can_be_told_by_a_packet_to_it_about_its_own() {
     assert_eq!(batch.prohibited(&packet, 1, &mut error), None, "there is no such address");
 }
 
+/// A byte that is no option that asks for a route.
+fn no_source_route() -> impl Strategy<Value = u8> {
+    any::<u8>().prop_filter("a source route", |byte| ![131, 137].contains(byte))
+}
+
 proptest! {
     /// Outbound and answered: but for addresses, ident and the checksums that go with them, byte for byte what was sent.
     #[test]
     fn there_and_back_changes_only_what_it_must(
         ident: u16, sequence: u16, ttl in 2..=255_u8, tos: u8, identification: u16, dont_fragment: bool,
-        options in prop::collection::vec(any::<u8>(), 0..=10), payload in prop::collection::vec(any::<u8>(), 0..600),
+        options in prop::collection::vec(no_source_route(), 0..=10), payload in prop::collection::vec(any::<u8>(), 0..600),
         damage in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let mut message = build::echo_message(EchoKind::Request, ident, sequence, &payload);
@@ -605,9 +618,10 @@ proptest! {
         let verdict = bench.outbound(&mut packet);
         prop_assert!(matches!(verdict, Outbound::Forward { .. }), "{:?}", verdict);
 
-        // What must have changed: source, ident, and what sums them.
+        // What must have changed: source, ident, what sums them, and the identification of what can be cut up.
         let mut expected = original.clone();
         expected.source = GATEWAY;
+        expected.identification = if dont_fragment { identification } else { 0 };
         let gateway_ident = ident_of(&packet);
         Echo::check(&mut expected.payload[..]).unwrap().set_ident(gateway_ident);
         prop_assert_eq!(&packet, &expected.build());
@@ -645,7 +659,7 @@ proptest! {
     #[test]
     fn decrementing_takes_one_hop_each_way_and_changes_nothing_else(
         ttl in 2..=255_u8, reply_ttl in 2..=255_u8, ident: u16, sequence: u16, dont_fragment: bool,
-        options in prop::collection::vec(any::<u8>(), 0..=10), payload in prop::collection::vec(any::<u8>(), 0..600),
+        options in prop::collection::vec(no_source_route(), 0..=10), payload in prop::collection::vec(any::<u8>(), 0..600),
     ) {
         let message = build::echo_message(EchoKind::Request, ident, sequence, &payload);
         let options = options.iter().flat_map(|byte| [*byte; 4]).collect();
@@ -753,6 +767,55 @@ fn errors_about_what_was_not_sent_or_that_are_damaged_are_dropped_by_name_and_un
         assert_eq!(judged, packet);
     }
     assert!(matches!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Tell { .. }));
+}
+
+/// RFC 5508 REQ-3a: a router that took one from the TTL and quotes the old checksum.
+#[test]
+fn a_wrong_checksum_in_the_quoted_header_counts_if_it_is_to() {
+    for quoted_checksum in [false, true] {
+        let mut bench = Bench::new(&Settings { quoted_checksum, ..settings() });
+        let (mut sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
+        let mut right = error_about(&sent, ROUTER, 11, 0);
+        assert!(matches!(bench.inbound(&mut right), Inbound::Tell { .. }));
+        sent[8] = 1;
+        let verdict = bench.inbound(&mut error_about(&sent, ROUTER, 11, 0));
+        assert_eq!(verdict == Inbound::Drop(Reason::ErrorChecksum), quoted_checksum);
+        assert_eq!(matches!(verdict, Inbound::Tell { .. }), !quoted_checksum);
+    }
+}
+
+/// RFC 4884, and RFC 5508 REQ-3d: what follows the quote is neither changed nor looked at but for the message's own sum.
+#[test]
+fn an_error_with_extensions_is_told_with_them() {
+    for quoted_checksum in [false, true] {
+        let mut bench = Bench::new(&Settings { quoted_checksum, ..settings() });
+        let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
+        let original = build::echo_request(CLIENT, REMOTE, 1, 1, 64, b"payload");
+        // 128 bytes of quote and padding, then an extension whose own checksum is wrong: that is the client's to judge.
+        let error = |request: &[u8], destination| {
+            let extension = [0x20, 0, 0xAB, 0xCD, 0, 8, 1, 1, 0, 0x3A, 0xE1, 0x40];
+            let quote = [request, &vec![0; 128 - request.len()], &extension].concat();
+            let message = build::error_message(11, 0, 32 << 16, &quote);
+            Datagram::new(ROUTER, destination, ipv4::ICMP, message).build()
+        };
+        let mut told = error(&sent, GATEWAY);
+        assert!(matches!(bench.inbound(&mut told), Inbound::Tell { .. }));
+        assert_eq!(told, error(&original, CLIENT));
+    }
+}
+
+/// RFC 6864, section 4.3: two clients may use one identification; from the gateway's address it may not be there twice.
+#[test]
+fn the_identification_of_what_can_be_cut_up_is_left_to_the_sender() {
+    let mut bench = Bench::new(&settings());
+    for (dont_fragment, expected) in [(false, 0), (true, 0x4321)] {
+        let message = build::echo_message(EchoKind::Request, 1, 1, b"payload");
+        let datagram = Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message);
+        let mut packet = Datagram { identification: 0x4321, dont_fragment, ..datagram }.build();
+        assert!(matches!(bench.outbound(&mut packet), Outbound::Forward { .. }));
+        assert_eq!(Ipv4::check(&packet[..]).unwrap().identification(), expected);
+        assert!(is_intact(&packet));
+    }
 }
 
 #[test]

@@ -96,6 +96,8 @@ pub enum Reason {
     TotalLength,
     /// A wrong IPv4 header checksum.
     HeaderChecksum,
+    /// A request with a source route: it would end elsewhere than at the remote that it names.
+    SourceRoute,
     /// ICMP shorter than an echo's header.
     IcmpTruncated,
     /// A fragment of ICMP to outside, or from outside.
@@ -128,7 +130,8 @@ pub enum Reason {
     EchoContended,
     /// From outside: neither an echo reply nor an error that is asked for.
     NotEchoReply,
-    /// An error whose ICMP checksum is wrong (RFC 5508 REQ-3).
+    /// An error whose ICMP checksum is wrong or, if that is asked for, the checksum of the header that it quotes (RFC 5508
+    /// REQ-3).
     ErrorChecksum,
     /// An error that quotes no echo request, or too little of one.
     ErrorQuote,
@@ -146,12 +149,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in order.
-    pub const ALL: [Reason; 28] = [
+    pub const ALL: [Reason; 29] = [
         Reason::Truncated,
         Reason::Version,
         Reason::HeaderLength,
         Reason::TotalLength,
         Reason::HeaderChecksum,
+        Reason::SourceRoute,
         Reason::IcmpTruncated,
         Reason::Fragment,
         Reason::TtlExpired,
@@ -185,6 +189,7 @@ impl Reason {
             Reason::HeaderLength => "header_length",
             Reason::TotalLength => "total_length",
             Reason::HeaderChecksum => "header_checksum",
+            Reason::SourceRoute => "source_route",
             Reason::IcmpTruncated => "icmp_truncated",
             Reason::Fragment => "fragment",
             Reason::TtlExpired => "ttl_expired",

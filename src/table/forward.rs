@@ -71,6 +71,7 @@ impl Forward {
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
     use rand::rngs::StdRng;
@@ -83,6 +84,9 @@ mod tests {
     const KEYS: u32 = 16;
     /// A guard is renewed this often, so that entries are reclaimed while others look at them.
     const ROUNDS_A_GUARD: usize = 32;
+    /// So often a thread lets others run while its entry is in the map: they would not meet on a machine whose cores are
+    /// busy, where a whole turn of a thread can pass without another's.
+    const ROUNDS_A_PAUSE: u32 = 61;
 
     /// Entries are numbered through, and each tells its key.
     fn entry(number: u32, key: u32) -> SlotIndex {
@@ -111,6 +115,9 @@ mod tests {
             match self.map.try_insert(client, 7, own, guard) {
                 Ok(()) => {
                     assert_eq!(self.present[key as usize].swap(own.0, Ordering::AcqRel), 0, "two entries of one key");
+                    if number.is_multiple_of(ROUNDS_A_PAUSE) {
+                        std::thread::yield_now();
+                    }
                     assert_eq!(self.get(key, guard), Some(own), "the entry is lost");
                     self.map.remove(client, 7, SlotIndex(own.0 ^ KEYS), guard);
                     assert_eq!(self.get(key, guard), Some(own), "the entry went with another's");
@@ -131,10 +138,12 @@ mod tests {
     fn an_entry_is_there_until_its_own_removal_whatever_others_do() {
         let present = (0..KEYS).map(|_| AtomicU32::new(0)).collect();
         let stress = Stress { map: Forward::new(0), present, lost: AtomicU64::new(0) };
-        let stress = &stress;
+        let together = Barrier::new(THREADS as usize);
+        let (stress, together) = (&stress, &together);
         std::thread::scope(|scope| {
             for thread in 0..THREADS {
                 scope.spawn(move || {
+                    together.wait();
                     let mut rng = StdRng::seed_from_u64(thread.into());
                     for first in (1..=ROUNDS).step_by(ROUNDS_A_GUARD) {
                         let guard = stress.map.guard();

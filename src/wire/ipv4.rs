@@ -39,6 +39,14 @@ mod field {
     pub(super) const DESTINATION: usize = 16;
 }
 
+/// Kinds of options (RFC 791, section 3.1).
+mod option {
+    pub(super) const END: u8 = 0;
+    pub(super) const NONE: u8 = 1;
+    pub(super) const LOOSE_ROUTE: u8 = 131;
+    pub(super) const STRICT_ROUTE: u8 = 137;
+}
+
 pub(super) const DONT_FRAGMENT: u16 = 0x4000;
 pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
 /// The fragment offset counts units of eight bytes.
@@ -185,6 +193,26 @@ impl<B: AsRef<[u8]>> Ipv4<B> {
         &self.header()[HEADER_LEN_MIN..]
     }
 
+    /// Whether an option names hosts to pass on the way, so that the destination is not where it ends (RFC 791: loose and
+    /// strict source routes). Options that cannot be read end the search: nobody on the way could read on either.
+    pub fn has_source_route(&self) -> bool {
+        let mut options = self.options();
+        while let [kind, rest @ ..] = options {
+            options = match *kind {
+                option::END => &[],
+                option::NONE => rest,
+                option::LOOSE_ROUTE | option::STRICT_ROUTE => return true,
+                // The length counts kind and length, too.
+                _ => rest
+                    .first()
+                    .filter(|length| **length >= 2)
+                    .and_then(|length| options.get(usize::from(*length)..))
+                    .unwrap_or(&[]),
+            };
+        }
+        false
+    }
+
     /// The header with its options.
     pub fn header(&self) -> &[u8] {
         &self.bytes.as_ref()[..self.header_len]
@@ -241,6 +269,13 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
         let new = old & !DONT_FRAGMENT;
         put_word(self.bytes.as_mut(), field::FRAGMENT, new);
         self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
+    }
+
+    /// Makes the identification zero: whoever sends the datagram is to choose one.
+    pub fn clear_identification(&mut self) {
+        let old = self.identification();
+        put_word(self.bytes.as_mut(), field::IDENTIFICATION, 0);
+        self.set_header_checksum(checksum::update(self.header_checksum(), old, 0));
     }
 
     fn set_address(&mut self, at: usize, new: Ipv4Addr) {
@@ -300,6 +335,8 @@ mod tests {
                 packet.set_destination(CLIENT);
                 packet.set_ttl(1);
                 packet.clear_dont_fragment();
+                packet.clear_identification();
+                let _ = packet.has_source_route();
                 packet.payload_mut().fill(0xFF);
                 assert_eq!((packet.source(), packet.destination(), packet.ttl()), (REMOTE, CLIENT, 1));
                 assert_eq!(packet.header_is_intact(), intact, "a setter hid or made damage");
@@ -382,6 +419,31 @@ mod tests {
         assert_eq!(told(MORE_FRAGMENTS), (true, false, 0));
         assert_eq!(told(MORE_FRAGMENTS | 185), (false, true, 1480));
         assert_eq!(told(0x1FFF), (false, true, 65_528));
+    }
+
+    #[test]
+    fn a_source_route_is_found_among_other_options() {
+        let with = |options: &[u8]| {
+            let datagram = Datagram { options: options.to_vec(), ..Datagram::new(CLIENT, REMOTE, ICMP, vec![0; 8]) };
+            Ipv4::check(datagram.build()).unwrap().has_source_route()
+        };
+        for (options, found) in [
+            (&[][..], false),
+            (&[131, 3, 4], true),
+            (&[137, 3, 4], true),
+            (&[1, 1, 1, 131, 7, 4, 1, 2, 3, 4], true),
+            // After a record route, and within one: the second is an address.
+            (&[7, 7, 4, 0, 0, 0, 0, 131, 3, 4], true),
+            (&[7, 7, 4, 131, 3, 4, 0], false),
+            // After the end of the options, or of what can be read.
+            (&[0, 131, 3, 4], false),
+            (&[7, 0, 131, 3], false),
+            (&[7, 1, 131, 3], false),
+            (&[7, 200, 131, 3], false),
+            (&[1, 1, 1, 7], false),
+        ] {
+            assert_eq!(with(options), found, "{options:?}");
+        }
     }
 
     proptest! {

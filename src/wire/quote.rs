@@ -108,6 +108,12 @@ impl<B: AsRef<[u8]>> Quote<B> {
         checksum::sum(self.bytes.as_ref()) == 0xFFFF
     }
 
+    /// Whether the quoted header's checksum is right. Some routers take one from the TTL and quote the header without
+    /// mending its checksum.
+    pub fn header_is_intact(&self) -> bool {
+        checksum::sum(&self.bytes.as_ref()[ERROR_HEADER_LEN..self.message_at]) == 0xFFFF
+    }
+
     /// Who sent the quoted request: the gateway, if it was one of its own.
     pub fn source(&self) -> Ipv4Addr {
         self.address(field::QUOTED_SOURCE)

@@ -15,7 +15,7 @@ in_every_setup!(
 );
 
 fn behind_a_router() -> Scene {
-    Scene::with(&LabOptions { clients: 2, remotes: 3, router: true, ..LabOptions::default() })
+    Scene::with(&LabOptions { clients: 2, remotes: 3, routers: 1, ..LabOptions::default() })
 }
 
 /// RFC 5508 REQ-4: the outer source is the router's, and traceroute knows its own probe in the quote.
@@ -54,7 +54,7 @@ fn a_ping_that_expires_says_where(setup: &Setup) {
 fn a_path_mtu_is_found(setup: &Setup) {
     let scene = behind_a_router();
     let _gateway = scene.serve(setup);
-    run(scene.lab().router().expect("there is one"), "ip link set far mtu 1400");
+    run(&scene.lab().routers()[0], "ip link set far mtu 1400");
     // Unprivileged ping leaves it to the kernel to believe the error, which then knows the path's MTU.
     let pings = scene.ping(0, &format!("-c 1 -W 10 -M do -s 1372 {}", scene.remote(0)));
     assert!(pings.all_came_back(1), "1,400 bytes pass: {}", pings.text);
@@ -83,7 +83,7 @@ fn a_packet_too_large_for_the_gateways_own_link_is_told_what_fits(setup: &Setup)
 fn a_router_and_the_gateways_own_kernel_say_unreachable(setup: &Setup) {
     let scene = behind_a_router();
     let gateway = scene.serve(setup);
-    run(scene.lab().router().expect("there is one"), "ip route add unreachable 203.0.113.0/24");
+    run(&scene.lab().routers()[0], "ip route add unreachable 203.0.113.0/24");
     let says = |pings: Pings, what: &str| assert!(pings.text.contains(what), "{what}: {}", pings.text);
     says(scene.ping(0, "-c 1 -W 10 203.0.113.7"), "From 198.18.0.254 icmp_seq=1 Destination Host Unreachable");
     // Nobody has this address on the gateway's own link: its kernel says so, to itself, when no neighbour answers.
