@@ -30,7 +30,7 @@ use crate::clock::{Clock as _, Instant};
 use crate::error::SetupError;
 use crate::io::Engine as Chosen;
 use crate::io::ping::{
-    self, Arrival, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Report, Reports, SyscallsPingIo,
+    self, Arrival, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Report, Reports, SyscallsPingIo, UringPingIo,
 };
 use crate::sys::ping::wall_clock_nanos;
 use crate::table::idents;
@@ -66,7 +66,8 @@ pub(super) fn run(shared: Arc<Shared>, settings: Settings, ready: &Sender<Result
         Err(error) => return drop(ready.send(Err(broken(error)))),
     };
     match chosen {
-        Chosen::Uring | Chosen::Syscalls => serve(SyscallsPingIo::new(shared.waker()), shared, settings, ready, chosen),
+        Chosen::Uring => serve(UringPingIo::new(shared.waker()), shared, settings, ready, chosen),
+        Chosen::Syscalls => serve(SyscallsPingIo::new(shared.waker()), shared, settings, ready, chosen),
     }
 }
 

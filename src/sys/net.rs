@@ -83,7 +83,7 @@ pub const SOCKADDR_BYTES: libc::socklen_t = 16;
 const _: () = assert!(mem::size_of::<libc::sockaddr_in>() == SOCKADDR_BYTES as usize);
 
 pub(super) const NO_BYTES: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-pub(super) const NO_MESSAGE: libc::mmsghdr = libc::mmsghdr {
+pub(crate) const NO_MESSAGE: libc::mmsghdr = libc::mmsghdr {
     msg_hdr: libc::msghdr {
         msg_name: ptr::null_mut(),
         msg_namelen: 0,

@@ -18,9 +18,11 @@
 
 mod errors;
 mod syscalls;
+mod uring;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 pub use self::errors::{Quote, Report, Reports};
 pub use self::syscalls::SyscallsPingIo;
+pub use self::uring::{UringPingIo, probe};
 use super::buffers::{AHEAD_BYTES_MAX, BUFFER_BYTES_MAX};
 use super::{Backend, Engine, Frame, PoolSize};
 use crate::error::SetupError;
@@ -185,32 +188,37 @@ pub struct Arrival {
     /// Its TTL (hop limit).
     pub ttl: Option<u8>,
     frame: Frame,
-    /// Where in the frame it begins and ends.
-    begin: usize,
-    end: usize,
+    /// Where in the frame it is.
+    range: Range<usize>,
 }
 
 impl Arrival {
     /// The ICMP message.
     pub fn message(&self) -> &[u8] {
-        self.frame.get(self.begin..self.end).unwrap_or(&[])
+        self.frame.get(self.range.clone()).unwrap_or(&[])
     }
 
-    fn new(
-        socket: usize,
-        name: &[u8],
-        controls: &[u8],
-        frame: Frame,
-        range: std::ops::Range<usize>,
-    ) -> Option<Arrival> {
+    /// Its sender, its time stamp and its TTL, by what came beside it.
+    fn parts(name: &[u8], controls: &[u8]) -> Option<Parts> {
         let from = ping::read_name(name)?;
         let (mut stamp, mut ttl) = (None, None);
         for control in control::read(controls) {
             stamp = stamp.or_else(|| ping::software_stamp(&control));
             ttl = ttl.or_else(|| ttl_of(&control));
         }
-        Some(Arrival { socket, from, stamp, ttl, frame, begin: range.start, end: range.end })
+        Some(Parts { from, stamp, ttl })
     }
+
+    fn new(socket: usize, parts: Parts, frame: Frame, range: Range<usize>) -> Arrival {
+        let Parts { from, stamp, ttl } = parts;
+        Arrival { socket, from, stamp, ttl, frame, range }
+    }
+}
+
+struct Parts {
+    from: SocketAddr,
+    stamp: Option<u64>,
+    ttl: Option<u8>,
 }
 
 fn ttl_of(control: &Control<'_>) -> Option<u8> {
@@ -267,6 +275,13 @@ pub trait PingIo {
 pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
     match backend {
         Backend::Syscalls => Ok(Engine::Syscalls),
-        Backend::Uring | Backend::Auto => Ok(Engine::Syscalls),
+        Backend::Uring => probe().map(|()| Engine::Uring),
+        Backend::Auto => Ok(probe().map_or_else(
+            |refusal| {
+                tracing::debug!(%refusal, "io_uring is not to be had; the pinger uses system calls");
+                Engine::Syscalls
+            },
+            |()| Engine::Uring,
+        )),
     }
 }

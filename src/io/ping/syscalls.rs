@@ -85,7 +85,8 @@ impl SyscallsPingIo {
             for (at, frame) in self.vacant.drain(..received).enumerate() {
                 let (len, name, controls) = self.batch.received(at);
                 let end = usize::try_from(len).unwrap_or(0);
-                events.arrivals.extend(Arrival::new(number, name, controls, frame, 0..end));
+                let parts = Arrival::parts(name, controls);
+                events.arrivals.extend(parts.map(|parts| Arrival::new(number, parts, frame, 0..end)));
             }
             if received < room {
                 return;
