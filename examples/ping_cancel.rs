@@ -26,7 +26,7 @@ fn main() -> Result<(), PingError> {
 }
 
 /// Many pings under way at once to a silent host, and when each is told that its time is over.
-pub fn time_out(silent: &str, pings: usize, timeout: Duration) -> Result<String, PingError> {
+pub(crate) fn time_out(silent: &str, pings: usize, timeout: Duration) -> Result<String, PingError> {
     let pinger = Pinger::new()?;
     let options = PingOptions::new().timeout(timeout);
     let target = echogate::pinger::resolve(silent, echogate::pinger::Family::Any)?;
@@ -46,7 +46,7 @@ pub fn time_out(silent: &str, pings: usize, timeout: Duration) -> Result<String,
 }
 
 /// Many pings, dropped: their places are free when the last has been.
-pub fn cancel(silent: &str, pings: usize) -> Result<String, PingError> {
+pub(crate) fn cancel(silent: &str, pings: usize) -> Result<String, PingError> {
     let pinger = Pinger::new()?;
     let target = echogate::pinger::resolve(silent, echogate::pinger::Family::Any)?;
     let mut under_way: Vec<_> = (0..pings).map(|_| pinger.ping(target, &PingOptions::new())).collect();

@@ -17,7 +17,7 @@ fn main() -> Result<(), PingError> {
 }
 
 /// Runs under this executor or any other.
-pub async fn ping(host: &str) -> Result<String, PingError> {
+pub(crate) async fn ping(host: &str) -> Result<String, PingError> {
     let pinger = Pinger::new()?;
     match pinger.ping(host, &PingOptions::new()).await {
         Ok(reply) => Ok(format!("{} answers after {:?}", reply.from, reply.rtt)),

@@ -34,7 +34,13 @@ fn main() -> Result<(), PingError> {
 }
 
 /// Pings each of `hosts` addresses from `first` on once a round, `rate` a second, and sums up.
-pub fn ping_all(pinger: &Pinger, first: Ipv4Addr, hosts: u32, rounds: u32, rate: u32) -> Result<String, PingError> {
+pub(crate) fn ping_all(
+    pinger: &Pinger,
+    first: Ipv4Addr,
+    hosts: u32,
+    rounds: u32,
+    rate: u32,
+) -> Result<String, PingError> {
     let addresses = (0..hosts).map(|number| Ipv4Addr::from(u32::from(first).wrapping_add(number)));
     let targets = (0..rounds).flat_map(|_| addresses.clone());
     let begin = Instant::now();
