@@ -13,7 +13,8 @@ macro_rules! counters {
         /// What a pinger has sent and received so far.
         ///
         /// Every packet that its sockets received is counted under exactly one name:
-        /// `received = replies + duplicates + late + cancelled + other_source + wrong_cookie + unknown_sequence + malformed`.
+        /// `received = replies + duplicates + late + cancelled + other_source + wrong_cookie + unknown_sequence + malformed`
+        /// (but for the one that is being counted while you look).
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         #[non_exhaustive]
         pub struct Tally {

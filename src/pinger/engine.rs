@@ -39,7 +39,7 @@ use crate::table::idents;
 const BEGUN_MAX: usize = 32;
 
 /// Attempts at one send. The first may fail with the error of another request; later ones only if more errors keep coming in.
-const ATTEMPTS_MAX: u8 = 8;
+const ATTEMPTS_MAX: u8 = 32;
 
 /// Turns in a row that leave the timers alone because more replies are waiting.
 const TIMERS_LEFT_MAX: u32 = 8;
@@ -115,6 +115,8 @@ struct Channel {
     /// Its drops, as far as they are known, and since when.
     dropped: u32,
     dropped_at: Instant,
+    /// ICMP errors that it has had, about whatever.
+    errors: u64,
     /// Requests whose departure is to be told have been queued since the error queue was last read.
     departing: bool,
 }
@@ -132,6 +134,8 @@ struct Engine<I> {
     events: Events,
     reports: Reports,
     reported: Vec<Report>,
+    /// Whose requests were too long in this turn, and what fits.
+    too_long: Vec<(IpAddr, u32)>,
     over: Vec<u32>,
     #[expect(clippy::vec_box, reason = "what is being sent must not move")]
     spare: Vec<Box<Outgoing>>,
@@ -154,6 +158,7 @@ impl<I: PingIo> Engine<I> {
             events: Events::default(),
             reports: Reports::new(),
             reported: Vec::new(),
+            too_long: Vec::new(),
             over: Vec::new(),
             spare: Vec::new(),
             timers_left: 0,
@@ -177,7 +182,14 @@ impl<I: PingIo> Engine<I> {
         let dropped = socket.dropped();
         self.io.add(socket).map_err(|error| PingError::Broken(Arc::new(error)))?;
         let dropped_at = self.shared.clock.now();
-        self.channels.push(Channel { kind, sequences: Sequences::new(), dropped, dropped_at, departing: false });
+        self.channels.push(Channel {
+            kind,
+            sequences: Sequences::new(),
+            dropped,
+            dropped_at,
+            errors: 0,
+            departing: false,
+        });
         Ok(self.channels.len() - 1)
     }
 
@@ -214,6 +226,7 @@ impl<I: PingIo> Engine<I> {
         for sent in events.sent.drain(..) {
             self.sent(sent);
         }
+        self.too_long.clear();
         let full = events.arrivals.len() >= ARRIVALS_FULL && self.timers_left < TIMERS_LEFT_MAX;
         if !events.arrivals.is_empty() {
             let (now, wall_nanos) = (self.shared.clock.now(), wall_clock_nanos());
@@ -231,7 +244,7 @@ impl<I: PingIo> Engine<I> {
     }
 
     fn begin(&mut self, key: Key, ask: Ask, asked: Instant, now: Instant) {
-        let Ask { target, options, at, number: in_stream, gathering } = ask;
+        let Ask { target, options, at, number: in_stream, refill, gathering } = ask;
         let begins = at.unwrap_or(asked);
         let (to, name) = match target {
             Target::Address(address) => (address, None),
@@ -241,8 +254,10 @@ impl<I: PingIo> Engine<I> {
             key,
             gathering,
             number: in_stream,
+            refill,
             options,
             phase: Phase::Due,
+            begins,
             deadline: begins + options.timeout,
             to,
             socket: 0,
@@ -253,6 +268,7 @@ impl<I: PingIo> Engine<I> {
             sent_wall_nanos: 0,
             departed_nanos: None,
             dropped_before: 0,
+            errors_before: 0,
         };
         let (deadline, family) = (flight.deadline, options.family);
         let number = self.flights.insert(flight);
@@ -295,7 +311,10 @@ impl<I: PingIo> Engine<I> {
             Ok(address) => {
                 flight.to = address;
                 flight.phase = Phase::Due;
-                self.launch(number);
+                match flight.begins > self.shared.clock.now() {
+                    true => self.wheel.set(number, flight.begins),
+                    false => self.launch(number),
+                }
             }
             Err(error) => self.fail(number, error),
         }
@@ -304,6 +323,11 @@ impl<I: PingIo> Engine<I> {
     /// Gives a flight a socket and a number, and sends it.
     fn launch(&mut self, number: u32) {
         let Some(flight) = self.flights.get(number) else { return };
+        if flight.refill
+            && let Some((gathering, _)) = &flight.gathering
+        {
+            gathering.wake();
+        }
         if !self.shared.slots.is_waiting(flight.key) {
             self.wheel.clear(number);
             return self.flights.remove(number);
@@ -363,6 +387,7 @@ impl<I: PingIo> Engine<I> {
         flight.sent_wall_nanos = wall_clock_nanos();
         flight.departed_nanos = None;
         let socket = flight.socket;
+        flight.errors_before = self.channels[socket].errors;
         self.channels[socket].departing |= self.transmit_times;
         self.io.send(socket, number, outgoing);
     }
@@ -375,36 +400,38 @@ impl<I: PingIo> Engine<I> {
             return self.spare.push(outgoing);
         }
         // Reading the queue has cleared whatever error was pending.
-        let (icmp, mtu) = self.read_reports(socket);
+        self.read_reports(socket);
         let Some(flight) = self.flights.get(tag) else { return };
-        if flight.phase == Phase::Flying && (flight.attempts < 2 || icmp && flight.attempts < ATTEMPTS_MAX) {
+        let remote = flight.to.ip();
+        let others_errors = self.channels[socket].errors != flight.errors_before;
+        if flight.phase == Phase::Flying && (flight.attempts < 2 || others_errors && flight.attempts < ATTEMPTS_MAX) {
             return self.send(tag, outgoing);
         }
         self.spare.push(outgoing);
         self.shared.counters.send_failures.one();
-        let mtu = mtu.filter(|_| errno == libc::EMSGSIZE);
+        let too_long = self.too_long.iter().rev().find(|(to, _)| *to == remote);
+        let mtu = too_long.filter(|_| errno == libc::EMSGSIZE).map(|(_, mtu)| *mtu);
         self.fail(tag, PingError::SendFailed { errno, mtu });
     }
 
-    /// Reads a socket's error queue until it is empty. Whether there were ICMP errors, and the MTU of a refusal.
-    fn read_reports(&mut self, socket: usize) -> (bool, Option<u32>) {
-        let (mut icmp, mut mtu) = (false, None);
+    /// Reads a socket's error queue until it is empty.
+    fn read_reports(&mut self, socket: usize) {
         loop {
             let mut reported = mem::take(&mut self.reported);
             let more = self.reports.read(&self.io.sockets()[socket], &mut reported);
             for report in reported.drain(..) {
                 match report {
                     Report::Icmp { .. } => {
-                        icmp = true;
+                        self.channels[socket].errors += 1;
                         self.icmp_error(socket, &report);
                     }
-                    Report::Local { mtu: fits, .. } => mtu = (fits > 0).then_some(fits),
+                    Report::TooLong { to, mtu } => self.too_long.extend(to.map(|to| (to.ip(), mtu))),
                     Report::Departed { number, stamp } => self.departed(number, stamp),
                 }
             }
             self.reported = reported;
             if !more {
-                return (icmp, mtu);
+                return;
             }
         }
     }

@@ -35,8 +35,12 @@ pub(super) struct Flight {
     pub(super) gathering: Option<(Arc<Gathering>, u32)>,
     /// Its number in its stream.
     pub(super) number: u64,
+    /// Whether its sending is announced.
+    pub(super) refill: bool,
     pub(super) options: PingOptions,
     pub(super) phase: Phase,
+    /// When it is, or was, due to be sent.
+    pub(super) begins: Instant,
     pub(super) deadline: Instant,
     pub(super) to: SocketAddr,
     pub(super) socket: usize,
@@ -51,6 +55,8 @@ pub(super) struct Flight {
     pub(super) departed_nanos: Option<u64>,
     /// What the socket had dropped when it was sent.
     pub(super) dropped_before: u32,
+    /// The socket's ICMP errors when it was last handed to the kernel.
+    pub(super) errors_before: u64,
 }
 
 #[derive(Debug, Default)]

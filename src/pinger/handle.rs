@@ -60,6 +60,8 @@ pub(super) struct Ask {
     pub(super) at: Option<Instant>,
     /// Its number in its stream.
     pub(super) number: u64,
+    /// Whether its sending is announced: the stream then hands over more.
+    pub(super) refill: bool,
     /// Where its end is announced besides its slot.
     pub(super) gathering: Option<(Arc<Gathering>, u32)>,
 }

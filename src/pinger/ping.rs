@@ -26,7 +26,8 @@ enum State {
 
 impl Ping {
     pub(super) fn start(handle: &Arc<Handle>, target: Target, options: &PingOptions) -> Ping {
-        let started = handle.ask(Ask { target, options: *options, at: None, number: 0, gathering: None });
+        let started =
+            handle.ask(Ask { target, options: *options, at: None, number: 0, refill: false, gathering: None });
         Ping(started.map_or_else(State::Failed, State::UnderWay))
     }
 

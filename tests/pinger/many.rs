@@ -71,3 +71,31 @@ fn what_is_not_due_is_not_sent() {
         assert_eq!((stream.unanswered().count(), pinger.tally().sent), (0, 1));
     });
 }
+
+#[test]
+fn what_a_dropped_stream_leaves_is_little_and_an_endless_one_goes_on() {
+    on_both(|_, pinger| {
+        // A tenth of a second apart: more than one horizon's worth of them, and never all handed over.
+        let mut stream = pinger.ping_many(iter::repeat(OWN), &patient()).every(Duration::from_millis(100));
+        let mut context = Context::from_waker(Waker::noop());
+        while stream.poll_answer(&mut context).is_pending() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(pinger.in_flight() < 20, "{}", pinger.in_flight());
+        assert_eq!(stream.wait().take(15).filter(|answer| answer.outcome.is_ok()).count(), 15);
+    });
+}
+
+#[test]
+fn pings_that_may_wait_are_sent_together() {
+    on_both(|_, pinger| {
+        let answers = pinger.ping_many(iter::repeat_n(OWN, 200), &patient()).every(Duration::from_millis(1));
+        let mut received: Vec<_> =
+            answers.together(Duration::from_millis(50)).wait().map(|answer| answer.outcome.unwrap().received).collect();
+        received.sort_unstable();
+        // Bursts are 50 ms apart; a gap of a fifth of that is one between bursts, or a busy machine's.
+        let gap = |pair: &[std::time::SystemTime]| pair[1].duration_since(pair[0]).unwrap_or_default();
+        let alone = received.windows(2).filter(|pair| gap(pair) > Duration::from_millis(10)).count();
+        assert!(alone < 100, "{alone} of 200 went alone");
+    });
+}

@@ -50,11 +50,11 @@ pub enum Report {
         /// What it quotes of the request.
         quote: Quote,
     },
-    /// The kernel itself refused a request.
-    Local {
-        /// Why.
-        errno: i32,
-        /// Of EMSGSIZE: what fits.
+    /// The kernel itself refused a request: it is too long for the path (EMSGSIZE).
+    TooLong {
+        /// Whom it was for.
+        to: Option<SocketAddr>,
+        /// What fits.
         mtu: u32,
     },
     /// A request has left.
@@ -119,7 +119,9 @@ fn report(name: &[u8], controls: &[u8], quote: Quote) -> Option<Report> {
             info: error.info,
             quote,
         }),
-        ORIGIN_LOCAL => Some(Report::Local { errno: i32::try_from(error.errno).unwrap_or(0), mtu: error.info }),
+        ORIGIN_LOCAL if error.errno == libc::EMSGSIZE.cast_unsigned() => {
+            Some(Report::TooLong { to: ping::read_name(name), mtu: error.info })
+        }
         ORIGIN_TIMESTAMPING => Some(Report::Departed { number: error.data, stamp: stamp? }),
         _ => None,
     }

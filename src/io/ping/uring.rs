@@ -144,7 +144,8 @@ impl UringPingIo {
                 continue;
             }
             let socket = Fd(self.sockets[number].as_fd().as_raw_fd());
-            let entry = opcode::RecvMsgMulti::new(socket, &raw const *self.layout, BUFFER_GROUP).build();
+            let group = self.buffers.group();
+            let entry = opcode::RecvMsgMulti::new(socket, &raw const *self.layout, group).build();
             // SAFETY: the layout is on the heap and does not change, the socket stays open, as long as the ring lives; what is
             // received goes to buffers that the pool has lent the kernel.
             receiver.armed = unsafe { push(&mut self.ring, &entry.user_data(RECEIVE_TOKEN | number as u64)) };
