@@ -12,6 +12,7 @@ use std::env;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Waker};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use echogate::pinger::{PingError, PingOptions, Pinger};
@@ -20,17 +21,25 @@ const PINGS: usize = 10_000;
 
 fn main() -> Result<(), PingError> {
     let silent = env::args().nth(1).unwrap_or_else(|| "192.0.2.1".to_owned());
-    println!("{}", time_out(&silent, PINGS, Duration::from_secs(2))?);
+    let timeout = Duration::from_secs(2);
+    println!("one after the other: {}", time_out(&silent, PINGS, timeout, timeout / 2)?);
+    println!("all at once: {}", time_out(&silent, PINGS, timeout, Duration::ZERO)?);
     println!("{}", cancel(&silent, PINGS)?);
     Ok(())
 }
 
-/// Many pings under way at once to a silent host, and when each is told that its time is over.
-pub(crate) fn time_out(silent: &str, pings: usize, timeout: Duration) -> Result<String, PingError> {
+/// Many pings under way at once to a silent host, begun within `spread`, and when each is told that its time is over.
+pub(crate) fn time_out(silent: &str, pings: usize, timeout: Duration, spread: Duration) -> Result<String, PingError> {
     let pinger = Pinger::new()?;
     let options = PingOptions::new().timeout(timeout);
     let target = echogate::pinger::resolve(silent, echogate::pinger::Family::Any)?;
-    let under_way: Vec<_> = (0..pings).map(|_| (Instant::now(), pinger.ping(target, &options))).collect();
+    let begin = Instant::now();
+    let mut under_way = Vec::with_capacity(pings);
+    for number in 0..pings {
+        let due = spread.mul_f64(number as f64 / pings as f64);
+        thread::sleep(due.saturating_sub(begin.elapsed()));
+        under_way.push((Instant::now(), pinger.ping(target, &options)));
+    }
     let most = pinger.in_flight();
     let mut late: Vec<Duration> = Vec::with_capacity(pings);
     for (begun, ping) in under_way {

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The arguments: the first address, how many hosts, and rounds of a second each. With a fourth, how many pings a second
-//! instead of a thousand; with a fifth, `uring` or `syscalls`.
+//! instead of a thousand; with a fifth, `uring`, `syscalls` or `auto`; with a sixth, how many milliseconds a ping may
+//! wait to be sent together with others.
 
 #![expect(clippy::print_stdout, reason = "an example talks to its user")]
 
@@ -18,7 +19,9 @@ use echogate::pinger::{Backend, PingError, PingOptions, Pinger};
 fn main() -> Result<(), PingError> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let number = |at: usize, otherwise| arguments.get(at).map_or(Ok(otherwise), |text| text.parse());
-    let usage = |_| PingError::InvalidOption("FIRST-ADDRESS [HOSTS [ROUNDS [RATE [uring|syscalls]]]]".into());
+    let usage = |_| {
+        PingError::InvalidOption("FIRST-ADDRESS [HOSTS [ROUNDS [RATE [uring|syscalls|auto [MILLISECONDS]]]]]".into())
+    };
     let first = arguments.first().map_or("127.0.0.1", String::as_str);
     let first = first.parse().map_err(|_| PingError::InvalidOption(format!("{first} is no IPv4 address").into()))?;
     let (hosts, rounds, rate) =
@@ -28,18 +31,21 @@ fn main() -> Result<(), PingError> {
         Some("syscalls") => Backend::Syscalls,
         _ => Backend::Auto,
     };
+    let together = Duration::from_millis(number(5, 0).map_err(usage)?.into());
     let pinger = Pinger::builder().backend(backend).build()?;
-    println!("{}", ping_all(&pinger, first, hosts, rounds, rate)?);
+    println!("{}", ping_all(&pinger, first, hosts, rounds, rate, together)?);
     Ok(())
 }
 
-/// Pings each of `hosts` addresses from `first` on once a round, `rate` a second, and sums up.
+/// Pings each of `hosts` addresses from `first` on once a round, `rate` a second, and sums up. For a few milliseconds of
+/// patience (`together`) the engine wakes up far less often.
 pub(crate) fn ping_all(
     pinger: &Pinger,
     first: Ipv4Addr,
     hosts: u32,
     rounds: u32,
     rate: u32,
+    together: Duration,
 ) -> Result<String, PingError> {
     let addresses = (0..hosts).map(|number| Ipv4Addr::from(u32::from(first).wrapping_add(number)));
     let targets = (0..rounds).flat_map(|_| addresses.clone());
@@ -47,6 +53,7 @@ pub(crate) fn ping_all(
     let answers = pinger
         .ping_many(targets, &PingOptions::new())
         .every(Duration::from_secs(1) / rate)
+        .together(together)
         .at_most(4 * usize::try_from(rate).unwrap_or(1024));
     let (mut sent, mut times) = (0_u64, Vec::new());
     for answer in answers.wait() {
