@@ -9,6 +9,7 @@
 mod check;
 mod demo;
 mod flags;
+mod ping;
 mod run;
 mod totals;
 
@@ -42,6 +43,7 @@ enum Command {
     Run(run::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
+    Ping(Box<ping::Arguments>),
 }
 
 /// Runs the command that the process's arguments name.
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Ping(arguments) => ping::run(arguments),
     });
     done.unwrap_or_else(|error| {
         complain(&error);
