@@ -19,6 +19,7 @@ use rand::rngs::StdRng;
 use super::error::PingError;
 use super::flights::{Flight, Flights, Phase};
 use super::handle::{Ask, Command, Settings, Shared};
+use super::many::Gathering;
 use super::options::Target;
 use super::payload::{self, COOKIE_LEN, HEADER_LEN};
 use super::reply::{Measured, Payload, Reply, Stray, StrayKind};
@@ -139,6 +140,8 @@ struct Engine<I> {
     over: Vec<u32>,
     #[expect(clippy::vec_box, reason = "what is being sent must not move")]
     spare: Vec<Box<Outgoing>>,
+    /// Streams that have an outcome they have not been woken for.
+    to_wake: Vec<Arc<Gathering>>,
     timers_left: u32,
 }
 
@@ -161,6 +164,7 @@ impl<I: PingIo> Engine<I> {
             too_long: Vec::new(),
             over: Vec::new(),
             spare: Vec::new(),
+            to_wake: Vec::new(),
             timers_left: 0,
         }
     }
@@ -202,6 +206,7 @@ impl<I: PingIo> Engine<I> {
                 Command::Resolved { flight, key, found } => self.resolved(flight, key, found),
             }
         }
+        self.wake_streams();
         let timeout = match self.shared.may_sleep() {
             true => self.wheel.next().map(|next| next.since(now)),
             false => Some(Duration::ZERO),
@@ -210,6 +215,7 @@ impl<I: PingIo> Engine<I> {
         self.shared.woke();
         waited?;
         self.settle(now);
+        self.wake_streams();
         Ok(())
     }
 
@@ -587,6 +593,10 @@ impl<I: PingIo> Engine<I> {
         let told = self.shared.slots.finish(flight.key, outcome);
         if told && let Some((gathering, place)) = gathering {
             gathering.announce(place);
+            // Of one stream there are often many in a row: it is woken once a turn.
+            if !self.to_wake.last().is_some_and(|last| Arc::ptr_eq(last, &gathering)) {
+                self.to_wake.push(gathering);
+            }
         }
         if !had_number {
             self.wheel.clear(number);
@@ -603,6 +613,12 @@ impl<I: PingIo> Engine<I> {
         told
     }
 
+    fn wake_streams(&mut self) {
+        for gathering in self.to_wake.drain(..) {
+            gathering.wake();
+        }
+    }
+
     /// Tells every ping under way that it is over.
     fn give_up(&mut self, error: &PingError) {
         for number in self.flights.numbers() {
@@ -611,6 +627,7 @@ impl<I: PingIo> Engine<I> {
                 self.fail(number, error.clone());
             }
         }
+        self.wake_streams();
     }
 }
 
