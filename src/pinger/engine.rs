@@ -42,6 +42,10 @@ const BEGUN_MAX: usize = 32;
 /// Attempts at one send. The first may fail with the error of another request; later ones only if more errors keep coming in.
 const ATTEMPTS_MAX: u8 = 32;
 
+/// Turns in a row in which a socket had something to report, and nothing was there: no longer pings' errors, but a socket that
+/// fails, on which this thread would spin for ever.
+const FUTILE_MAX: u32 = 1_000_000;
+
 /// Turns in a row that leave the timers alone because more replies are waiting.
 const TIMERS_LEFT_MAX: u32 = 8;
 
@@ -143,6 +147,7 @@ struct Engine<I> {
     /// Streams that have an outcome they have not been woken for.
     to_wake: Vec<Arc<Gathering>>,
     timers_left: u32,
+    futile: u32,
 }
 
 impl<I: PingIo> Engine<I> {
@@ -166,6 +171,7 @@ impl<I: PingIo> Engine<I> {
             spare: Vec::new(),
             to_wake: Vec::new(),
             timers_left: 0,
+            futile: 0,
         }
     }
 
@@ -216,12 +222,17 @@ impl<I: PingIo> Engine<I> {
         waited?;
         self.settle(now);
         self.wake_streams();
+        if self.futile > FUTILE_MAX {
+            return Err(SetupError::new("a ping socket fails again and again, and does not say why"));
+        }
         Ok(())
     }
 
     /// Deals with what a wait has brought.
     fn settle(&mut self, before: Instant) {
         let mut events = mem::take(&mut self.events);
+        let had_reason = events.troubled.is_empty() || !events.arrivals.is_empty() || !events.sent.is_empty();
+        self.futile = if had_reason { 0 } else { self.futile + 1 };
         for number in 0..self.channels.len() {
             let departing = mem::take(&mut self.channels[number].departing);
             if departing || events.troubled.contains(&number) {
@@ -425,6 +436,9 @@ impl<I: PingIo> Engine<I> {
         loop {
             let mut reported = mem::take(&mut self.reported);
             let more = self.reports.read(&self.io.sockets()[socket], &mut reported);
+            if !reported.is_empty() {
+                self.futile = 0;
+            }
             for report in reported.drain(..) {
                 match report {
                     Report::Icmp { .. } => {
