@@ -73,6 +73,8 @@
 //! # }
 //! ```
 //!
+//! A program that wants to ping, without privileges and without a gateway, takes [`pinger`] (feature `pinger`).
+//!
 //! A server that wants the raw sockets done for it adds [`outside::Outside`] (feature `gateway`).
 //!
 //! For it are [`proxy`], [`policy`], [`clock`], [`error`], [`wire`], [`outside`] and [`metrics`]; what [`table`], [`io`] and
@@ -141,7 +143,8 @@
 //! # Features
 //!
 //! Without features: the proxy and what it needs (no I/O, no system call). `gateway`: the data plane of `echogate run`.
-//! `pinger`: pings without privileges ([`pinger`]). `lab`: clients, gateway and internet as network namespaces in this process. `cli`: the command `echogate`.
+//! `pinger`: pings without privileges ([`pinger`]), and nothing of the gateway. `lab`: clients, gateway and internet as network
+//! namespaces in this process. `cli`: the command `echogate`.
 
 pub mod checksum;
 #[cfg(feature = "cli")]

@@ -5,23 +5,24 @@
 //! reply could not be measured from its request's), then the replies; then the timers, by the time *before* the wait. So a
 //! reply that had arrived before its ping's time was over is seen before that, however long this thread did not run.
 
-use std::io;
+mod answers;
+
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
-use super::error::PingError;
+use super::error::{self, PingError};
 use super::flights::{Flight, Flights, Phase};
 use super::handle::{Ask, Command, Settings, Shared};
-use super::options::Target;
-use super::payload::{self, COOKIE_LEN, HEADER_LEN};
-use super::reply::{Measured, Payload, Reply, Stray, StrayKind};
+use super::many::Gathering;
+use super::options::{self, Target};
+use super::payload::{self, COOKIE_LEN};
 use super::resolve::{Job, Resolving};
 use super::sequences::Sequences;
 use super::slots::{Key, Outcome};
@@ -30,7 +31,7 @@ use crate::clock::{Clock as _, Instant};
 use crate::error::SetupError;
 use crate::io::Engine as Chosen;
 use crate::io::ping::{
-    self, Arrival, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Report, Reports, SyscallsPingIo, UringPingIo,
+    self, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Report, Reports, SyscallsPingIo, UringPingIo,
 };
 use crate::sys::ping::wall_clock_nanos;
 use crate::table::idents;
@@ -41,22 +42,21 @@ const BEGUN_MAX: usize = 32;
 /// Attempts at one send. The first may fail with the error of another request; later ones only if more errors keep coming in.
 const ATTEMPTS_MAX: u8 = 32;
 
+/// Turns in a row in which a socket had something to report, and nothing was there: no longer pings' errors, but a socket that
+/// fails, on which this thread would spin for ever.
+const FUTILE_MAX: u32 = 1_000_000;
+
 /// Turns in a row that leave the timers alone because more replies are waiting.
 const TIMERS_LEFT_MAX: u32 = 8;
 
 /// More arrivals than this in one turn: there may be others waiting.
 const ARRIVALS_FULL: usize = 192;
 
-/// What two readings of two clocks may differ by and still both be right.
-const CLOCKS_APART_MAX: Duration = Duration::from_millis(1);
-
 /// How old the known number of a socket's drops may be.
 const DROPS_AGE_MAX: Duration = Duration::from_millis(10);
 
 const ECHO_REQUEST: u8 = 8;
-const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST_6: u8 = 128;
-const ECHO_REPLY_6: u8 = 129;
 
 /// The whole life of the engine's thread.
 pub(super) fn run(shared: Arc<Shared>, settings: Settings, ready: &Sender<Result<Chosen, PingError>>) {
@@ -139,7 +139,10 @@ struct Engine<I> {
     over: Vec<u32>,
     #[expect(clippy::vec_box, reason = "what is being sent must not move")]
     spare: Vec<Box<Outgoing>>,
+    /// Streams that have an outcome they have not been woken for.
+    to_wake: Vec<Arc<Gathering>>,
     timers_left: u32,
+    futile: u32,
 }
 
 impl<I: PingIo> Engine<I> {
@@ -161,7 +164,9 @@ impl<I: PingIo> Engine<I> {
             too_long: Vec::new(),
             over: Vec::new(),
             spare: Vec::new(),
+            to_wake: Vec::new(),
             timers_left: 0,
+            futile: 0,
         }
     }
 
@@ -178,7 +183,8 @@ impl<I: PingIo> Engine<I> {
 
     /// Opens a further socket; its number.
     fn open(&mut self, kind: Kind) -> Result<usize, PingError> {
-        let socket = PingSocket::open(kind, self.receive_buffer_bytes).map_err(|error| refused(kind, error))?;
+        let socket =
+            PingSocket::open(kind, self.receive_buffer_bytes).map_err(|error| error::no_socket(kind, error))?;
         let dropped = socket.dropped();
         self.io.add(socket).map_err(|error| PingError::Broken(Arc::new(error)))?;
         let dropped_at = self.shared.clock.now();
@@ -202,6 +208,7 @@ impl<I: PingIo> Engine<I> {
                 Command::Resolved { flight, key, found } => self.resolved(flight, key, found),
             }
         }
+        self.wake_streams();
         let timeout = match self.shared.may_sleep() {
             true => self.wheel.next().map(|next| next.since(now)),
             false => Some(Duration::ZERO),
@@ -210,12 +217,18 @@ impl<I: PingIo> Engine<I> {
         self.shared.woke();
         waited?;
         self.settle(now);
+        self.wake_streams();
+        if self.futile > FUTILE_MAX {
+            return Err(SetupError::new("a ping socket fails again and again, and does not say why"));
+        }
         Ok(())
     }
 
     /// Deals with what a wait has brought.
     fn settle(&mut self, before: Instant) {
         let mut events = mem::take(&mut self.events);
+        let had_reason = events.troubled.is_empty() || !events.arrivals.is_empty() || !events.sent.is_empty();
+        self.futile = if had_reason { 0 } else { self.futile + 1 };
         for number in 0..self.channels.len() {
             let departing = mem::take(&mut self.channels[number].departing);
             if departing || events.troubled.contains(&number) {
@@ -332,7 +345,7 @@ impl<I: PingIo> Engine<I> {
             self.wheel.clear(number);
             return self.flights.remove(number);
         }
-        flight.to = reachable(flight.to);
+        flight.to = options::reachable(flight.to);
         let kind = Kind { v6: flight.to.is_ipv6(), path_mtu: flight.options.path_mtu };
         if flight.options.source.is_some_and(|source| source.is_ipv6() != kind.v6) {
             let what = "the source is not of the target's address family";
@@ -414,122 +427,6 @@ impl<I: PingIo> Engine<I> {
         self.fail(tag, PingError::SendFailed { errno, mtu });
     }
 
-    /// Reads a socket's error queue until it is empty.
-    fn read_reports(&mut self, socket: usize) {
-        loop {
-            let mut reported = mem::take(&mut self.reported);
-            let more = self.reports.read(&self.io.sockets()[socket], &mut reported);
-            for report in reported.drain(..) {
-                match report {
-                    Report::Icmp { .. } => {
-                        self.channels[socket].errors += 1;
-                        self.icmp_error(socket, &report);
-                    }
-                    Report::TooLong { to, mtu } => self.too_long.extend(to.map(|to| (to.ip(), mtu))),
-                    Report::Departed { number, stamp } => self.departed(number, stamp),
-                }
-            }
-            self.reported = reported;
-            if !more {
-                return;
-            }
-        }
-    }
-
-    fn departed(&mut self, number: u32, stamp: u64) {
-        if let Some(flight) = self.flights.get(number)
-            && flight.phase == Phase::Flying
-            // Else it is about an earlier flight of this number, or the clock was set.
-            && stamp >= flight.sent_wall_nanos
-        {
-            flight.departed_nanos = Some(stamp);
-        }
-    }
-
-    fn icmp_error(&mut self, socket: usize, report: &Report) {
-        let Report::Icmp { from, to, icmp_type, code, info, quote } = *report else { return };
-        let v6 = self.channels[socket].kind.v6;
-        let request = if v6 { ECHO_REQUEST_6 } else { ECHO_REQUEST };
-        let flight = match quote.bytes() {
-            [quoted, 0, _, _, _, _, high, low, ..] if *quoted == request => {
-                self.channels[socket].sequences.flight(u16::from_be_bytes([*high, *low]))
-            }
-            _ => None,
-        };
-        let number = flight.filter(|number| {
-            self.flights.get(*number).is_some_and(|flight| {
-                flight.phase == Phase::Flying
-                    && to.is_some_and(|to| to.ip() == flight.to.ip())
-                    && payload::may_be(&flight.options, flight.cookie, quote.bytes().get(HEADER_LEN..).unwrap_or(&[]))
-            })
-        });
-        let Some(number) = number else { return self.shared.counters.unmatched_errors.one() };
-        self.shared.counters.errors.one();
-        let from = from.ip();
-        let error = match (v6, icmp_type, code) {
-            (false, 3, 4) | (true, 2, _) => PingError::TooBig { from, mtu: info },
-            (false, 3, _) | (true, 1, _) => PingError::Unreachable { from, code },
-            (false, 11, _) | (true, 3, _) => PingError::TimeExceeded { from, code },
-            // Advice, not a verdict: the reply may come yet.
-            (false, 4 | 5, _) => return,
-            _ => PingError::Icmp { from, icmp_type, code },
-        };
-        self.fail(number, error);
-    }
-
-    fn arrived(&mut self, arrival: &Arrival, now: Instant, wall_nanos: u64) {
-        let counters = &self.shared.counters;
-        counters.received.one();
-        let message = arrival.message();
-        let expected = if self.channels[arrival.socket].kind.v6 { ECHO_REPLY_6 } else { ECHO_REPLY };
-        let Some((header, body)) = message.split_first_chunk::<HEADER_LEN>() else { return counters.malformed.one() };
-        let [icmp_type, 0, _, _, _, _, high, low] = *header else { return counters.malformed.one() };
-        if icmp_type != expected {
-            return counters.malformed.one();
-        }
-        let sequence = u16::from_be_bytes([high, low]);
-        let number = self.channels[arrival.socket].sequences.flight(sequence);
-        let Some((number, flight)) = number.and_then(|number| Some((number, self.flights.get(number)?))) else {
-            return counters.unknown_sequence.one();
-        };
-        if arrival.from.ip() != flight.to.ip() {
-            return counters.other_source.one();
-        }
-        let Some(payload) = payload::judge(&flight.options, flight.cookie, body) else {
-            return counters.wrong_cookie.one();
-        };
-        let in_stream = flight.number;
-        let reply = measure(flight, arrival, payload, now, wall_nanos);
-        match flight.phase {
-            Phase::Flying => {
-                if self.finish(number, Phase::Answered, Ok(reply)) {
-                    self.shared.counters.replies.one();
-                } else {
-                    self.shared.counters.cancelled.one();
-                }
-            }
-            Phase::Answered => {
-                counters.duplicates.one();
-                self.stray(StrayKind::Duplicate, in_stream, reply);
-            }
-            Phase::TimedOut => {
-                counters.late.one();
-                self.stray(StrayKind::Late, in_stream, reply);
-            }
-            Phase::Cancelled => counters.cancelled.one(),
-            // An error was first.
-            Phase::Failed | Phase::Due | Phase::Resolving => counters.late.one(),
-        }
-    }
-
-    fn stray(&self, kind: StrayKind, number: u64, reply: Reply) {
-        let Some(strays) = &self.shared.strays else { return };
-        match strays.push(Stray { kind, number, reply }) {
-            Ok(()) => self.shared.strays_waker.wake(),
-            Err(_) => self.shared.counters.strays_lost.one(),
-        }
-    }
-
     fn run_timers(&mut self, now: Instant) {
         let mut over = mem::take(&mut self.over);
         self.wheel.turn(now, &mut over);
@@ -587,6 +484,10 @@ impl<I: PingIo> Engine<I> {
         let told = self.shared.slots.finish(flight.key, outcome);
         if told && let Some((gathering, place)) = gathering {
             gathering.announce(place);
+            // Of one stream there are often many in a row: it is woken once a turn.
+            if !self.to_wake.last().is_some_and(|last| Arc::ptr_eq(last, &gathering)) {
+                self.to_wake.push(gathering);
+            }
         }
         if !had_number {
             self.wheel.clear(number);
@@ -603,6 +504,12 @@ impl<I: PingIo> Engine<I> {
         told
     }
 
+    fn wake_streams(&mut self) {
+        for gathering in self.to_wake.drain(..) {
+            gathering.wake();
+        }
+    }
+
     /// Tells every ping under way that it is over.
     fn give_up(&mut self, error: &PingError) {
         for number in self.flights.numbers() {
@@ -611,64 +518,6 @@ impl<I: PingIo> Engine<I> {
                 self.fail(number, error.clone());
             }
         }
-    }
-}
-
-/// The unspecified address is not one that answers: as everywhere, it means this host.
-fn reachable(to: SocketAddr) -> SocketAddr {
-    let ip = match to.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        // What a resolver may say for IPv4; an IPv6 socket could not reach it.
-        IpAddr::V6(address) => address.to_ipv4_mapped().map_or_else(|| address.into(), IpAddr::V4),
-        ip => ip,
-    };
-    match to {
-        SocketAddr::V6(mut six) if ip.is_ipv6() => {
-            if let IpAddr::V6(address) = ip {
-                six.set_ip(address);
-            }
-            SocketAddr::V6(six)
-        }
-        _ => SocketAddr::new(ip, 0),
-    }
-}
-
-/// The round-trip time, by the best two clock readings that can be right.
-fn measure(flight: &Flight, arrival: &Arrival, payload: Payload, now: Instant, wall_nanos: u64) -> Reply {
-    // The reply was here by now, so no time is longer than this.
-    let by_us = now.since(flight.sent);
-    let between = |from: u64| {
-        let nanos = arrival.stamp?.checked_sub(from)?;
-        Some(Duration::from_nanos(nanos)).filter(|time| *time <= by_us + CLOCKS_APART_MAX)
-    };
-    let by_kernel = flight.departed_nanos.and_then(between).map(|rtt| (rtt, Measured::Kernel));
-    let half = || between(flight.sent_wall_nanos).map(|rtt| (rtt, Measured::KernelReceive));
-    let (rtt, measured) = by_kernel.or_else(half).unwrap_or((by_us, Measured::User));
-    Reply {
-        rtt,
-        measured,
-        from: arrival.from.ip(),
-        ttl: arrival.ttl,
-        bytes: arrival.message().len(),
-        sequence: flight.sequence,
-        payload,
-        received: UNIX_EPOCH + Duration::from_nanos(arrival.stamp.unwrap_or(wall_nanos)),
-    }
-}
-
-/// Why there is no socket, and what mends it.
-fn refused(kind: Kind, error: io::Error) -> PingError {
-    let family = if kind.v6 { "IPv6" } else { "IPv4" };
-    let what = format!("cannot open a ping socket for {family}");
-    match error.raw_os_error() {
-        Some(libc::EACCES | libc::EPERM) => PingError::NotPermitted(Arc::new(SetupError::caused(what, error).remedy(
-            "this user's groups are not in net.ipv4.ping_group_range; as root: \
-             sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"",
-        ))),
-        Some(libc::EMFILE) => PingError::Broken(Arc::new(
-            SetupError::caused(what, error).remedy("raise the limit of open files (ulimit -n)"),
-        )),
-        _ => PingError::Broken(Arc::new(SetupError::caused(what, error))),
+        self.wake_streams();
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::SetupError;
+use crate::io::ping::Kind;
 
 /// Why a ping has no reply.
 ///
@@ -193,6 +194,22 @@ fn unreachable(from: IpAddr, code: u8) -> Cow<'static, str> {
         IpAddr::V6(_) => (&V6[..], "Destination unreachable: Unknown code "),
     };
     known.get(usize::from(code)).map_or_else(|| format!("{other}{code}").into(), |words| (*words).into())
+}
+
+/// Why there is no socket, and what mends it.
+pub(super) fn no_socket(kind: Kind, error: io::Error) -> PingError {
+    let family = if kind.v6 { "IPv6" } else { "IPv4" };
+    let what = format!("cannot open a ping socket for {family}");
+    match error.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => PingError::NotPermitted(Arc::new(SetupError::caused(what, error).remedy(
+            "this user's groups are not in net.ipv4.ping_group_range; as root: \
+             sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"",
+        ))),
+        Some(libc::EMFILE) => PingError::Broken(Arc::new(
+            SetupError::caused(what, error).remedy("raise the limit of open files (ulimit -n)"),
+        )),
+        _ => PingError::Broken(Arc::new(SetupError::caused(what, error))),
+    }
 }
 
 impl fmt::Display for PingError {

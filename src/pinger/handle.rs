@@ -150,6 +150,7 @@ impl Shared {
                 && let Some((gathering, place)) = ask.gathering
             {
                 gathering.announce(place);
+                gathering.wake();
             }
         }
     }

@@ -80,9 +80,9 @@ pub(super) struct Gathering {
 }
 
 impl Gathering {
+    /// Notes that a place has an outcome. Whoever waits hears of it by [`Gathering::wake`].
     pub(super) fn announce(&self, place: u32) {
         self.ready.push(place);
-        self.waker.wake();
     }
 
     pub(super) fn wake(&self) {

@@ -94,7 +94,7 @@ pub use many::{Answer, PingMany};
 pub use options::{Family, PATTERN_MAX, PingOptions, SIZE_DEFAULT, SIZE_MAX, TIMEOUT_DEFAULT, TIMEOUT_MAX, Target};
 pub use ping::Ping;
 pub use reply::{Measured, Payload, Reply, Stray, StrayKind};
-pub use resolve::{Resolver, name_of, resolve};
+pub use resolve::{name_of, resolve};
 
 pub use crate::io::ping::PathMtu;
 pub use crate::io::{Backend, Engine};
@@ -162,7 +162,7 @@ impl PingerBuilder {
         mut self,
         resolver: impl Fn(&str) -> std::io::Result<Vec<IpAddr>> + Send + Sync + 'static,
     ) -> PingerBuilder {
-        self.settings.resolver = Resolver::custom(resolver);
+        self.settings.resolver = resolve::Resolver::custom(resolver);
         self
     }
 

@@ -236,3 +236,23 @@ impl PingOptions {
         (self.pattern_len > 0).then(|| &self.pattern[..usize::from(self.pattern_len)])
     }
 }
+
+/// The unspecified address is not one that answers: as everywhere, it means this host.
+pub(super) fn reachable(to: SocketAddr) -> SocketAddr {
+    let ip = match to.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        // What a resolver may say for IPv4; an IPv6 socket could not reach it.
+        IpAddr::V6(address) => address.to_ipv4_mapped().map_or_else(|| address.into(), IpAddr::V4),
+        ip => ip,
+    };
+    match to {
+        SocketAddr::V6(mut six) if ip.is_ipv6() => {
+            if let IpAddr::V6(address) = ip {
+                six.set_ip(address);
+            }
+            SocketAddr::V6(six)
+        }
+        _ => SocketAddr::new(ip, 0),
+    }
+}

@@ -33,7 +33,7 @@ pub enum Measured {
     /// A clock read before the send, and the kernel's time stamp of the reply.
     KernelReceive,
     /// Two readings of the clock in this process: the kernel gave no time stamp, or none that can be right (the system's
-    /// clock was set meanwhile).
+    /// clock was set meanwhile; and it begins to stamp a moment after the first program of the machine has asked for it).
     User,
 }
 

@@ -26,7 +26,7 @@ type Custom = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// What turns names into addresses.
 #[derive(Clone, Default)]
-pub struct Resolver(Option<Arc<Custom>>);
+pub(super) struct Resolver(Option<Arc<Custom>>);
 
 impl Resolver {
     pub(super) fn custom(resolver: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Resolver {

@@ -180,6 +180,7 @@ impl Slots {
     fn release(&self, number: u32) {
         // Or the task that was waiting would live until the slot's next use.
         drop(self.slot(number).waker.take());
+        // Relaxed: see `in_use`.
         self.in_use.fetch_sub(1, Ordering::Relaxed);
         self.free.push(number);
     }

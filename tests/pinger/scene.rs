@@ -1,13 +1,14 @@
 //! A namespace with a wire that the test holds the other end of.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use echogate::pinger::{Backend, PingOptions, Pinger, PingerBuilder};
-use echogate::sys::{namespace, poll};
+use echogate::sys::ping::{self, Batch};
+use echogate::sys::{control, namespace, poll};
 use tun_tap::{Iface, Mode};
 
 /// Our own addresses, and hosts beyond the wire.
@@ -53,6 +54,7 @@ pub(crate) fn in_network(test: impl FnOnce(&Wire) + Send) {
     let work = || {
         ip("link set lo up");
         allow("0 2147483647");
+        let _stamping = stamping();
         let wire = Wire(
             Iface::without_packet_info("wire", Mode::Tun)
                 .expect("a TUN device; remedy: run as root, with /dev/net/tun (modprobe tun)"),
@@ -69,6 +71,21 @@ pub(crate) fn in_network(test: impl FnOnce(&Wire) + Send) {
     namespace::run_in(network.as_fd(), work).expect("the namespace can be entered");
 }
 
+/// The kernel begins to stamp packets a moment after the first socket of the machine has asked for it. This one has, and has got
+/// a stamp; as long as it lives, others get theirs at once.
+fn stamping() -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    ping::stamp_times(socket.as_fd()).unwrap();
+    let mut batch = Batch::new();
+    until("stamped", || {
+        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        let mut buffer = [0; 8];
+        let received = batch.receive(socket.as_fd(), std::iter::once(&mut buffer[..]), false);
+        received.is_ok() && control::read(batch.received(0).2).any(|control| ping::software_stamp(&control).is_some())
+    });
+    socket
+}
+
 /// Sets which groups may ping in this thread's namespace.
 pub(crate) fn allow(groups: &str) {
     fs::write("/proc/sys/net/ipv4/ping_group_range", groups).expect("a sysctl of the test's own namespace");
@@ -80,7 +97,7 @@ pub(crate) fn ip(arguments: &str) {
 }
 
 /// Waits until something is so.
-pub(crate) fn until(what: &str, so: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !so() {
         assert!(begin.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}");

@@ -44,10 +44,6 @@ const BUFFER_GROUP: u16 = 0;
 const RECEIVE_TOKEN: u64 = 1 << 32;
 const WAKER_TOKEN: u64 = 1 << 33;
 
-/// Receives of a socket that fail in a row without anything received in between, at which that is no longer taken for the
-/// errors of single pings.
-const FAILURES_MAX: u32 = 100_000;
-
 /// How long an end waits for what is in flight.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -72,7 +68,6 @@ pub struct UringPingIo {
 #[derive(Debug, Default)]
 struct Receiver {
     armed: bool,
-    failures: u32,
 }
 
 #[derive(Debug)]
@@ -215,7 +210,7 @@ impl UringPingIo {
                 let number = usize::try_from(token & !RECEIVE_TOKEN).unwrap_or(usize::MAX);
                 let Some(receiver) = self.receivers.get_mut(number) else { continue };
                 receiver.armed = cqueue::more(completion.flags());
-                received(receiver, number, &completion, &self.buffers, &self.layout, events)?;
+                received(number, &completion, &self.buffers, &self.layout, events)?;
             } else if let Some(Queued { socket, tag, outgoing }) = self.in_flight.remove(token) {
                 let errno = errno_of_send(completion.result(), outgoing.bytes().len());
                 events.sent.push(Sent { socket, tag, errno, outgoing });
@@ -233,7 +228,6 @@ impl UringPingIo {
 
 /// A receive's completion: a datagram, the socket's error, or the end for want of buffers.
 fn received(
-    receiver: &mut Receiver,
     number: usize,
     completion: &cqueue::Entry,
     buffers: &BufferRing,
@@ -242,7 +236,6 @@ fn received(
 ) -> Result<(), SetupError> {
     if let Some(buffer) = cqueue::buffer_select(completion.flags()) {
         let frame = buffers.claim(buffer, u32::try_from(completion.result()).unwrap_or(0))?;
-        receiver.failures = 0;
         events.arrivals.extend(arrival(number, frame, layout));
         return Ok(());
     }
@@ -252,14 +245,8 @@ fn received(
             let error = io::Error::from_raw_os_error(libc::EINVAL);
             return Err(explain("the kernel does not know this way of receiving", error));
         }
-        errno => {
-            receiver.failures += 1;
-            if receiver.failures > FAILURES_MAX {
-                let error = io::Error::from_raw_os_error(errno);
-                return Err(SetupError::caused("receiving from a ping socket fails again and again", error));
-            }
-            events.troubled.push(number);
-        }
+        // Whose it is the error queue says.
+        _ => events.troubled.push(number),
     }
     Ok(())
 }
