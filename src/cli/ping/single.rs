@@ -137,7 +137,11 @@ impl Single {
             None => match error {
                 PingError::Timeout { .. } => String::new(),
                 PingError::DroppedHere { .. } => format!("icmp_seq={sequence} {}\n", error.reason()),
-                _ => format!("ping: sendmsg: {}\n", error.reason()),
+                _ => {
+                    // The words alone, as C has them.
+                    let reason = error.reason();
+                    format!("ping: sendmsg: {}\n", reason.split(" (os error").next().unwrap_or(&reason))
+                }
             },
         }
     }
