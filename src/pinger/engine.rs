@@ -438,7 +438,14 @@ impl<I: PingIo> Engine<I> {
                     let after = flight.options.timeout;
                     self.fail(number, PingError::Timeout { after });
                 }
-                Phase::Flying => self.time_out(number),
+                Phase::Flying => {
+                    // An error may lie there that nothing has woken us for.
+                    let socket = flight.socket;
+                    self.read_reports(socket);
+                    if self.flights.get(number).is_some_and(|flight| flight.phase == Phase::Flying) {
+                        self.time_out(number);
+                    }
+                }
                 Phase::Cancelled => {
                     let (socket, sequence) = (flight.socket, flight.sequence);
                     self.channels[socket].sequences.give_back(sequence);
