@@ -3,7 +3,7 @@
 //! Several clients ping several hosts at once, all with the same ident and the same sequences: what a table keyed by
 //! those two would confuse. The clients check every byte that comes back, the remotes' kernel counts what arrived, and
 //! the gateway's own counters must agree with both. Where nft is there, a second lab sends the same load through the
-//! kernel's masquerade, for scale.
+//! kernel's masquerade, for scale. Before the load, one ping goes through by the pinger, as a user would try first.
 //!
 //! The gateway starts, serves and stops on one thread that stays inside its namespace: whatever it starts or undoes,
 //! happens there.
@@ -31,6 +31,7 @@ use crate::io::Backend;
 use crate::lab::load::{self, LoadOptions, LoadReport, Progress};
 use crate::lab::{self, GATEWAY_OUTSIDE, Lab, LabOptions, responder};
 use crate::metrics::Snapshot;
+use crate::pinger::{PingOptions, Pinger};
 use crate::policy::Prefix;
 
 /// Hosts that every client pings.
@@ -39,6 +40,9 @@ const REMOTES: usize = 4;
 const IN_FLIGHT: usize = 64;
 /// The same for a paced load, where the window only catches what is late: for each client.
 const IN_FLIGHT_PACED: usize = 64;
+
+/// How long the single ping may take on a machine that has a lot to do.
+const SINGLE_PING_TIME_MAX: Duration = Duration::from_secs(5);
 
 const ICMP: u8 = 1;
 
@@ -109,17 +113,22 @@ fn build(options: &DemoOptions) -> Result<Lab, SetupError> {
 fn through_echogate(options: &DemoOptions, divert: bool) -> Result<Contender, SetupError> {
     let lab = build(options)?;
     let config = configuration(&lab, options, divert);
-    let (load, description, counted) = lab.gateway().run(|| serve(&lab, options, &config))??;
+    let (load, single, description, counted) = lab.gateway().run(|| serve(&lab, options, &config))??;
     let remotes = responder::counters(lab.internet())?;
-    Ok(Contender { name: "Echogate", description, load, remotes, gateway: Some(counted) })
+    Ok(Contender { name: "Echogate", description, single, load, remotes, gateway: Some(counted) })
 }
 
+/// What [`serve`] has seen: the load, the single ping, the gateway's description of itself, and what it counted.
+type Served = (LoadReport, Result<Duration, String>, String, Snapshot);
+
 /// On a thread inside the gateway's namespace, from start to stop.
-fn serve(lab: &Lab, options: &DemoOptions, config: &Config) -> Result<(LoadReport, String, Snapshot), SetupError> {
+fn serve(lab: &Lab, options: &DemoOptions, config: &Config) -> Result<Served, SetupError> {
     let gateway = Gateway::start(config)?;
     let description = gateway.description().to_owned();
     let mut fault = None;
+    let mut single = Err(String::new());
     let load = lead_icmp_into_the_device(lab, config).and_then(|()| {
+        single = single_ping(lab)?;
         put_load(lab, options, "Echogate", || {
             fault = gateway.faults().try_recv().ok();
             fault.is_none()
@@ -128,7 +137,7 @@ fn serve(lab: &Lab, options: &DemoOptions, config: &Config) -> Result<(LoadRepor
     let counted = gateway.stop();
     match fault {
         Some(fault) => Err(fault),
-        None => Ok((load?, description, counted?)),
+        None => Ok((load?, single, description, counted?)),
     }
 }
 
@@ -183,9 +192,23 @@ fn through_masquerade(options: &DemoOptions) -> Result<Contender, SetupError> {
         .run(|| nft::run(&["-f", "-"], MASQUERADE))?
         .map_err(|failure| failure.into_setup_error("demo: setting up the kernel's masquerade"))?;
     let name = "kernel masquerade";
+    let single = single_ping(&lab)?;
     let load = put_load(&lab, options, name, || true)?;
     let remotes = responder::counters(lab.internet())?;
-    Ok(Contender { name, description: "nftables masquerade".to_owned(), load, remotes, gateway: None })
+    Ok(Contender { name, description: "nftables masquerade".to_owned(), single, load, remotes, gateway: None })
+}
+
+/// One ping by the pinger from the first client to the first host, before the load: what a user tries first. Its round-trip
+/// time, or why it has none.
+fn single_ping(lab: &Lab) -> Result<Result<Duration, String>, SetupError> {
+    let (client, remote) = (&lab.clients()[0].namespace, lab.remotes()[0]);
+    let outcome = client.run(|| {
+        let pinger = Pinger::new()?;
+        let outcome = pinger.ping_blocking(remote, &PingOptions::new().timeout(SINGLE_PING_TIME_MAX));
+        pinger.shut_down();
+        outcome
+    })?;
+    Ok(outcome.map(|reply| reply.rtt).map_err(|error| error.to_string()))
 }
 
 /// Runs the load, with a line of progress if somebody is looking, for as long as `goes_on` says so.

@@ -73,6 +73,8 @@
 //! # }
 //! ```
 //!
+//! A program that wants to ping, without privileges and without a gateway, takes [`pinger`] (feature `pinger`).
+//!
 //! A server that wants the raw sockets done for it adds [`outside::Outside`] (feature `gateway`); one in C, Go or F# takes the
 //! library in `ffi/`.
 //!
@@ -137,7 +139,7 @@
 //! | 2 | policy, io |
 //! | 3 | proxy |
 //! | 4 | metrics |
-//! | 5 | worker, outside, host |
+//! | 5 | worker, outside, host, pinger |
 //! | 6 | config |
 //! | 7 | gateway, lab |
 //! | 8 | bench, demo |
@@ -146,7 +148,8 @@
 //! # Features
 //!
 //! Without features: the proxy and what it needs (no I/O, no system call). `gateway`: the data plane of `echogate run`.
-//! `lab`: clients, gateway and internet as network namespaces in this process. `bench`: measuring in them. `cli`: the command `echogate`.
+//! `pinger`: pings without privileges ([`pinger`]), and nothing of the gateway. `lab`: clients, gateway and internet as network
+//! namespaces in this process. `bench`: measuring in them. `cli`: the command `echogate`.
 
 #[cfg(feature = "bench")]
 #[doc(hidden)]
@@ -167,7 +170,7 @@ pub mod gateway;
 #[cfg(feature = "gateway")]
 #[doc(hidden)]
 pub mod host;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "pinger"))]
 #[doc(hidden)]
 pub mod io;
 #[cfg(feature = "lab")]
@@ -175,9 +178,11 @@ pub mod lab;
 pub mod metrics;
 #[cfg(feature = "gateway")]
 pub mod outside;
+#[cfg(feature = "pinger")]
+pub mod pinger;
 pub mod policy;
 pub mod proxy;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "pinger"))]
 #[doc(hidden)]
 pub mod sys;
 #[doc(hidden)]

@@ -102,13 +102,34 @@ fn the_proxy_alone_depends_on_the_map_the_queues_the_random_numbers_and_the_errn
 }
 
 #[test]
+fn a_user_of_the_pinger_builds_nothing_of_the_gateway_and_no_terminal() {
+    let direct = dependencies(&["--no-default-features", "--features", "pinger", "--depth", "1"]);
+    let own = ["atomic-waker", "futures-core", "io-uring", "socket2", "tracing"];
+    let proxys = ["crossbeam", "foldhash", "libc", "papaya", "rand"];
+    assert_eq!(direct, own.into_iter().chain(proxys).map(str::to_owned).collect());
+    assert_without(
+        &dependencies(&["--no-default-features", "--features", "pinger"]),
+        &[
+            "crossterm",
+            "futures-util",
+            "hdrhistogram",
+            "netlink-sys",
+            "ratatui",
+            "serde_json",
+            "signal-hook",
+            "tun-tap",
+        ],
+    );
+}
+
+#[test]
 fn a_user_of_the_gateway_builds_no_command_line() {
     assert_without(&dependencies(&["--no-default-features", "--features", "gateway"]), &["hdrhistogram"]);
 }
 
 /// Asserts that neither these crates nor those of the command line, nor an async runtime, are among `names`.
 fn assert_without(names: &BTreeSet<String>, unwanted: &[&str]) {
-    let never = ["clap", "mimalloc", "tokio", "tracing-subscriber"];
+    let never = ["clap", "mimalloc", "ratatui", "tiny_http", "tokio", "tracing-subscriber"];
     let found: Vec<_> = unwanted.iter().chain(&never).filter(|name| names.contains(**name)).collect();
     assert!(found.is_empty(), "{found:?} among {names:?}");
 }

@@ -10,6 +10,7 @@ mod bench;
 mod check;
 mod demo;
 mod flags;
+mod ping;
 mod run;
 mod totals;
 
@@ -44,6 +45,7 @@ enum Command {
     Check(check::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
+    Ping(Box<ping::Arguments>),
 }
 
 /// Runs the command that the process's arguments name.
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Ping(arguments) => ping::run(arguments),
     });
     done.unwrap_or_else(|error| {
         complain(&error);

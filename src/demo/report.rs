@@ -26,6 +26,8 @@ pub struct Contender {
     pub name: &'static str,
     /// How it was set up, in one line.
     pub description: String,
+    /// The round-trip time of one ping before the load, by the pinger, or why there is none.
+    pub single: Result<Duration, String>,
     /// What the clients counted.
     pub load: LoadReport,
     /// What the remotes counted.
@@ -62,6 +64,8 @@ impl DemoReport {
                 failures.push(failure);
             }
         };
+        let single = &self.echogate.single;
+        expect(single.is_ok(), format!("the single ping: {}", single.as_ref().err().cloned().unwrap_or_default()));
         expect(load.sent > 0, "nothing was sent".to_owned());
         expect(load.wrong_client == 0, format!("{} replies reached the wrong client", grouped(load.wrong_client)));
         expect(load.altered == 0, format!("{} replies were altered", grouped(load.altered)));
@@ -82,7 +86,7 @@ impl DemoReport {
             };
             let (to_remotes, arrived) = (gateway.outside_out.packets, self.echogate.remotes.requests_in);
             equal("the gateway sent", to_remotes, "but at the remotes arrived", arrived);
-            let (delivered, replies) = (gateway.delivered.packets, load.replies());
+            let (delivered, replies) = (gateway.delivered.packets, load.replies() + u64::from(single.is_ok()));
             equal("the gateway delivered", delivered, "but at the clients arrived", replies);
             let (packets_in, accounted) = (gateway.packets_in(), gateway.packets_accounted());
             equal("the gateway took in", packets_in, "packets but accounts for", accounted);
@@ -122,6 +126,7 @@ fn contender(contender: &Contender) -> Value {
     json!({
         "name": contender.name,
         "description": contender.description,
+        "single_ping_us": contender.single.as_ref().ok().copied().map(micros),
         "sent": load.sent,
         "received": load.received,
         "wrong_client": load.wrong_client,
@@ -171,6 +176,11 @@ impl fmt::Display for DemoReport {
         write!(f, "{:16}", "")?;
         for column in &columns {
             write!(f, "{:>20}", column.name)?;
+        }
+        writeln!(f)?;
+        write!(f, "  {:14}", "single ping")?;
+        for column in &columns {
+            write!(f, "{:>20}", column.single.as_ref().map_or("none".to_owned(), |time| in_micros(*time)))?;
         }
         writeln!(f)?;
         for (name, value) in ROWS {

@@ -10,20 +10,27 @@ fn packets(packets: u64) -> Traffic {
     Traffic { packets, bytes: packets * 84 }
 }
 
-/// A run of 1,000 echoes in which everything went well.
+/// A run of 1,000 echoes, and one before them, in which everything went well.
 fn good() -> DemoReport {
     let load = LoadReport { sent: 1000, received: 1000, elapsed: Duration::from_secs(1), ..LoadReport::default() };
     let gateway = Snapshot {
-        inside_in: packets(1000),
-        outside_out: packets(1000),
-        outside_in: packets(1000),
-        inside_out: packets(1000),
-        delivered: packets(1000),
+        inside_in: packets(1001),
+        outside_out: packets(1001),
+        outside_in: packets(1001),
+        inside_out: packets(1001),
+        delivered: packets(1001),
         ..Snapshot::default()
     };
-    let remotes = EchoCounters { requests_in: 1000, replies_out: 1000, checksum_errors: 0 };
+    let remotes = EchoCounters { requests_in: 1001, replies_out: 1001, checksum_errors: 0 };
     let description = "made up".to_owned();
-    let echogate = Contender { name: "Echogate", description, load, remotes, gateway: Some(gateway) };
+    let echogate = Contender {
+        name: "Echogate",
+        description,
+        single: Ok(Duration::from_micros(41)),
+        load,
+        remotes,
+        gateway: Some(gateway),
+    };
     DemoReport {
         options: DemoOptions::default(),
         remotes: REMOTES,
@@ -44,11 +51,16 @@ fn a_good_run_passes_and_says_what_was_shown() {
 #[test]
 fn every_fault_alone_fails_the_demo() {
     type Fault = (&'static str, fn(&mut DemoReport));
-    let faults: [Fault; 10] = [
+    let faults: [Fault; 11] = [
+        ("the single ping: no answer", |report| {
+            report.echogate.single = Err("no answer".to_owned());
+            report.echogate.load.received += 1;
+        }),
         ("nothing was sent", |report| {
             report.echogate.load = LoadReport::default();
             report.echogate.remotes = EchoCounters::default();
             report.echogate.gateway = Some(Snapshot::default());
+            report.echogate.single = Err(String::new());
         }),
         ("wrong client", |report| report.echogate.load.wrong_client = 1),
         ("altered", |report| report.echogate.load.altered = 1),
@@ -59,13 +71,13 @@ fn every_fault_alone_fails_the_demo() {
             report.echogate.gateway.as_mut().expect("there is one").drops.push(("ttl".to_owned(), 2));
         }),
         ("at the remotes arrived 999", |report| report.echogate.remotes.requests_in = 999),
-        ("at the clients arrived 999", |report| report.echogate.load.received = 999),
-        ("accounts for 2,001", |report| {
+        ("at the clients arrived 1,000", |report| report.echogate.load.received = 999),
+        ("accounts for 2,003", |report| {
             let gateway = report.echogate.gateway.as_mut().expect("there is one");
             gateway.drops.push(("ttl".to_owned(), 1));
         }),
-        ("delivered 1,001", |report| {
-            report.echogate.gateway.as_mut().expect("there is one").delivered = packets(1001);
+        ("delivered 1,002", |report| {
+            report.echogate.gateway.as_mut().expect("there is one").delivered = packets(1002);
         }),
     ];
     for (expected, fault) in faults {

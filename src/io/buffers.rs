@@ -43,6 +43,9 @@ pub const BUFFERS_MAX: usize = 1 << 15;
 /// The largest buffer, in bytes: any IPv4 datagram (65,535) fits.
 pub const BUFFER_BYTES_MAX: usize = 1 << 16;
 
+/// What a buffer may have beyond that: room for what the kernel writes in front of a message (its sender, its time stamp).
+pub const AHEAD_BYTES_MAX: usize = 512;
+
 const CACHE_LINE_BYTES: usize = 64;
 const PAGE_BYTES: usize = 4096;
 
@@ -54,7 +57,7 @@ pub const POISON: u8 = 0xa5;
 pub struct PoolSize {
     /// Buffers: 1 to [`BUFFERS_MAX`].
     pub buffers: usize,
-    /// Bytes of each: 1 to [`BUFFER_BYTES_MAX`].
+    /// Bytes of each: 1 to [`BUFFER_BYTES_MAX`], and up to [`AHEAD_BYTES_MAX`] more.
     pub buffer_bytes: usize,
 }
 
@@ -92,7 +95,7 @@ impl Pool {
     /// Maps the region; all buffers are free.
     pub fn new(size: PoolSize) -> Result<Rc<Pool>, SetupError> {
         let PoolSize { buffers, buffer_bytes } = size;
-        if !(1..=BUFFERS_MAX).contains(&buffers) || !(1..=BUFFER_BYTES_MAX).contains(&buffer_bytes) {
+        if !(1..=BUFFERS_MAX).contains(&buffers) || !(1..=BUFFER_BYTES_MAX + AHEAD_BYTES_MAX).contains(&buffer_bytes) {
             return Err(SetupError::new(format!(
                 "{buffers} packet buffers of {buffer_bytes} bytes: at most {BUFFERS_MAX} of {BUFFER_BYTES_MAX}"
             )));
@@ -339,7 +342,9 @@ mod tests {
     #[test]
     fn too_long_or_absurd_is_refused() {
         assert!(pool(1).frame_from(&[0; 101]).is_none());
-        for (buffers, buffer_bytes) in [(0, 100), (BUFFERS_MAX + 1, 100), (1, 0), (1, BUFFER_BYTES_MAX + 1)] {
+        for (buffers, buffer_bytes) in
+            [(0, 100), (BUFFERS_MAX + 1, 100), (1, 0), (1, BUFFER_BYTES_MAX + AHEAD_BYTES_MAX + 1)]
+        {
             assert!(Pool::new(PoolSize { buffers, buffer_bytes }).is_err());
         }
     }

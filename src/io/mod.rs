@@ -13,13 +13,24 @@
 //! then the next `wait` submits what was queued. Nothing here blocks but `wait`, nothing retries, nothing logs a packet.
 
 pub mod buffers;
+#[cfg(feature = "gateway")]
 pub mod memory;
+#[cfg(feature = "pinger")]
+pub mod ping;
+mod provided;
+#[cfg(feature = "gateway")]
 pub mod raw;
+#[cfg(feature = "gateway")]
 pub mod receive;
+#[cfg(feature = "gateway")]
 mod retry;
+#[cfg(feature = "gateway")]
 pub mod steering;
+#[cfg(feature = "gateway")]
 pub mod syscalls;
+#[cfg(feature = "gateway")]
 pub mod tun;
+#[cfg(feature = "gateway")]
 pub mod uring;
 mod wake;
 
@@ -29,7 +40,9 @@ use std::time::Duration;
 use crate::error::SetupError;
 use buffers::BUFFER_BYTES_MAX;
 pub use buffers::{Frame, Pool, PoolSize};
+#[cfg(feature = "gateway")]
 use raw::{ReceiveSocket, SendSocket};
+#[cfg(feature = "gateway")]
 use tun::Tun;
 pub use wake::Waker;
 
@@ -132,6 +145,7 @@ pub const BATCH_MAX: usize = 256;
 
 /// The descriptors that one worker moves packets through, and what it moves them in. Opened by whoever sets the gateway
 /// up; handed to the worker's thread, which makes its [`PacketIo`] of them.
+#[cfg(feature = "gateway")]
 #[derive(Debug)]
 pub struct Ports {
     /// The worker's queue of the TUN.
@@ -185,6 +199,7 @@ pub enum Engine {
 
 /// Settles which implementation the workers use, by trying io_uring here and now. Warns once if `auto` has to do
 /// without it.
+#[cfg(feature = "gateway")]
 pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
     match backend {
         Backend::Syscalls => Ok(Engine::Syscalls),

@@ -20,7 +20,6 @@
 //! Kernel: multishot read came with 6.7, later than everything else used here. No version is parsed: [`probe`] tries.
 
 mod in_flight;
-mod provided;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -35,7 +34,7 @@ use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use self::in_flight::{Flying, InFlight};
-use self::provided::BufferRing;
+use super::provided::BufferRing;
 use super::raw::{ADDRESSES_MAX, SendSocket, mend_options};
 use super::retry::Retry;
 use super::{BATCH_MAX, Events, Frame, PacketIo, Pool, PoolSize, Ports, Sent, Side, Sizes, Waker};

@@ -14,7 +14,12 @@ const ICMP_FILTER: libc::c_int = 1;
 
 /// Sets a socket option whose value is an int.
 #[expect(unsafe_code, reason = "setsockopt(2)")]
-fn set_int(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub(super) fn set_int(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     let len = libc::socklen_t::try_from(mem::size_of_val(&value)).unwrap_or(0);
     // SAFETY: the kernel reads `len` bytes of `value`, which lives until after the call.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, ptr::from_ref(&value).cast(), len) };
@@ -108,8 +113,8 @@ pub fn sockaddr(address: Ipv4Addr) -> libc::sockaddr_in {
 pub const SOCKADDR_BYTES: libc::socklen_t = 16;
 const _: () = assert!(mem::size_of::<libc::sockaddr_in>() == SOCKADDR_BYTES as usize);
 
-const NO_BYTES: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-const NO_MESSAGE: libc::mmsghdr = libc::mmsghdr {
+pub(super) const NO_BYTES: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+pub(crate) const NO_MESSAGE: libc::mmsghdr = libc::mmsghdr {
     msg_hdr: libc::msghdr {
         msg_name: ptr::null_mut(),
         msg_namelen: 0,

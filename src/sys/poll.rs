@@ -15,6 +15,11 @@ impl Watch {
         Watch(libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 })
     }
 
+    /// Whether an error is to be told, by a read or in the error queue.
+    pub fn has_failed(&self) -> bool {
+        self.0.revents & libc::POLLERR != 0
+    }
+
     /// Whether a read would not block: there is something, or an error to be told.
     pub fn is_ready(&self) -> bool {
         self.0.revents != 0

@@ -1,0 +1,78 @@
+//! A thousand hosts a second, for as many rounds as wanted, from one engine thread:
+//!
+//! ```sh
+//! cargo run --release --example ping_thousand -- 198.18.0.0 1000 10
+//! ```
+//!
+//! The arguments: the first address, how many hosts, and rounds of a second each. With a fourth, how many pings a second
+//! instead of a thousand; with a fifth, `uring`, `syscalls` or `auto`; with a sixth, how many milliseconds a ping may
+//! wait to be sent together with others.
+
+#![expect(clippy::print_stdout, reason = "an example talks to its user")]
+
+use std::env;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use echogate::pinger::{Backend, PingError, PingOptions, Pinger};
+
+fn main() -> Result<(), PingError> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let number = |at: usize, otherwise| arguments.get(at).map_or(Ok(otherwise), |text| text.parse());
+    let usage = |_| {
+        PingError::InvalidOption("FIRST-ADDRESS [HOSTS [ROUNDS [RATE [uring|syscalls|auto [MILLISECONDS]]]]]".into())
+    };
+    let first = arguments.first().map_or("127.0.0.1", String::as_str);
+    let first = first.parse().map_err(|_| PingError::InvalidOption(format!("{first} is no IPv4 address").into()))?;
+    let (hosts, rounds, rate) =
+        (number(1, 1000).map_err(usage)?, number(2, 1).map_err(usage)?, number(3, 1000).map_err(usage)?);
+    let backend = match arguments.get(4).map(String::as_str) {
+        Some("uring") => Backend::Uring,
+        Some("syscalls") => Backend::Syscalls,
+        _ => Backend::Auto,
+    };
+    let together = Duration::from_millis(number(5, 0).map_err(usage)?.into());
+    let pinger = Pinger::builder().backend(backend).build()?;
+    println!("{}", ping_all(&pinger, first, hosts, rounds, rate, together)?);
+    Ok(())
+}
+
+/// Pings each of `hosts` addresses from `first` on once a round, `rate` a second, and sums up. For a few milliseconds of
+/// patience (`together`) the engine wakes up far less often.
+pub(crate) fn ping_all(
+    pinger: &Pinger,
+    first: Ipv4Addr,
+    hosts: u32,
+    rounds: u32,
+    rate: u32,
+    together: Duration,
+) -> Result<String, PingError> {
+    let addresses = (0..hosts).map(|number| Ipv4Addr::from(u32::from(first).wrapping_add(number)));
+    let targets = (0..rounds).flat_map(|_| addresses.clone());
+    let begin = Instant::now();
+    let answers = pinger
+        .ping_many(targets, &PingOptions::new())
+        .every(Duration::from_secs(1) / rate)
+        .together(together)
+        .at_most(4 * usize::try_from(rate).unwrap_or(1024));
+    let (mut sent, mut times) = (0_u64, Vec::new());
+    for answer in answers.wait() {
+        sent += 1;
+        match answer.outcome {
+            Ok(reply) => times.push(reply.rtt),
+            Err(error) if error.is_final() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    times.sort_unstable();
+    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
+    let (elapsed, replies) = (begin.elapsed(), times.len());
+    Ok(format!(
+        "{sent} sent, {replies} answered, {:.2} s, p50 {:?}, p99 {:?}; {:?}, {:?}",
+        elapsed.as_secs_f64(),
+        at(50),
+        at(99),
+        pinger.engine(),
+        pinger.tally()
+    ))
+}

@@ -1,0 +1,205 @@
+//! `echogate ping` as an ordinary user meets it, in namespaces that each test makes (so: as root), beside the system's `ping`.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use echogate::lab::{self, Lab, LabOptions, Namespace};
+
+/// Nobody: an ordinary user.
+const ORDINARY: u32 = 65_534;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A gateway, two routers and a remote behind them; whoever is at the gateway may ping.
+fn scene() -> Lab {
+    let options = LabOptions { clients: 1, remotes: 1, routers: 2, ..LabOptions::default() };
+    let lab = Lab::build(&options).unwrap_or_else(|error| panic!("{error}"));
+    lab.gateway().sysctl(&[("net/ipv4/ping_group_range", "0 2147483647")]).unwrap();
+    lab
+}
+
+fn ordinary(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).uid(ORDINARY).gid(ORDINARY).env("LC_ALL", "C").env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn run(namespace: &Namespace, program: &str, arguments: &[&str]) -> Output {
+    let output = namespace.run(|| ordinary(program, arguments).output()).unwrap();
+    output.unwrap_or_else(|error| panic!("{program}: {error}; see scripts/install-test-tools"))
+}
+
+fn echogate(namespace: &Namespace, arguments: &[&str]) -> Output {
+    run(namespace, env!("CARGO_BIN_EXE_echogate"), &[&["ping"], arguments].concat())
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The text with every number that is measured blanked: those with a point in them, and those before "ms".
+fn blanked(text: &str) -> String {
+    let mut blank = String::new();
+    for word in text.split_inclusive([' ', '=', '/', '\n']) {
+        let number = word.trim_end_matches([' ', '=', '/', '\n']);
+        let digits = number.trim_end_matches("ms");
+        let measured = digits.parse::<f64>().is_ok() && (digits.contains('.') || number != digits);
+        let time = blank.ends_with("time=");
+        blank.push_str(if measured || time { "N" } else { number });
+        blank.push_str(&word[number.len()..]);
+    }
+    blank
+}
+
+#[test]
+fn one_host_reads_as_with_ping_but_for_the_numbers() {
+    let lab = scene();
+    for arguments in
+        [&["-c", "3", "-i", "0.2", "127.0.0.1"][..], &["-c", "2", "-i", "0.2", "-q", "-s", "100", "127.0.0.1"]]
+    {
+        let (theirs, ours) = (run(lab.gateway(), "ping", arguments), echogate(lab.gateway(), arguments));
+        assert_eq!(blanked(&stdout(&ours)), blanked(&stdout(&theirs)), "{}{}", stderr(&ours), stderr(&theirs));
+        assert_eq!((ours.status.code(), theirs.status.code()), (Some(0), Some(0)));
+    }
+}
+
+#[test]
+fn silence_is_exit_code_1() {
+    let output = echogate(scene().gateway(), &["-c", "1", "-W", "0.3", "203.0.113.9"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stdout(&output).contains("1 packets transmitted, 0 received, 100% packet loss"), "{}", stdout(&output));
+}
+
+#[test]
+fn who_may_not_ping_is_told_what_opens_it() {
+    let lab = scene();
+    lab.gateway().sysctl(&[("net/ipv4/ping_group_range", "1 0")]).unwrap();
+    let output = echogate(lab.gateway(), &["-c", "1", "127.0.0.1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("sysctl -w net.ipv4.ping_group_range="), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "");
+}
+
+#[test]
+fn an_unknown_name_is_exit_code_2() {
+    let output = echogate(scene().gateway(), &["-c", "1", "host.invalid"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("host.invalid: "), "{}", stderr(&output));
+}
+
+#[test]
+fn a_router_on_the_way_is_named_when_the_ttl_ends_there() {
+    let lab = scene();
+    let remote = lab.remotes()[0].to_string();
+    let output = echogate(lab.gateway(), &["-c", "1", "-t", "1", &remote]);
+    let line = format!("From {} icmp_seq=1 Time to live exceeded\n", lab::router_address(0));
+    assert!(stdout(&output).contains(&line), "{}{}", stdout(&output), stderr(&output));
+    assert!(stdout(&output).contains("0 received, +1 errors, 100% packet loss"), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn several_hosts_are_alive_or_not() {
+    let output = echogate(scene().gateway(), &["-W", "0.3", "-i", "0.2", "127.0.0.1", "203.0.113.9"]);
+    assert_eq!(stdout(&output), "127.0.0.1 is alive\n203.0.113.9 is unreachable\n", "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn every_json_line_is_an_object_with_a_version() {
+    let lab = scene();
+    let remote = lab.remotes()[0].to_string();
+    let output = echogate(lab.gateway(), &["--json", "-c", "2", "-i", "0.2", "-t", "1", "127.0.0.1", &remote]);
+    let lines: Vec<serde_json::Value> =
+        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().all(|line| line["v"] == 1), "{lines:?}");
+    let of = |kind: &str| lines.iter().filter(|line| line["type"] == kind).count();
+    assert_eq!((of("reply"), of("error"), of("summary"), lines.len()), (2, 2, 2, 6), "{lines:?}");
+    let far = lines.iter().find(|line| line["type"] == "summary" && line["host"] == remote.as_str()).unwrap();
+    assert_eq!(far["errors_by_sender"][lab::router_address(0).to_string()], 2);
+}
+
+#[test]
+fn thresholds_decide_the_exit_code() {
+    let lab = scene();
+    let gateway = lab.gateway();
+    let common = ["-c", "2", "-i", "0.1", "-W", "0.3", "--summary-only"];
+    for (more, code) in [
+        (&["--max-loss", "50", "127.0.0.1"][..], 0),
+        (&["--max-loss", "50", "203.0.113.9"], 1),
+        (&["--max-loss", "100", "203.0.113.9"], 0),
+        (&["--max-rtt", "0", "127.0.0.1"], 1),
+        (&["--max-rtt", "10000", "127.0.0.1"], 0),
+    ] {
+        let output = echogate(gateway, &[&common[..], more].concat());
+        assert_eq!(output.status.code(), Some(code), "{more:?}: {}{}", stdout(&output), stderr(&output));
+    }
+}
+
+#[test]
+fn absurd_wishes_are_refused() {
+    let lab = scene();
+    for (arguments, expected) in [
+        (&["-s", "65508", "127.0.0.1"][..], "0 to 65507"),
+        (&["-i", "0", "127.0.0.1"], "at least 0.001 seconds"),
+        (&["-i", "nan", "127.0.0.1"], "0 to 86400"),
+        (&["-g", "0.0.0.0/0"], "too many hosts"),
+        (&["-I", "nodevice0", "127.0.0.1"], "nodevice0"),
+        (&["--file", "/dev/null"], "nobody to ping"),
+        (&["-p", "xyz", "127.0.0.1"], "no pattern"),
+    ] {
+        let output = echogate(lab.gateway(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).contains(expected), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_prints_the_summary_and_a_scraper_finds_histograms() {
+    let lab = scene();
+    let port = "9427";
+    let at = format!("127.0.0.1:{port}");
+    let mut command =
+        ordinary(env!("CARGO_BIN_EXE_echogate"), &["ping", "-i", "0.1", "--prometheus", &at, "127.0.0.1"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = lab.gateway().run(|| command.spawn()).unwrap().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let page = loop {
+        let page = lab.gateway().run(|| scrape((Ipv4Addr::LOCALHOST, 9427))).unwrap();
+        if page.contains("echogate_ping_received_total{host=\"127.0.0.1\",address=\"127.0.0.1\"} 2") {
+            break page;
+        }
+        if Instant::now() > deadline {
+            drop(child.kill());
+            panic!("no metrics: {page}\n{}", stderr(&child.wait_with_output().unwrap()));
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert!(page.contains("# TYPE echogate_ping_rtt_seconds histogram\n"), "{page}");
+    assert!(page.contains("le=\"+Inf\"} 2\n"), "{page}");
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(text.contains("--- 127.0.0.1 ping statistics ---\n"), "{text}");
+}
+
+/// One request for the metrics; empty if nobody listens yet.
+fn scrape(at: (Ipv4Addr, u16)) -> String {
+    let Ok(mut stream) = TcpStream::connect(at) else { return String::new() };
+    let mut page = String::new();
+    let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let _ = asked.and_then(|()| stream.read_to_string(&mut page));
+    page
+}

@@ -1,0 +1,76 @@
+//! The futures need no particular runtime: the same function under three executors, and under none.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use echogate::pinger::{PingError, Pinger};
+use futures_core::Stream;
+
+use crate::scene::{HOST, OWN, OWN_TOO, hasty, on_both, patient};
+
+/// Two at once, a stream, and a timeout.
+async fn visit(pinger: Pinger) {
+    let (one, other) = (pinger.ping(OWN, &patient()), pinger.ping(OWN_TOO, &patient()));
+    assert_eq!(other.await.unwrap().from, IpAddr::from(OWN_TOO));
+    assert_eq!(one.await.unwrap().from, IpAddr::from(OWN));
+    let mut answers = pinger.ping_many([OWN; 100], &patient()).at_most(7);
+    let mut count = 0;
+    while let Some(answer) = std::future::poll_fn(|context| Pin::new(&mut answers).poll_next(context)).await {
+        answer.outcome.unwrap();
+        count += 1;
+    }
+    assert_eq!(count, 100);
+    assert!(matches!(pinger.ping(HOST, &hasty()).await, Err(PingError::Timeout { .. })));
+}
+
+#[test]
+fn under_a_plain_block_on() {
+    on_both(|_, pinger| pollster::block_on(visit(pinger.clone())));
+}
+
+#[test]
+fn under_smol() {
+    on_both(|_, pinger| {
+        smol::block_on(async { smol::spawn(visit(pinger.clone())).await });
+    });
+}
+
+#[test]
+fn under_tokio() {
+    on_both(|_, pinger| {
+        for mut builder in [tokio::runtime::Builder::new_current_thread(), tokio::runtime::Builder::new_multi_thread()]
+        {
+            let runtime = builder.enable_time().build().unwrap();
+            let tasks: Vec<_> = (0..20).map(|_| runtime.spawn(visit(pinger.clone()))).collect();
+            for task in tasks {
+                runtime.block_on(task).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn an_abandoned_select_cancels() {
+    on_both(|_, pinger| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            tokio::select! {
+                outcome = pinger.ping(HOST, &patient()) => panic!("{outcome:?}"),
+                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
+            }
+        });
+        assert_eq!(pinger.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_future_polled_after_its_end_says_so_and_does_not_panic() {
+    on_both(|_, pinger| {
+        let mut ping = pinger.ping(OWN, &patient());
+        pollster::block_on(&mut ping).unwrap();
+        let again = Pin::new(&mut ping).poll(&mut Context::from_waker(std::task::Waker::noop()));
+        assert!(matches!(again, Poll::Ready(Err(PingError::Cancelled))));
+    });
+}
