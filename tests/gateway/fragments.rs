@@ -81,6 +81,7 @@ fn in_fragments(client: Ipv4Addr, remote: Ipv4Addr, sequence: u16, payload: &[u8
     pieces.collect()
 }
 
+/// RFC 4787 REQ-14; RFC 6864, section 4.3.
 fn fragments_with_equal_identifications_in_any_order_are_the_clients_own(setup: &Setup) {
     let scene = behind_a_narrow_router();
     let gateway = serve_without_limits(&scene, setup);

@@ -88,6 +88,7 @@ impl Pool {
     }
 }
 
+/// RFC 6888 REQ-2, REQ-3, REQ-11.
 fn where_one_address_has_no_ident_left_its_clients_keep_theirs_and_new_ones_go_on_to_the_next(setup: &Setup) {
     let pool = Pool::new();
     let gateway = pool.serve(setup, "[mapping]\nreserved_idents = [\"1024-65535\"]\n");
