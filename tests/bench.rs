@@ -77,7 +77,9 @@ fn a_tiny_bench_measures_all_it_names_and_table_json_and_page_agree() {
         assert_eq!(purposes, [Purpose::Light, Purpose::Saturation]);
         for step in &trial.steps {
             assert_eq!(step.sent, step.received + step.lost, "{trial:?}");
-            assert!(step.received > 0 && step.wrong() == 0 && step.cpu.busy_us() > 0, "{trial:?}");
+            assert!(step.received > 0 && step.wrong() == 0, "{trial:?}");
+            // The kernel counts by ticks: a light load may slip through between them.
+            assert!(step.purpose == Purpose::Light || step.cpu.busy_us() > 0, "{trial:?}");
         }
         let is_process = !["control", "masquerade"].contains(&trial.contender.as_str());
         let memory = trial.steps[1].process.map(|process| process.resident_bytes);

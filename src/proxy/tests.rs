@@ -862,7 +862,7 @@ fn a_mapping_lives_a_minute_unless_it_is_configured_otherwise() {
     }
 }
 
-/// Not about an error, to a multicast or broadcast address, about a fragment, or to nobody in particular.
+/// Not about an error, to a multicast or broadcast address, about a later fragment, or to nobody in particular.
 /// RFC 1122, section 3.2.2.
 #[test]
 fn nobody_is_told_about_what_nobody_may_be_told_about() {
@@ -882,14 +882,18 @@ fn nobody_is_told_about_what_nobody_may_be_told_about() {
         request(Ipv4Addr::UNSPECIFIED, REMOTE),
         request(Ipv4Addr::LOCALHOST, REMOTE),
         request(Ipv4Addr::new(224, 0, 0, 1), REMOTE),
-        fragment(true, 0),
         fragment(false, 16),
     ] {
         let verdict = bench.outbound(&mut packet);
         assert!(matches!(verdict, Outbound::Drop(_) | Outbound::FallThrough(_)), "{verdict:?}: {packet:02x?}");
     }
-    let mut packet = request(CLIENT, REMOTE);
-    assert!(matches!(bench.outbound(&mut packet), Outbound::Refuse { tell_from: Some(0), .. }));
+    for mut packet in [request(CLIENT, REMOTE), fragment(true, 0)] {
+        let verdict = bench.outbound(&mut packet);
+        assert!(matches!(verdict, Outbound::Refuse { tell_from: Some(0), .. }), "{verdict:?}: {packet:02x?}");
+    }
+    // What follows the first one has been told of.
+    let verdict = bench.outbound(&mut fragment(false, 16));
+    assert!(matches!(verdict, Outbound::Drop(_) | Outbound::Refuse { tell_from: None, .. }), "{verdict:?}");
 }
 
 /// RFC 1812, section 4.3.2.8.
