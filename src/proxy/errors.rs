@@ -120,8 +120,8 @@ impl Batch<'_> {
         let request = Ipv4::check(packet).ok()?;
         let (client, remote) = (request.source(), request.destination());
         let is_request = Echo::check(request.payload()).is_ok_and(|echo| echo.kind() == EchoKind::Request);
-        // Nothing about a fragment, or about a packet from or to where nobody is told anything (RFC 1122, section 3.2.2).
-        if request.is_fragment() || !is_request || self.proxy.may_ping(client, remote).is_err() {
+        // Nothing about a later fragment, or about a packet from or to where nobody is told anything (RFC 1122, section 3.2.2).
+        if request.is_later_fragment() || !is_request || self.proxy.may_ping(client, remote).is_err() {
             return None;
         }
         let gateway = self.address(self.proxy.tell_from(client)?)?;

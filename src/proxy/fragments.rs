@@ -36,8 +36,18 @@ impl Batch<'_> {
         }
         match Part::new(packet.fragment_offset(), len, packet.more_fragments()) {
             None => Outbound::Drop(Reason::FragmentLength),
+            Some(_) if !self.proxy.policy.is_inside(client) => self.fragment_of_no_client(packet),
             Some(part) if packet.is_first_fragment() => self.first_fragment(packet, series, part),
             Some(part) => self.later_fragment(packet, series, part),
+        }
+    }
+
+    /// Nothing is kept of it: who is no client has no place in the table, and must not take a client's.
+    fn fragment_of_no_client(&self, packet: &Ipv4<&mut [u8]>) -> Outbound {
+        let is_request = || Echo::check(packet.payload()).is_ok_and(|echo| echo.kind() == EchoKind::Request);
+        match self.proxy.may_ping(packet.source(), packet.destination()) {
+            Err(refusal) if packet.is_later_fragment() || is_request() => Outbound::Drop(refusal.into()),
+            _ => Outbound::FallThrough(Passing::NotEchoRequest),
         }
     }
 

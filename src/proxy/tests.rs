@@ -1066,13 +1066,18 @@ fn who_counts_the_hop_tells_where_it_was_the_last() {
     assert_eq!(bench.outbound(&mut spent), Outbound::Drop(Reason::TtlExpired));
     assert_eq!(spent, original);
     assert_eq!(told(&mut bench, &spent), Some(()));
+    let message = build::echo_message(EchoKind::Request, 1, 1, &[0; 24]);
+    let first = Datagram { more_fragments: true, ttl: 1, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) };
+    let mut fragment = first.build();
+    assert_eq!(bench.outbound(&mut fragment), Outbound::Drop(Reason::TtlExpired));
+    assert_eq!(told(&mut bench, &fragment), Some(()));
     for nobody in [
         build::echo_reply(CLIENT, REMOTE, 1, 1, 1, b""),
         build::echo_request(Ipv4Addr::new(10, 67, 0, 2), REMOTE, 1, 1, 1, b""),
         build::echo_request(GATEWAY, REMOTE, 1, 1, 1, b""),
         build::echo_request(CLIENT, Ipv4Addr::new(224, 0, 0, 1), 1, 1, 1, b""),
         build::echo_request(CLIENT, Ipv4Addr::BROADCAST, 1, 1, 1, b""),
-        Datagram { more_fragments: true, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, vec![8; 16]) }.build(),
+        Datagram { fragment_offset: 32, ..first }.build(),
         error_about(&original, ROUTER, 11, 0),
         vec![0x45; 19],
     ] {

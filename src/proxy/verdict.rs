@@ -53,7 +53,9 @@ pub enum Outbound {
     /// A fragment that came before its request's first one. Keep it, unchanged, for [`crate::table::fragments::EARLY_TIME`]
     /// at most, and offer it again when that has been judged ([`crate::proxy::Batch::take_awaited`]); or drop it.
     Hold,
-    /// A fragment whose request is judged by this thread, by the number of its handle: let that one judge the packet, which is unchanged.
+    /// A fragment whose request is judged by this thread, by the number of its handle; or, where idents are preserved
+    /// ([`crate::proxy::IdentPolicy`]), a request whose client's own ident is that thread's. Let that one judge the packet,
+    /// which is unchanged.
     BelongsTo {
         /// The number that [`crate::proxy::Proxy::handle`] was asked for.
         worker: usize,

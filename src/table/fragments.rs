@@ -42,8 +42,9 @@ pub const DECISION_TIME: Duration = Duration::from_secs(10);
 /// How long a fragment may wait for the first one.
 pub const EARLY_TIME: Duration = Duration::from_secs(1);
 
-/// Fragments of one client that may begin to wait within that time: as many as the largest request has on an Ethernet,
-/// and some.
+/// Fragments of one client that may begin to wait within that time: as many as the largest request has on an Ethernet (45),
+/// and some. Around the end of that time twice as many wait at once: whoever keeps packets has room for more than those, or
+/// one client could fill it.
 pub const EARLY_MAX: u16 = 64;
 
 /// Ranges kept of one request: in order, and in reverse, it is one.

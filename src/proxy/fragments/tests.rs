@@ -269,6 +269,28 @@ fn early_fragments_wait_in_bounds_and_those_of_others_are_not_touched() {
 }
 
 #[test]
+fn fragments_of_no_client_take_no_clients_place() {
+    // Of one client alone, whose place is the first: where whoever is none is looked up, too.
+    let mut bench = Bench::new(&Settings { clients: vec!["10.66.0.2/32".parse().unwrap()], ..settings() });
+    let mine = cut(&request(CLIENT, 7, &[7; 3000]), 1000);
+    assert!(matches!(bench.outbound(&mut mine[0].clone()), Outbound::Forward { .. }));
+    for (source, reason) in [(GATEWAY, Reason::OwnSource), (OTHER_CLIENT, Reason::NotClient)] {
+        for identification in 0..100 {
+            let foreign = Datagram { identification, source, more_fragments: true, ..request(CLIENT, 7, &[7; 64]) };
+            assert_eq!(bench.outbound(&mut foreign.build()), Outbound::Drop(reason));
+            let message = build::echo_message(EchoKind::Reply, 1, 1, &[7; 64]);
+            let reply = Datagram { payload: message, ..foreign };
+            let mut after = reply.build();
+            assert_eq!(bench.outbound(&mut after), Outbound::FallThrough(Passing::NotEchoRequest));
+            assert_eq!(after, reply.build());
+        }
+    }
+    for fragment in &mine[1..] {
+        assert!(matches!(bench.outbound(&mut fragment.clone()), Outbound::Carry { .. }));
+    }
+}
+
+#[test]
 fn what_is_no_request_goes_back_in_all_its_parts_and_unchanged() {
     let mut bench = Bench::new(&settings());
     let message = build::echo_message(EchoKind::Reply, 1, 1, &[7; 3000]);
