@@ -47,7 +47,7 @@ use crate::metrics::WorkerCounters;
 use crate::proxy::{Batch, Handle, Inbound, Outbound, Reason};
 use crate::table::ADDRESSES_MAX;
 use crate::table::echoes::Recorded;
-use crate::table::fragments::EARLY_TIME;
+use crate::table::fragments::{self, EARLY_TIME};
 use crate::wire::error::{self, Message};
 
 /// Packets that may wait for a new mapping.
@@ -74,8 +74,10 @@ const LATER: u8 = 5;
 /// Noted on what was cut off a packet that was too large: no packet that came in.
 const CUT_OFF: u8 = 6;
 
-/// Fragments that may wait for their request's first one.
+/// Fragments that may wait for their request's first one: more than one client's ([`fragments::EARLY_MAX`]).
 const EARLY_MAX: usize = 2 * BATCH_MAX;
+
+const _: () = assert!(EARLY_MAX > 2 * fragments::EARLY_MAX as usize, "one client must not fill it");
 
 /// One worker over one [`PacketIo`].
 #[derive(Debug)]

@@ -47,7 +47,10 @@ impl<I: PacketIo> Turn<'_, I> {
             self.pieces.clear();
             return Some(frame);
         };
-        let Some(length) = fragment::cut(&mut frame, first) else { return Some(frame) };
+        let Some(length) = fragment::cut(&mut frame, first) else {
+            self.pieces.clear();
+            return Some(frame);
+        };
         frame.truncate(length);
         self.io.send_outside(frame, address, remote);
         *self.cut_off += self.pieces.len();
