@@ -81,13 +81,22 @@ impl Scene {
 
     /// A raw socket at the client, which hears every ICMP packet that arrives there.
     pub(super) fn client_ear(&self) -> Socket {
-        run_in(self.client.as_fd(), || {
-            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).expect(ROOT);
-            socket.set_nonblocking(true).expect("nonblocking");
-            socket
-        })
-        .expect(ROOT)
+        ear(&self.client)
     }
+
+    /// As `client_ear`, for the remote.
+    pub(super) fn remote_ear(&self) -> Socket {
+        ear(&self.remote)
+    }
+}
+
+fn ear(namespace: &OwnedFd) -> Socket {
+    run_in(namespace.as_fd(), || {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).expect(ROOT);
+        socket.set_nonblocking(true).expect("nonblocking");
+        socket
+    })
+    .expect(ROOT)
 }
 
 fn number(netlink: &mut Netlink, name: &str, address: Ipv4Addr) {

@@ -271,7 +271,11 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
             "add rule {table} outward fib daddr type != local fib saddr . iif oif exists {way_out} \
              meta mark set meta mark & {kept:#010x} | {mark:#010x} notrack"
         ),
-        format!("add rule {table} divert iifname \"{device}\" icmp type echo-reply notrack"),
+        // Replies that we bring. Not those that clients send: of a long one the first part alone has a type, and must not go
+        // untracked without the others.
+        format!(
+            "add rule {table} divert iifname \"{device}\" ip saddr != {{ {clients} }} icmp type echo-reply notrack"
+        ),
         // Errors that are passed on, about requests that conntrack never saw. Not those that clients send, which concern
         // flows of the kernel's own NAT.
         format!(

@@ -128,6 +128,30 @@ fn fragments_of_icmp_are_diverted_one_by_one_and_those_of_other_protocols_are_no
     });
 }
 
+/// Of a long reply of the client's, which is not ours, the gateway puts all parts back; they must share one fate.
+#[test]
+fn fragments_of_a_clients_reply_that_are_put_back_are_tracked_all_or_none() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let tracking =
+            "table ip fw { chain forward { type filter hook forward priority 0; ct state invalid counter; }; }";
+        nft::run(&["-f", "-"], tracking).expect("rules");
+        let settings = settings();
+        let tun = Tun::open(&settings.device);
+        let divert = Divert::install(&settings).expect("installs");
+        let ear = scene.remote_ear();
+        let reply = message(ECHO_REPLY, 7, 1, 4000);
+        scene.client_sends(&reply, REMOTE);
+        let parts = tun.hear();
+        assert_eq!(parts.len(), 3, "{parts:?}");
+        parts.iter().for_each(|part| tun.send(part));
+        let heard = hear(|buffer| (&ear).read(buffer));
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert_eq!(heard[0][20..], reply);
+        divert.remove().expect("removes");
+    });
+}
+
 #[test]
 fn neither_masquerading_nor_state_nor_reverse_path_filtering_is_in_the_way() {
     let scene = Scene::new();
