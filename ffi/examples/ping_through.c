@@ -44,7 +44,9 @@ int main(int count, char **arguments) {
     size_t length = 36, error_length = 0;
     int32_t system_error = 0;
     must(echogate_outbound(handle, echogate_now(), ECHOGATE_AT_LAST, packet, length, &answer), "outbound");
-    if (answer.verdict != ECHOGATE_VERDICT_FORWARD)
+    if (answer.verdict == ECHOGATE_VERDICT_CARRY) // The rest of a large ping: should it be lost here, no reply comes.
+        echogate_outside_send(outside, packet, answer.length, answer.address, answer.to, NULL);
+    else if (answer.verdict != ECHOGATE_VERDICT_FORWARD)
         echogate_tell(handle, echogate_now(), packet, length, &answer, error, sizeof error, &error_length);
     else if (echogate_outside_send(outside, packet, answer.length, answer.address, answer.to, &system_error))
         echogate_not_sent(handle, echogate_now(), packet, answer.length, system_error, 0, error, sizeof error, &error_length);

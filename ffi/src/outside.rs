@@ -265,7 +265,7 @@ pub extern "C" fn echogate_outside_free(outside: EchogateOutside) -> EchogateSta
         if IN_CALLBACK.get() {
             return Err(EchogateStatus::Busy);
         }
-        let open = OUTSIDES.remove(outside)?;
+        let open = OUTSIDES.release(outside)?;
         let opened = open.outside.lock().unwrap_or_else(PoisonError::into_inner).take();
         // What made the thread end before was told by echogate_outside_fault.
         drop(opened);

@@ -49,7 +49,7 @@ pub unsafe extern "C" fn echogate_proxy_new(
 /// Frees a proxy. Handles and outsides made of it go on, and the tables live as long as one of them.
 #[unsafe(no_mangle)]
 pub extern "C" fn echogate_proxy_free(proxy: EchogateProxy) -> EchogateStatus {
-    guarded(|| PROXIES.remove(proxy).map(drop))
+    guarded(|| PROXIES.release(proxy).map(drop))
 }
 
 /// The handle of worker `worker`, from 0, for a thread that has packets of clients: a thread may use it for one call at a

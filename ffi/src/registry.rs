@@ -71,14 +71,19 @@ impl<T, const ROOM: usize> Registry<T, ROOM> {
     /// Takes the value out, a poisoned one too. Its number means nothing any more.
     pub(crate) fn remove(&self, number: u64) -> Result<T, EchogateStatus> {
         let mutex = self.place(number)?;
-        let mut place = match mutex.try_lock() {
+        let place = match mutex.try_lock() {
             Ok(place) => place,
             Err(TryLockError::WouldBlock) => return Err(EchogateStatus::Busy),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
+        let value = self.taken(number, place)?;
+        mutex.clear_poison();
+        Ok(value)
+    }
+
+    fn taken(&self, number: u64, mut place: MutexGuard<'_, Place<T>>) -> Result<T, EchogateStatus> {
         self.assert_current(number, &place)?;
         place.generation = (place.generation + 1) % (1 << GENERATION_BITS);
-        mutex.clear_poison();
         place.value.take().ok_or(EchogateStatus::Unknown)
     }
 
@@ -120,6 +125,13 @@ impl<T: Clone, const ROOM: usize> Registry<T, ROOM> {
         let place = self.place(number)?.lock().unwrap_or_else(PoisonError::into_inner);
         self.assert_current(number, &place)?;
         place.value.clone().ok_or(EchogateStatus::Unknown)
+    }
+
+    /// As `remove`, for such kinds: waits for whoever else is just cloning, where a caller must not be told that it is
+    /// somebody's.
+    pub(crate) fn release(&self, number: u64) -> Result<T, EchogateStatus> {
+        // As in `get`.
+        self.taken(number, self.place(number)?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -184,6 +196,28 @@ mod tests {
             told.wait();
         });
         assert_eq!(REGISTRY.remove(number), Ok(1));
+    }
+
+    #[test]
+    fn what_threads_share_is_freed_however_many_are_just_looking_it_up() {
+        static REGISTRY: Registry<u8, 2> = Registry::new(Kind::Outside);
+        let number = REGISTRY.insert(1).unwrap();
+        let (entered, told) = (Barrier::new(2), Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                REGISTRY.with(number, |_| {
+                    entered.wait();
+                    told.wait();
+                    Ok(())
+                })
+            });
+            entered.wait();
+            let freeing = scope.spawn(|| REGISTRY.release(number));
+            assert_eq!(REGISTRY.remove(number), Err(EchogateStatus::Busy));
+            told.wait();
+            assert_eq!(freeing.join().unwrap(), Ok(1));
+        });
+        assert_eq!(REGISTRY.release(number), Err(EchogateStatus::Unknown));
     }
 
     #[test]

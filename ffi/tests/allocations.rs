@@ -10,6 +10,8 @@ mod counting;
 use std::ffi::CString;
 use std::net::Ipv4Addr;
 use std::ptr::null_mut;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use counting::{allocations, allocations_of, outside_thread};
 use echogate::lab::{Lab, LabOptions};
@@ -95,6 +97,14 @@ fn calls_for_packets_on_live_mappings_allocate_nothing() {
     assert_eq!((echogate_handle_free(handle), echogate_proxy_free(proxy)), (Fine, Fine));
 }
 
+fn delivered(outside: EchogateOutside) -> u64 {
+    let mut counters = EchogateCounters::default();
+    let size = size_of::<EchogateCounters>();
+    // SAFETY: a place for them.
+    assert_eq!(unsafe { echogate_outside_counters(outside, &raw mut counters, size) }, Fine);
+    counters.delivered
+}
+
 #[test]
 fn the_outside_allocates_nothing_for_a_reply() {
     let lab = Lab::build(&LabOptions::default()).expect("it makes network namespaces: run it as root (scripts/test)");
@@ -117,6 +127,14 @@ fn the_outside_allocates_nothing_for_a_reply() {
                     assert_eq!(sent, Fine);
                 }
                 expire(handle);
+                if sequence == 0 {
+                    // All at once in the queue, so that there are as many buffers as there can ever be in use.
+                    let patience = Instant::now() + Duration::from_secs(10);
+                    while delivered(outside) < 20 {
+                        assert!(Instant::now() < patience, "replies are missing");
+                        thread::yield_now();
+                    }
+                }
                 for _ in 0..20 {
                     let (mut client, mut length) = (0, 0);
                     let (bytes, room) = (buffer.as_mut_ptr(), buffer.len());
