@@ -68,7 +68,8 @@ impl AddressWatch {
         let thread = thread::Builder::new()
             .name("address-watch".to_owned())
             .spawn(move || {
-                let mut retry = None;
+                // What has changed since they were given, and before there was news of it.
+                let mut retry = Some(Duration::ZERO);
                 while let Ok(true) = wait(&mut news, &stopped, retry) {
                     let looked = known.look(&mut changed);
                     retry = looked.is_err().then_some(RETRY);
@@ -148,6 +149,17 @@ mod tests {
     fn ip(arguments: &str) {
         let done = Command::new("ip").args(arguments.split(' ')).status();
         assert!(done.expect("iproute2 is installed: apt-get install iproute2").success(), "ip {arguments}");
+    }
+
+    #[test]
+    fn an_address_that_was_lost_before_there_was_news_of_it_is_noticed() {
+        Scene::new().at_gateway(|| {
+            let (changed, changes) = mpsc::channel();
+            let send = move |change| changed.send(change).unwrap_or_default();
+            let gone = Ipv4Addr::new(198, 51, 100, 7);
+            let _watch = AddressWatch::start(vec![OUTSIDE, gone], false, send).expect("it starts");
+            assert_eq!(changes.recv_timeout(Duration::from_secs(10)), Ok(Change::Lost(1, gone)));
+        });
     }
 
     #[test]
