@@ -177,6 +177,14 @@ fn outside_allocates_nothing(open: impl FnOnce(&Arc<Proxy>, Monotonic) -> (Outsi
                 }
                 batch.expire();
                 drop(batch);
+                if sequence == 0 {
+                    // All at once in the queue, so that there are as many buffers as there can ever be in use.
+                    let until = clock.now() + SOON;
+                    while outside.snapshot().delivered.packets < 20 {
+                        assert!(clock.now() < until, "replies are missing");
+                        std::thread::yield_now();
+                    }
+                }
                 (0..20).for_each(|_| take());
             })
         };
