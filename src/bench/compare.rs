@@ -11,8 +11,8 @@ use super::figures::{self, CONTROL, Figure, Spread};
 use super::record::{Record, Scenario};
 use crate::error::SetupError;
 
-/// What is compared, and by which share of the old median a figure has to move at least to count: what runs of the same
-/// binary on a virtual machine were seen to differ by when their rounds happened to agree.
+/// What is compared, and by which share of the old median a figure has to move at least to count. Chosen, not derived: above
+/// what two runs of one binary on a virtual machine usually differ by (perf/bench.md), whose rounds can happen to agree.
 const FLOORS: [(Figure, f64); 8] = [
     (Figure::ThroughputShare, 0.10),
     (Figure::AddedCost, 0.15),

@@ -6,6 +6,7 @@ mod chart;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
 
 use self::chart::{Axis, Bar, Curve};
 use super::doubts;
@@ -327,7 +328,7 @@ fn drops(record: &Record) -> String {
 fn method(record: &Record) -> String {
     let machine = &record.machine;
     let mut facts = vec![
-        ("Began".to_owned(), format!("{} s after 1970-01-01 UTC", record.started_unix_s)),
+        ("Began".to_owned(), began(record.started_unix_s)),
         ("Kernel".to_owned(), machine.kernel.clone()),
         ("CPU".to_owned(), format!("{} x {}", machine.cpus, machine.cpu)),
         ("Memory".to_owned(), format!("{} MiB", machine.memory_bytes >> 20)),
@@ -344,6 +345,11 @@ fn method(record: &Record) -> String {
         let _ = write!(text, "<dt>{}</dt><dd>{}</dd>", escaped(&name), escaped(&fact));
     }
     text + "</dl></div>\n"
+}
+
+fn began(unix_s: u64) -> String {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(unix_s);
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 #[cfg(test)]
@@ -375,6 +381,11 @@ mod tests {
             }
         }
         assert!(open.is_empty(), "not closed: {open:?}");
+    }
+
+    #[test]
+    fn the_time_is_one_that_people_read() {
+        assert_eq!(began(1_700_000_000), "2023-11-14T22:13:20Z");
     }
 
     #[test]
