@@ -64,6 +64,8 @@ pub(crate) fn in_network(test: impl FnOnce(&Wire) + Send) {
         ip("address add 198.18.0.1/24 dev wire");
         ip("address add 198.18.0.77/24 dev wire");
         ip("-6 address add fd00:66::1/64 dev wire nodad");
+        // The kernel takes what arrives for an address only when a worker of its own has got round to the address's route.
+        until("taken as its own", || ip("-6 route show table local").contains("local fd00:66::1 "));
         ip("route add default dev wire");
         ip("-6 route add default dev wire");
         test(&wire);
@@ -91,9 +93,11 @@ pub(crate) fn allow(groups: &str) {
     fs::write("/proc/sys/net/ipv4/ping_group_range", groups).expect("a sysctl of the test's own namespace");
 }
 
-pub(crate) fn ip(arguments: &str) {
+/// Runs `ip`; what it printed.
+pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("apt-get install iproute2");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Waits until something is so.
