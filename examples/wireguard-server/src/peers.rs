@@ -188,7 +188,13 @@ impl Peers {
                 (None, None)
             }
             TunnResult::WriteToTunnelV4(packet, source) => (Some(packet), Some(source)),
-            TunnResult::WriteToTunnelV6(..) => return Err(Refused::NotIpv4),
+            TunnResult::WriteToTunnelV6(..) => {
+                // It is refused, and tells all the same where its peer is.
+                if proves_sender {
+                    peer.endpoint = Some(from);
+                }
+                return Err(Refused::NotIpv4);
+            }
         };
         if proves_sender {
             peer.endpoint = Some(from);

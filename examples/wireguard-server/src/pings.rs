@@ -1,7 +1,7 @@
 //! Echogate in this server: everything that "add ping" takes.
 //!
 //! ```text
-//! client's packet ---> Turn::offer: Batch::outbound --- Forward ---> raw socket ---> internet
+//! client's packet ---> Turn::offer: outbound_at_last --- Forward ---> raw socket ---> internet
 //!                                   |                                                  |
 //!                     not a ping: the existing path                                    |
 //!                                                                                      |
@@ -123,6 +123,7 @@ impl Turn<'_> {
         if Ipv4::check(&*packet).is_ok_and(|packet| packet.is_fragment()) {
             return Answer::NotOurs;
         }
+        // At last: there is no other thread to ask for an ident.
         let verdict = self.batch.outbound_at_last(packet);
         match verdict {
             Outbound::FallThrough(_) => return Answer::NotOurs,
