@@ -319,8 +319,8 @@ fn flood_of_fragments(scene: &Scene, a_second: u32) -> u64 {
     sent
 }
 
-/// The largest pings there are, as fast as they come back. What grows is what of the buffers has been used: io_uring takes
-/// them by turns, and has soon used all of them; system calls use a deep one only when there is much to do.
+/// The largest pings there are, as fast as they come back: a datagram kept for every sixtieth would show. All that may
+/// grow is how many of the buffers have ever been used, which depends on how much there was to do at once.
 #[test]
 fn the_largest_pings_leave_memory_where_it_was() {
     for io in ["uring", "syscalls"] {
@@ -328,7 +328,7 @@ fn the_largest_pings_leave_memory_where_it_was() {
         let gateway = serve_without_limits(&scene, &Setup { io, workers: 1 });
         let ping = |arguments: &str| scene.ping(0, &format!("-q -f -s 65000 {arguments} {}", scene.remote(0)));
         let idle = resident_bytes(&gateway);
-        let first = ping("-c 600");
+        ping("-c 600");
         let before = resident_bytes(&gateway);
         let pings = ping(&format!("-w {}", load_time().as_secs()));
         let after = resident_bytes(&gateway);
@@ -337,10 +337,9 @@ fn the_largest_pings_leave_memory_where_it_was() {
             "{io}: {idle} bytes resident when idle, {before} before, {after} after\n{}\n{}",
             pings.text, ended.printed
         );
-        assert!(ended.total("replies delivered") > 1000, "{} {}", first.text, ended.printed);
+        assert!(ended.total("replies delivered") > 1000, "{}", ended.printed);
         let buffers = Sizes::for_mtu(1500).mapped_bytes() as u64;
-        let bound = if io == "uring" { before } else { idle + buffers };
-        assert!(after <= bound + (1 << 20), "{io}: {idle} bytes became {before}, and {after}; buffers: {buffers}");
+        assert!(after <= idle + buffers + (1 << 20), "{io}: {idle} bytes became {before}, and {after}; buffers: {buffers}");
     }
 }
 
