@@ -34,6 +34,7 @@ use rand::rngs::StdRng;
 
 use super::atomic::{AtomicU64, Ordering};
 use super::{SHARDS, SlotIndex};
+use crate::canary::{Canary, is_loose};
 use crate::clock::Instant;
 
 /// What identifies an echo until it is answered.
@@ -200,9 +201,12 @@ impl Echoes {
                 if seen == 0 || self.tag(seen) != tag {
                     break;
                 }
+                if is_loose(Canary::DoubleDelivery) {
+                    return Consumed::Matched;
+                }
                 // Acquire: pairs with `record`'s Release.
                 if word.compare_exchange(seen, 0, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                    let late = self.age_ticks(seen, now) > self.timeout_ticks;
+                    let late = self.age_ticks(seen, now) > self.timeout_ticks && !is_loose(Canary::NeverLate);
                     return if late { Consumed::Late } else { Consumed::Matched };
                 }
             }
@@ -255,8 +259,8 @@ impl Echoes {
         let scrambled = self.scramble(
             u64::from(key.index.address()) << 58
                 | u64::from(key.index.ident() >> 6) << 48
-                | u64::from(key.sequence) << 32
-                | u64::from(u32::from(key.remote)),
+                | u64::from(if is_loose(Canary::WeakSequence) { 0 } else { key.sequence }) << 32
+                | u64::from(if is_loose(Canary::WeakRemote) { 0 } else { u32::from(key.remote) }),
         );
         let in_shard = usize::try_from(scrambled >> self.tag_bits).unwrap_or(usize::MAX);
         (key.index.shard() << self.shard_buckets_log2 | in_shard, self.tag(scrambled))
