@@ -2,36 +2,36 @@
 
 use std::net::Ipv4Addr;
 
-pub const ICMP: u8 = 1;
-pub const ECHO_REPLY: u8 = 0;
-pub const ECHO_REQUEST: u8 = 8;
+pub(super) const ICMP: u8 = 1;
+pub(super) const ECHO_REPLY: u8 = 0;
+pub(super) const ECHO_REQUEST: u8 = 8;
 
 /// An IPv4 packet whose lengths agree with the bytes that there are.
 #[derive(Clone, Copy, Debug)]
-pub struct Packet<'b> {
+pub(super) struct Packet<'b> {
     /// Without what stands behind it.
-    pub bytes: &'b [u8],
-    pub header: &'b [u8],
-    pub payload: &'b [u8],
-    pub tos: u8,
-    pub identification: u16,
-    pub dont_fragment: bool,
-    pub more_fragments: bool,
-    pub offset: usize,
-    pub ttl: u8,
-    pub protocol: u8,
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
+    pub(super) bytes: &'b [u8],
+    pub(super) header: &'b [u8],
+    pub(super) payload: &'b [u8],
+    pub(super) tos: u8,
+    pub(super) identification: u16,
+    pub(super) dont_fragment: bool,
+    pub(super) more_fragments: bool,
+    pub(super) offset: usize,
+    pub(super) ttl: u8,
+    pub(super) protocol: u8,
+    pub(super) source: Ipv4Addr,
+    pub(super) destination: Ipv4Addr,
 }
 
 /// An echo message, or as much of one as there is.
 #[derive(Clone, Copy, Debug)]
-pub struct Echo<'b> {
-    pub icmp_type: u8,
-    pub code: u8,
-    pub ident: u16,
-    pub sequence: u16,
-    pub body: &'b [u8],
+pub(super) struct Echo<'b> {
+    pub(super) icmp_type: u8,
+    pub(super) code: u8,
+    pub(super) ident: u16,
+    pub(super) sequence: u16,
+    pub(super) body: &'b [u8],
 }
 
 fn word(bytes: &[u8], at: usize) -> u16 {
@@ -39,29 +39,29 @@ fn word(bytes: &[u8], at: usize) -> u16 {
 }
 
 /// RFC 1071: 0 and 0xFFFF are the same number.
-pub fn sum(bytes: &[u8]) -> u16 {
+pub(super) fn sum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)));
     u16::try_from(words.sum::<u64>() % 65_535).expect("less than 65,535")
 }
 
 /// Whether the bytes include their own checksum. (All zeros sum to zero too, and have none.)
-pub fn is_intact(bytes: &[u8]) -> bool {
+pub(super) fn is_intact(bytes: &[u8]) -> bool {
     sum(bytes) == 0 && bytes.iter().any(|byte| *byte != 0)
 }
 
 impl<'b> Packet<'b> {
     /// The packet that is exactly these bytes.
-    pub fn see(bytes: &'b [u8]) -> Option<Packet<'b>> {
+    pub(super) fn see(bytes: &'b [u8]) -> Option<Packet<'b>> {
         Packet::see_long(bytes).filter(|packet| packet.bytes.len() == bytes.len())
     }
 
     /// The packet that these bytes begin with.
-    pub fn see_long(bytes: &'b [u8]) -> Option<Packet<'b>> {
+    pub(super) fn see_long(bytes: &'b [u8]) -> Option<Packet<'b>> {
         Packet::see_quoted(bytes).filter(|packet| packet.bytes.len() == usize::from(word(bytes, 2)))
     }
 
     /// What an error quotes may be cut short.
-    pub fn see_quoted(bytes: &'b [u8]) -> Option<Packet<'b>> {
+    pub(super) fn see_quoted(bytes: &'b [u8]) -> Option<Packet<'b>> {
         if bytes.len() < 20 || bytes[0] >> 4 != 4 {
             return None;
         }
@@ -88,12 +88,12 @@ impl<'b> Packet<'b> {
         })
     }
 
-    pub fn is_fragment(&self) -> bool {
+    pub(super) fn is_fragment(&self) -> bool {
         self.more_fragments || self.offset > 0
     }
 
     /// The message that begins here, if this is ICMP and not what follows a first fragment.
-    pub fn echo(&self) -> Option<Echo<'b>> {
+    pub(super) fn echo(&self) -> Option<Echo<'b>> {
         if self.protocol != ICMP || self.offset > 0 || self.payload.len() < 8 {
             return None;
         }
@@ -108,7 +108,7 @@ impl<'b> Packet<'b> {
     }
 
     /// The echo request that this error quotes.
-    pub fn quoted(&self) -> Option<(Packet<'b>, Echo<'b>)> {
+    pub(super) fn quoted(&self) -> Option<(Packet<'b>, Echo<'b>)> {
         let error = self.echo().filter(|error| [3, 11, 12].contains(&error.icmp_type))?;
         let quoted = Packet::see_quoted(error.body)?;
         let echo = quoted.echo().filter(|echo| (echo.icmp_type, echo.code) == (ECHO_REQUEST, 0))?;
@@ -117,7 +117,7 @@ impl<'b> Packet<'b> {
 }
 
 /// Whether two packets differ in nothing but checksums (in a header, and in the ICMP message behind it) and in the given ranges.
-pub fn same_but(one: &[u8], other: &[u8], header_len: usize, ranges: &[std::ops::Range<usize>]) -> bool {
+pub(super) fn same_but(one: &[u8], other: &[u8], header_len: usize, ranges: &[std::ops::Range<usize>]) -> bool {
     let free = |at: usize| {
         (10..12).contains(&at)
             || (header_len + 2..header_len + 4).contains(&at)

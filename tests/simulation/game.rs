@@ -15,46 +15,46 @@ use rand::{RngExt, SeedableRng};
 use super::model::Rules;
 
 /// No longer mapping's life, echo timeout and hold-down than this: a pause that is longer ends all that is under way.
-pub const LONG: Duration = Duration::from_secs(130);
+pub(super) const LONG: Duration = Duration::from_secs(130);
 
 #[derive(Debug)]
-pub struct Game {
-    pub seed: u64,
-    pub settings: Settings,
-    pub limits: Option<Limits>,
-    pub fall_through: FallThrough,
-    pub clients: Vec<Ipv4Addr>,
-    pub remotes: Vec<Ipv4Addr>,
+pub(super) struct Game {
+    pub(super) seed: u64,
+    pub(super) settings: Settings,
+    pub(super) limits: Option<Limits>,
+    pub(super) fall_through: FallThrough,
+    pub(super) clients: Vec<Ipv4Addr>,
+    pub(super) remotes: Vec<Ipv4Addr>,
     /// Idents that a client uses.
-    pub idents: u16,
+    pub(super) idents: u16,
     /// Clients use a sequence again before it is answered.
-    pub repeats: bool,
-    pub inside: Faults,
-    pub outside: Faults,
+    pub(super) repeats: bool,
+    pub(super) inside: Faults,
+    pub(super) outside: Faults,
     /// Somebody means ill; and what is no proxy's business.
-    pub hostile: bool,
+    pub(super) hostile: bool,
     /// Packets from the wrong worker's queue, workers that stop for a while, links and addresses that go.
-    pub trouble: bool,
+    pub(super) trouble: bool,
     /// The time that a round of packets lasts.
-    pub round: Duration,
+    pub(super) round: Duration,
 }
 
-pub fn gateway(number: u8) -> Ipv4Addr {
+pub(super) fn gateway(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 18, 0, 1 + number)
 }
 
 /// Where nobody may ping.
-pub fn denied(host: u8) -> Ipv4Addr {
+pub(super) fn denied(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 18, 9, host)
 }
 
-pub fn is_client(address: Ipv4Addr) -> bool {
+pub(super) fn is_client(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     (a, b, c) == (10, 66, 0)
 }
 
 impl Game {
-    pub fn from_seed(seed: u64) -> Game {
+    pub(super) fn from_seed(seed: u64) -> Game {
         let rng = &mut StdRng::seed_from_u64(seed ^ 0x6563_686f);
         let addresses = rng.random_range(1..=3);
         let gateways: Vec<_> = (0..addresses).map(gateway).collect();
@@ -111,7 +111,7 @@ impl Game {
     }
 
     /// What the model must know.
-    pub fn rules(&self, proxy: &Proxy) -> Rules {
+    pub(super) fn rules(&self, proxy: &Proxy) -> Rules {
         let batches = echogate::proxy::BATCH_TIME_MAX * 2;
         let settings = &self.settings;
         let own = Settings { hold_down: None, ..settings.clone() };

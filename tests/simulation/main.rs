@@ -10,8 +10,6 @@
 //! A failure names its seed: `ECHOGATE_SEED=7 cargo test --test simulation` plays that game again, the same
 //! to the last packet. `scripts/simulate` plays many.
 
-#![expect(clippy::unwrap_used, reason = "a test ends at what should not be")]
-
 mod eyes;
 mod game;
 mod model;

@@ -18,18 +18,18 @@ use super::payload::{self, POISON};
 
 /// What clients ask. Its number is in its payload.
 #[derive(Clone, Debug)]
-pub struct Request {
-    pub client: Ipv4Addr,
-    pub ident: u16,
-    pub sequence: u16,
-    pub remote: Ipv4Addr,
+pub(super) struct Request {
+    pub(super) client: Ipv4Addr,
+    pub(super) ident: u16,
+    pub(super) sequence: u16,
+    pub(super) remote: Ipv4Addr,
     /// The packet, whole, as the client sent it.
-    pub packet: Vec<u8>,
+    pub(super) packet: Vec<u8>,
     /// Nothing of it may leave.
-    pub forbidden: bool,
+    pub(super) forbidden: bool,
     /// How often it reached the gateway undamaged, and how often it left.
-    pub offered: u32,
-    pub left: u32,
+    pub(super) offered: u32,
+    pub(super) left: u32,
     /// Sends that failed because it was too large, and are tried again in pieces.
     too_large: u32,
     told: u32,
@@ -37,25 +37,25 @@ pub struct Request {
 
 /// What the gateway was told.
 #[derive(Clone, Debug)]
-pub struct Rules {
-    pub gateways: Vec<Ipv4Addr>,
-    pub echo_timeout: Duration,
+pub(super) struct Rules {
+    pub(super) gateways: Vec<Ipv4Addr>,
+    pub(super) echo_timeout: Duration,
     /// After this nothing is matched.
-    pub echo_life: Duration,
-    pub idle: Duration,
-    pub hold_down: Duration,
-    pub limits: Option<Limits>,
-    pub icmp_errors: bool,
+    pub(super) echo_life: Duration,
+    pub(super) idle: Duration,
+    pub(super) hold_down: Duration,
+    pub(super) limits: Option<Limits>,
+    pub(super) icmp_errors: bool,
     /// By how much the gateway lowers a TTL.
-    pub hops: u8,
-    pub inside_mtu: usize,
+    pub(super) hops: u8,
+    pub(super) inside_mtu: usize,
     /// Packets are damaged on their way to the gateway.
-    pub damage: bool,
-    pub is_client: fn(Ipv4Addr) -> bool,
+    pub(super) damage: bool,
+    pub(super) is_client: fn(Ipv4Addr) -> bool,
 }
 
 /// Gateway address (by number), ident, sequence, remote.
-pub type Key = (u8, u16, u16, Ipv4Addr);
+pub(super) type Key = (u8, u16, u16, Ipv4Addr);
 
 #[derive(Clone, Copy, Debug)]
 struct Outstanding {
@@ -91,20 +91,20 @@ struct Budget {
 
 /// What a model has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Seen {
-    pub left: u64,
-    pub in_fragments: u64,
-    pub answers: u64,
-    pub delivered: u64,
-    pub told: u64,
-    pub told_by_gateway: u64,
-    pub refused_replies: u64,
-    pub passed: u64,
+pub(super) struct Seen {
+    pub(super) left: u64,
+    pub(super) in_fragments: u64,
+    pub(super) answers: u64,
+    pub(super) delivered: u64,
+    pub(super) told: u64,
+    pub(super) told_by_gateway: u64,
+    pub(super) refused_replies: u64,
+    pub(super) passed: u64,
 }
 
-pub struct Model {
-    pub rules: Rules,
-    pub requests: HashMap<u64, Request>,
+pub(super) struct Model {
+    pub(super) rules: Rules,
+    pub(super) requests: HashMap<u64, Request>,
     outstanding: HashMap<Key, Outstanding>,
     holders: HashMap<(u8, u16), Holder>,
     mappings: HashMap<(Ipv4Addr, u16), (u8, u16, Instant)>,
@@ -113,29 +113,29 @@ pub struct Model {
     assemblies: HashMap<(Ipv4Addr, Ipv4Addr, u16), Assembly>,
     budgets: HashMap<Ipv4Addr, Budget>,
     /// When an address was last lost: mappings on it end early.
-    pub lost: Vec<Option<Instant>>,
-    pub seen: Seen,
+    pub(super) lost: Vec<Option<Instant>>,
+    pub(super) seen: Seen,
     number: u64,
 }
 
 /// One turn of one worker: what it read and what it wrote.
-pub struct Turn {
-    pub worker: usize,
-    pub now: Instant,
-    pub from_inside: Vec<Vec<u8>>,
-    pub from_outside: Vec<Vec<u8>>,
-    pub inside: Vec<Written>,
-    pub outside: Vec<Written>,
+pub(super) struct Turn {
+    pub(super) worker: usize,
+    pub(super) now: Instant,
+    pub(super) from_inside: Vec<Vec<u8>>,
+    pub(super) from_outside: Vec<Vec<u8>>,
+    pub(super) inside: Vec<Written>,
+    pub(super) outside: Vec<Written>,
     /// The worker is ending: what it read, it may have given up.
-    pub ending: bool,
+    pub(super) ending: bool,
     /// Echoes were evicted.
-    pub evicted: bool,
+    pub(super) evicted: bool,
 }
 
 /// What remotes hear: a whole request, and whether it reached them.
-pub struct Heard {
-    pub packet: Vec<u8>,
-    pub reached: bool,
+pub(super) struct Heard {
+    pub(super) packet: Vec<u8>,
+    pub(super) reached: bool,
 }
 
 type Judged<T> = Result<T, String>;
@@ -144,7 +144,7 @@ type Judged<T> = Result<T, String>;
 const ASSEMBLY_TIME: Duration = Duration::from_secs(15);
 
 impl Model {
-    pub fn new(rules: Rules, workers: usize) -> Model {
+    pub(super) fn new(rules: Rules, workers: usize) -> Model {
         Model {
             lost: vec![None; rules.gateways.len()],
             rules,
@@ -162,7 +162,7 @@ impl Model {
     }
 
     /// A client asks: the number that its payload must begin with.
-    pub fn next_number(&mut self) -> u64 {
+    pub(super) fn next_number(&mut self) -> u64 {
         self.number += 1;
         while self.number.to_be_bytes().contains(&POISON) {
             self.number += 1;
@@ -170,7 +170,7 @@ impl Model {
         self.number
     }
 
-    pub fn asks(&mut self, number: u64, packet: Vec<u8>, forbidden: bool) -> Judged<()> {
+    pub(super) fn asks(&mut self, number: u64, packet: Vec<u8>, forbidden: bool) -> Judged<()> {
         let seen = Packet::see(&packet).ok_or("a client sends no packet")?;
         let echo = seen.echo().ok_or("a client sends no echo")?;
         let request = Request {
@@ -190,7 +190,7 @@ impl Model {
     }
 
     /// Judges a turn. What remotes hear of it.
-    pub fn judge(&mut self, turn: Turn) -> Judged<Vec<Heard>> {
+    pub(super) fn judge(&mut self, turn: Turn) -> Judged<Vec<Heard>> {
         for key in std::mem::take(&mut self.failed[turn.worker]) {
             if self.outstanding.get(&key).is_some_and(|echo| echo.withdrawn_by == Some(turn.worker)) {
                 self.outstanding.remove(&key);
@@ -202,7 +202,7 @@ impl Model {
         let mut written = turn.inside.into_iter().peekable();
         for arrived in &turn.from_outside {
             let next = written.peek().map(|written| &written.bytes[..]);
-            let taken = self.from_outside(arrived, next, turn.now, turn.ending).map_err(|what| {
+            let taken = self.came_from_outside(arrived, next, turn.now, turn.ending).map_err(|what| {
                 let next = next.map(brief).unwrap_or_default();
                 format!("{what}: {} arrived, and next was written {next}", brief(arrived))
             })?;
@@ -211,7 +211,7 @@ impl Model {
             }
         }
         for arrived in turn.from_inside {
-            self.from_inside(arrived);
+            self.came_from_inside(arrived);
         }
         for Written { bytes, .. } in written {
             let passing = self.passing.get_mut(&bytes).filter(|count| **count > 0);
@@ -220,14 +220,14 @@ impl Model {
         }
         let mut heard = Vec::new();
         for written in turn.outside {
-            let what = self.to_outside(turn.worker, turn.now, &written);
+            let what = self.left_for_outside(turn.worker, turn.now, &written);
             heard.extend(what.map_err(|what| format!("{what}: {} left", brief(&written.bytes)))?);
         }
         Ok(heard)
     }
 
     /// Judges what came from outside, by what was written next. Whether that is what became of it.
-    fn from_outside(&mut self, arrived: &[u8], next: Option<&[u8]>, now: Instant, ending: bool) -> Judged<bool> {
+    fn came_from_outside(&mut self, arrived: &[u8], next: Option<&[u8]>, now: Instant, ending: bool) -> Judged<bool> {
         let Some(packet) = Packet::see_long(arrived) else { return Ok(false) };
         if packet.protocol != ICMP || packet.is_fragment() || packet.ttl <= 1 {
             return Ok(false);
@@ -299,10 +299,10 @@ impl Model {
         if arrived.ttl - next.ttl != self.rules.hops {
             return Err("a reply's TTL is wrong".into());
         }
-        if let Some(request) = owner.and_then(|owner| self.requests.get(&owner)) {
-            if (request.client, request.ident) != (next.destination, echo.ident) {
-                return Err(format!("a reply to {} ident {} goes to somebody else", request.client, request.ident));
-            }
+        if let Some(request) = owner.and_then(|owner| self.requests.get(&owner))
+            && (request.client, request.ident) != (next.destination, echo.ident)
+        {
+            return Err(format!("a reply to {} ident {} goes to somebody else", request.client, request.ident));
         }
         Ok(())
     }
@@ -325,37 +325,37 @@ impl Model {
         if !is_intact(next.payload) || quoted.source != next.destination {
             return Err("an error is damaged, or quotes somebody else's request".into());
         }
-        if let Some(request) = owner.and_then(|owner| self.requests.get(&owner)) {
-            if (request.client, request.ident) != (next.destination, echo.ident) {
-                return Err(format!("an error about {} ident {} is told somebody else", request.client, request.ident));
-            }
+        if let Some(request) = owner.and_then(|owner| self.requests.get(&owner))
+            && (request.client, request.ident) != (next.destination, echo.ident)
+        {
+            return Err(format!("an error about {} ident {} is told somebody else", request.client, request.ident));
         }
         Ok(())
     }
 
-    fn from_inside(&mut self, arrived: Vec<u8>) {
+    fn came_from_inside(&mut self, arrived: Vec<u8>) {
         let packet = Packet::see_long(&arrived);
         let request = packet.filter(|packet| (self.rules.is_client)(packet.source)).and_then(|packet| {
             let echo = packet.echo().filter(|echo| (echo.icmp_type, echo.code) == (ECHO_REQUEST, 0))?;
             let number = payload::number_of(echo.body)?;
             Some((packet, number))
         });
-        if let Some((packet, number)) = request {
-            if let Some(request) = self.requests.get_mut(&number) {
-                let is_whole = packet.bytes == request.packet;
-                if is_whole || packet.is_fragment() && sum(packet.header) == 0 {
-                    request.offered += 1;
-                }
-                if is_whole && !request.forbidden {
-                    return;
-                }
+        if let Some((packet, number)) = request
+            && let Some(request) = self.requests.get_mut(&number)
+        {
+            let is_whole = packet.bytes == request.packet;
+            if is_whole || packet.is_fragment() && sum(packet.header) == 0 {
+                request.offered += 1;
+            }
+            if is_whole && !request.forbidden {
+                return;
             }
         }
         *self.passing.entry(arrived).or_default() += 1;
     }
 
     /// Judges what leaves for outside. The whole request that it is, or completes.
-    fn to_outside(&mut self, worker: usize, now: Instant, written: &Written) -> Judged<Option<Heard>> {
+    fn left_for_outside(&mut self, worker: usize, now: Instant, written: &Written) -> Judged<Option<Heard>> {
         let Written { bytes, way, errno, .. } = written;
         let packet = Packet::see(bytes).ok_or("no IPv4 packet, or more bytes than one")?;
         if !is_intact(packet.header) {
@@ -634,7 +634,7 @@ impl Model {
         let matches = asked == (quoted.source, echo.ident, echo.sequence, quoted.destination);
         let body = Packet::see(&request.packet).and_then(|asked| asked.echo()).map(|echo| echo.body.to_vec());
         let quotes = body.is_some_and(|body| body.starts_with(echo.body));
-        if !(matches && quotes) && !self.rules.damage {
+        if !(self.rules.damage || matches && quotes) {
             return Err("an error quotes what its client did not ask".into());
         }
         request.told += 1;
@@ -646,13 +646,13 @@ impl Model {
         Ok(())
     }
 
-    pub fn address(&self, address: Ipv4Addr) -> Option<u8> {
+    pub(super) fn address(&self, address: Ipv4Addr) -> Option<u8> {
         let number = self.rules.gateways.iter().position(|gateway| *gateway == address)?;
         u8::try_from(number).ok()
     }
 
     /// Whole requests that reached the gateway undamaged and did not leave.
-    pub fn kept_back(&self) -> u64 {
+    pub(super) fn kept_back(&self) -> u64 {
         let allowed = self.requests.values().filter(|request| !request.forbidden);
         allowed.map(|request| u64::from(request.offered.saturating_sub(request.left))).sum()
     }

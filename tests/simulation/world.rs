@@ -32,15 +32,15 @@ const SIZE: PoolSize = PoolSize { buffers: 700, buffer_bytes: 4096 };
 
 /// What one game came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Outcome {
-    pub counters: Snapshot,
-    pub seen: super::model::Seen,
-    pub time: Duration,
+pub(super) struct Outcome {
+    pub(super) counters: Snapshot,
+    pub(super) seen: super::model::Seen,
+    pub(super) time: Duration,
     /// All requests that reached the gateway left, and all replies were delivered.
-    pub restarts: u64,
+    pub(super) restarts: u64,
 }
 
-pub struct World<'c> {
+pub(super) struct World<'c> {
     game: Game,
     rng: StdRng,
     clock: Arc<Manual>,
@@ -68,7 +68,7 @@ pub struct World<'c> {
 type Judged<T> = Result<T, String>;
 
 /// Plays the game of a seed until so many packets have come to the gateway and all is settled.
-pub fn play(seed: u64, packets: u64) -> Judged<Outcome> {
+pub(super) fn play(seed: u64, packets: u64) -> Judged<Outcome> {
     let game = Game::from_seed(seed);
     let counters = Counters::new(game.settings.workers, 1);
     let mut world = World::new(game, &counters)?;
