@@ -12,10 +12,14 @@
 //!
 //! A worker that ends, by a fault or by a panic, is an event in [`Gateway::faults`]: nothing is half alive in silence.
 
+mod observer;
+mod pulse;
+
+use std::iter;
 use std::net::Ipv4Addr;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -41,6 +45,10 @@ use crate::metrics::{Counters, Snapshot};
 use crate::proxy::{Handle, IdentPolicy, Proxy, Settings, Sizes};
 use crate::worker::{Inbox, Post, Worker};
 
+use self::observer::{Devices, Observed};
+pub use self::observer::{Observer, SocketDrops};
+pub use self::pulse::{PULSE_INTERVAL, Pulse, Still};
+
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
 const LAST_REPLIES_POLL: Duration = Duration::from_millis(5);
@@ -52,13 +60,13 @@ const CLIENT_PATH_MTU: usize = 576;
 /// A gateway that is serving.
 #[derive(Debug)]
 pub struct Gateway {
-    description: String,
     counters: Arc<Counters>,
     faults: Receiver<SetupError>,
     stop: Arc<AtomicBool>,
     workers: Vec<Running>,
     divert: Option<Divert>,
     addresses: Option<AddressWatch>,
+    observer: Observer,
 }
 
 /// A worker's thread.
@@ -150,10 +158,25 @@ impl Gateway {
         let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
         device.configure(&mut netlink)?;
 
+        let wakers = tuns.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
+        let counters = Arc::new(Counters::new(tuns.len(), 1 + config.limits.overrides.len()));
+        let devices = Devices::open();
+        let observer = Observer::from(Observed {
+            description: description(&config, engine),
+            engine,
+            device: config.inside.device.clone(),
+            counters: Arc::clone(&counters),
+            wakers: wakers.clone(),
+            classes: classes(&config),
+            sizes: proxy.sizes(),
+            receivers: Mutex::default(),
+            devices: devices.map_err(|error| SetupError::caused("cannot read the list of interfaces", error))?,
+            started: Instant::now(),
+        });
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
-            description: description(&config, engine),
-            counters: Arc::new(Counters::new(tuns.len(), 1 + config.limits.overrides.len())),
+            counters,
+            observer,
             faults,
             stop: Arc::new(AtomicBool::new(false)),
             workers: Vec::with_capacity(tuns.len()),
@@ -164,11 +187,11 @@ impl Gateway {
         if tuns.len() > cpus.len() {
             tracing::warn!(workers = tuns.len(), cpus = cpus.len(), "more workers than CPUs: some share one");
         }
-        let wakers = tuns.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let posts = Post::ring(&wakers);
         let mut send = Vec::new();
         for (number, ((tun, waker), post)) in tuns.into_iter().zip(wakers).zip(posts).enumerate() {
             let ports = ports(&config, number, tun, waker)?;
+            gateway.observer.add_receiver(ports.receive.try_clone()?);
             send.push(ports.send.iter().map(SendSocket::try_clone).collect::<Result<Vec<_>, _>>()?);
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
             gateway.spawn(
@@ -216,7 +239,12 @@ impl Gateway {
 
     /// The one line that says what it serves.
     pub fn description(&self) -> &str {
-        &self.description
+        self.observer.description()
+    }
+
+    /// A handle to look at it by.
+    pub fn observer(&self) -> Observer {
+        self.observer.clone()
     }
 
     /// The counters' sum now.
@@ -242,6 +270,7 @@ impl Gateway {
 
     fn end_workers(&mut self) {
         drop(self.addresses.take());
+        self.observer.release();
         // Release: pairs with the workers' Acquire.
         self.stop.store(true, Ordering::Release);
         for running in &self.workers {
@@ -428,6 +457,12 @@ fn ports(config: &Config, number: usize, tun: Tun, waker: Waker) -> Result<Ports
         waker,
         sizes: io::Sizes::for_mtu(config.inside.mtu),
     })
+}
+
+/// The classes of clients by their numbers, as the policy has them.
+fn classes(config: &Config) -> Vec<String> {
+    let exceptions = config.limits.overrides.iter().map(|exception| exception.prefix.to_string());
+    iter::once("everybody".to_owned()).chain(exceptions).collect()
 }
 
 /// Acts on a change of the host's addresses. `send`: each worker's send sockets, by the addresses' numbers.

@@ -142,7 +142,7 @@
 //! | 5 | worker, outside, host, pinger |
 //! | 6 | config |
 //! | 7 | gateway, lab |
-//! | 8 | bench, demo |
+//! | 8 | bench, control, demo |
 //! | 9 | cli, main |
 //!
 //! # Features
@@ -162,6 +162,9 @@ pub mod cli;
 pub mod clock;
 #[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
+pub mod control;
 #[cfg(feature = "lab")]
 pub mod demo;
 pub mod error;

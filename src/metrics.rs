@@ -149,6 +149,8 @@ pub struct WorkerCounters {
     pub unanswered: Counter,
     /// Echoes evicted from a full bucket, by their age: under 1 s, under 10 s, older.
     pub evicted: [Counter; 3],
+    /// Turns taken: whether the worker moves.
+    pub turns: Counter,
 }
 
 impl WorkerCounters {
@@ -190,6 +192,11 @@ impl Counters {
     /// Those of one worker.
     pub fn worker(&self, worker: usize) -> &WorkerCounters {
         &self.0[worker]
+    }
+
+    /// How many workers count here.
+    pub fn workers(&self) -> usize {
+        self.0.len()
     }
 
     /// One worker's counters as they are now.
@@ -316,6 +323,9 @@ fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
     }
 }
 
+/// The workers' own drops, which no [`Reason`] of the proxy's names and no errno.
+pub const OWN_DROPS: [&str; 4] = ["not_reinjected", "creations_backlog", "hand_over_full", "ending"];
+
 /// Drops by name, in alphabetical order, zero ones left out.
 fn drops(workers: &[CachePadded<WorkerCounters>]) -> Vec<(String, u64)> {
     let mut drops: BTreeMap<String, u64> = BTreeMap::new();
@@ -373,6 +383,18 @@ mod tests {
         for (position, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, position, "{reason:?}");
         }
+    }
+
+    #[test]
+    fn the_workers_own_drops_are_those_that_are_listed() {
+        let counters = Counters::new(1, 1);
+        let own = counters.worker(0);
+        for counter in [&own.not_reinjected, &own.creations_backlog, &own.hand_over_full, &own.ending] {
+            counter.add(1);
+        }
+        let mut names = OWN_DROPS.map(|name| (name.to_owned(), 1));
+        names.sort();
+        assert_eq!(counters.snapshot().drops, names);
     }
 
     #[test]

@@ -11,7 +11,9 @@ mod check;
 mod demo;
 mod flags;
 mod ping;
+mod reach;
 mod run;
+mod stats;
 mod totals;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -42,6 +44,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Stats(stats::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = start_log(arguments.log.as_deref()).and_then(|()| match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Stats(arguments) => stats::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),

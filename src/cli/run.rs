@@ -10,6 +10,7 @@ use signal_hook::low_level::emulate_default_handler;
 
 use super::flags::{ConfigFlags, file_only_help};
 use super::{complain, print, totals};
+use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
 use crate::gateway::Gateway;
 
@@ -31,16 +32,35 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
     let config = arguments.flags.resolve()?;
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.
     let stop = watch_signals()?;
+    // Before it too: what cannot be listened at is no reason to touch the host.
+    let listeners = Listeners::open(&config)?;
     let gateway = Gateway::start(&config)?;
+    let control = Control::start(listeners, gateway.observer())?;
     print(&format!("{}\n", gateway.description()));
 
-    let fault = channel::select! {
-        recv(stop) -> signal => {
-            tracing::info!("{} received: draining", signal.map_or("signal", name));
-            None
+    let mut orders = control.orders().clone();
+    let fault = loop {
+        channel::select! {
+            recv(stop) -> signal => {
+                tracing::info!("{} received: draining", signal.map_or("signal", name));
+                break None;
+            }
+            recv(gateway.faults()) -> fault => {
+                break Some(fault.unwrap_or_else(|_| SetupError::new("the gateway ended")));
+            }
+            recv(orders) -> order => match order {
+                Ok(Order { ask: Ask::Reload, answer }) => {
+                    let refusal = SetupError::new("this gateway reads its configuration when it starts, and only then");
+                    answer.give(Err(refusal.remedy("restart it")));
+                }
+                Err(_) => {
+                    tracing::error!("the thread of the control socket ended: nobody can look, and packets go on");
+                    orders = channel::never();
+                }
+            },
         }
-        recv(gateway.faults()) -> fault => Some(fault.unwrap_or_else(|_| SetupError::new("the gateway ended"))),
     };
+    drop(control);
     let stopped = gateway.stop();
     if let Ok(snapshot) = &stopped {
         print(&totals::table(snapshot));

@@ -117,6 +117,12 @@ impl ReceiveSocket {
         prepared.map_err(|error| SetupError::caused("cannot prepare the raw socket for echo replies", error))?;
         Ok(ReceiveSocket(socket))
     }
+
+    /// Another descriptor of the same socket, to ask about it. The socket receives until the last one is closed.
+    pub fn try_clone(&self) -> Result<OwnedFd, SetupError> {
+        let cloned = self.0.try_clone();
+        cloned.map(OwnedFd::from).map_err(|error| SetupError::caused("cannot share a raw socket", error))
+    }
 }
 
 impl AsFd for ReceiveSocket {

@@ -7,6 +7,7 @@
 //! that is the first to come, not by waiting. All of them take root.
 
 mod beside;
+mod control;
 mod delivery;
 mod differs;
 mod ear;

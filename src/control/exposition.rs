@@ -1,0 +1,162 @@
+//! /metrics: the counters in Prometheus' text format, version 0.0.4. docs/metrics.md explains each.
+
+use std::fmt::{Display, Write as _};
+
+use super::stats;
+use crate::gateway::{Observer, Still};
+use crate::metrics::{OWN_DROPS, Snapshot, Traffic};
+use crate::proxy::Reason;
+
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Everything that there is to scrape.
+pub(super) fn text(observer: &Observer, still: Option<Still>) -> String {
+    let totals = observer.snapshot();
+    let mut text = Text { text: String::with_capacity(16 << 10), name: String::new() };
+    about(&mut text, observer, still);
+    traffic(&mut text, &totals);
+    drops(&mut text, &totals, observer);
+    tables(&mut text, &totals, observer);
+    text.text
+}
+
+fn about(text: &mut Text, observer: &Observer, still: Option<Still>) {
+    text.family("echogate_build_info", Kind::Gauge, "Always 1; its labels say what runs.");
+    text.sample(&[("version", &env!("CARGO_PKG_VERSION")), ("engine", &stats::engine(observer.engine()))], 1);
+    text.family("echogate_healthy", Kind::Gauge, "Whether every worker moves.");
+    text.sample(&[], u8::from(still.is_none()));
+    text.family("echogate_uptime_seconds", Kind::Gauge, "For how long the gateway has been serving.");
+    text.sample(&[], observer.uptime().as_secs_f64());
+    text.family("echogate_workers", Kind::Gauge, "Number of workers.");
+    text.sample(&[], observer.workers());
+}
+
+fn traffic(text: &mut Text, totals: &Snapshot) {
+    type Amount = fn(&Traffic) -> u64;
+    let units: [(&str, Amount); 2] = [("packets", |traffic| traffic.packets), ("bytes", |traffic| traffic.bytes)];
+    for (unit, amount) in units {
+        let what = if unit == "bytes" { "Bytes, IP header included, of packets" } else { "Packets" };
+        text.family(&format!("echogate_received_{unit}_total"), Kind::Counter, &format!("{what} received, by side."));
+        text.sample(&[("side", &"inside")], amount(&totals.inside_in));
+        text.sample(&[("side", &"outside")], amount(&totals.outside_in));
+        text.family(
+            &format!("echogate_sent_{unit}_total"),
+            Kind::Counter,
+            &format!("{what} sent, by side and by what they are."),
+        );
+        for (side, what, traffic) in [
+            ("outside", "request", totals.outside_out),
+            ("inside", "reply", totals.delivered),
+            ("inside", "error", totals.told),
+            ("inside", "reinjected", totals.reinjected),
+        ] {
+            text.sample(&[("side", &side), ("what", &what)], amount(&traffic));
+        }
+    }
+    text.family(
+        "echogate_own_errors_total",
+        Kind::Counter,
+        "ICMP errors of the gateway's own to clients, sent or not.",
+    );
+    text.sample(&[("result", &"sent")], totals.originated.packets);
+    text.sample(&[("result", &"lost")], totals.not_originated);
+    text.family("echogate_cut_off_pieces_total", Kind::Counter, "Pieces cut off requests too large for the way out.");
+    text.sample(&[("result", &"sent")], totals.cut_off.packets);
+    text.sample(&[("result", &"lost")], totals.cut_off_lost);
+    text.family("echogate_worker_sent_packets_total", Kind::Counter, "Requests sent, by worker.");
+    for (worker, packets) in totals.sent_by_worker.iter().enumerate() {
+        text.sample(&[("worker", &worker)], packets);
+    }
+}
+
+fn drops(text: &mut Text, totals: &Snapshot, observer: &Observer) {
+    text.family(
+        "echogate_dropped_packets_total",
+        Kind::Counter,
+        "Packets dropped, by reason: received is sent and these, exactly.",
+    );
+    let known: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).chain(OWN_DROPS).collect();
+    for name in &known {
+        text.sample(&[("reason", name)], totals.dropped(name));
+    }
+    // Sends that failed have a name for each errno: those that there have been.
+    for (name, count) in totals.drops.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
+        text.sample(&[("reason", name)], count);
+    }
+    text.family(
+        "echogate_refused_requests_total",
+        Kind::Counter,
+        "Requests refused because a share or a table was used up (among the dropped), by class of clients.",
+    );
+    for (class, count) in observer.classes().iter().zip(&totals.refused) {
+        text.sample(&[("class", class)], count);
+    }
+    text.family(
+        "echogate_socket_dropped_packets_total",
+        Kind::Counter,
+        "Packets that the kernel had no room for before a worker read them, by side: in no other count.",
+    );
+    let kernel = observer.socket_drops();
+    text.sample(&[("side", &"inside")], kernel.inside);
+    text.sample(&[("side", &"outside")], kernel.outside);
+}
+
+fn tables(text: &mut Text, totals: &Snapshot, observer: &Observer) {
+    let sizes = observer.sizes();
+    text.family("echogate_mappings", Kind::Gauge, "Mappings live now.");
+    text.sample(&[], totals.mappings);
+    text.family("echogate_mappings_peak", Kind::Gauge, "Mappings live at most so far.");
+    text.sample(&[], totals.mappings_peak);
+    text.family("echogate_mappings_limit", Kind::Gauge, "Mappings that can live at once.");
+    text.sample(&[], sizes.mappings_max);
+    text.family("echogate_outstanding_echoes", Kind::Gauge, "Requests sent and not answered yet.");
+    text.sample(&[], totals.outstanding);
+    text.family("echogate_outstanding_echoes_limit", Kind::Gauge, "Requests that can be outstanding at once.");
+    text.sample(&[], sizes.echoes_max);
+    text.family("echogate_unanswered_echoes_total", Kind::Counter, "Requests that nobody answered in time.");
+    text.sample(&[], totals.unanswered);
+    text.family(
+        "echogate_evicted_echoes_total",
+        Kind::Counter,
+        "Requests given up for others because the table was full, by their age.",
+    );
+    for (age, count) in ["under_1s", "under_10s", "older"].into_iter().zip(totals.evicted) {
+        text.sample(&[("age", &age)], count);
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// The text, a family at a time. Writing to a String cannot fail.
+struct Text {
+    text: String,
+    /// The family that was begun last.
+    name: String,
+}
+
+impl Text {
+    fn family(&mut self, name: &str, kind: Kind, help: &str) {
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+        };
+        name.clone_into(&mut self.name);
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    /// A sample of the family that was begun last.
+    fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) {
+        self.text.push_str(&self.name);
+        for (position, (label, value)) in labels.iter().enumerate() {
+            let before = if position == 0 { '{' } else { ',' };
+            let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.text, "{before}{label}=\"{value}\"");
+        }
+        let after = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.text, "{after} {value}");
+    }
+}
