@@ -13,6 +13,7 @@
 //! Rejected: an HTTP library (those at hand either keep a thread a connection, without bound, or bring an async runtime,
 //! and none of them cuts off a reader that does not read), and a thread a connection.
 
+mod busiest;
 mod client;
 mod exposition;
 mod http;
@@ -21,18 +22,20 @@ mod protocol;
 mod server;
 mod socket;
 mod stats;
+mod traffic;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crossbeam::channel::{self, Receiver};
 
 pub use self::client::Client;
-pub use self::protocol::{Answer, Ask, Order, Request, VERSION};
+pub use self::protocol::{Answer, Ask, Followed, Order, Request, VERSION};
 use self::server::Server;
 pub use self::socket::{Listeners, gateways, path_of_device};
 pub use self::stats::{Amount, BySide, Stats};
+pub use self::traffic::{Busy, BusiestNow};
 use crate::error::SetupError;
 use crate::gateway::Observer;
 use crate::io::Waker;
@@ -53,12 +56,17 @@ pub struct Control {
 }
 
 impl Control {
-    /// Begins to serve. What only the owner of the gateway can do arrives in [`Control::orders`].
-    pub fn start(listeners: Listeners, observer: Observer) -> Result<Control, SetupError> {
+    /// Begins to serve. What only the owner of the gateway can do arrives in [`Control::orders`]. `log_lines_lost`: a count
+    /// that is not the gateway's, to be told with its numbers.
+    pub fn start(
+        listeners: Listeners,
+        observer: Observer,
+        log_lines_lost: Arc<AtomicU64>,
+    ) -> Result<Control, SetupError> {
         let stop = Arc::new(AtomicBool::new(false));
         let waker = Waker::new()?;
         let (order, orders) = channel::bounded(ORDERS_MAX);
-        let server = Server::new(listeners, observer, order, waker.clone());
+        let server = Server::new(listeners, observer, log_lines_lost, order, waker.clone());
         let stopped = Arc::clone(&stop);
         // Acquire: pairs with the Release of `drop`.
         let serve = move || server.serve(|| stopped.load(Ordering::Acquire));

@@ -43,7 +43,7 @@ use crate::io::uring::UringIo;
 use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
 use crate::metrics::{Counters, Snapshot};
 use crate::proxy::{Handle, IdentPolicy, Proxy, Settings, Sizes};
-use crate::worker::{Inbox, Post, Worker};
+use crate::worker::{Basin, Inbox, Post, Tap, Worker};
 
 use self::observer::{Devices, Observed};
 pub use self::observer::{Observer, SocketDrops};
@@ -86,6 +86,7 @@ struct Crew {
     handle: Handle,
     post: Post,
     counters: Arc<Counters>,
+    tap: Tap,
     fall_through: FallThrough,
     clock: Monotonic,
     stop: Arc<AtomicBool>,
@@ -161,12 +162,14 @@ impl Gateway {
         let wakers = tuns.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let counters = Arc::new(Counters::new(tuns.len(), 1 + config.limits.overrides.len()));
         let devices = Devices::open();
+        let basin = Basin::new();
         let observer = Observer::from(Observed {
             description: description(&config, engine),
             engine,
             device: config.inside.device.clone(),
             counters: Arc::clone(&counters),
             wakers: wakers.clone(),
+            basin: basin.clone(),
             classes: classes(&config),
             sizes: proxy.sizes(),
             receivers: Mutex::default(),
@@ -203,6 +206,7 @@ impl Gateway {
                     handle,
                     post,
                     counters: Arc::clone(&gateway.counters),
+                    tap: Tap::new(&basin, number),
                     fall_through: config.run.fall_through,
                     clock,
                     stop: Arc::clone(&gateway.stop),
@@ -326,7 +330,8 @@ impl Crew {
     ) -> Result<(), SetupError> {
         let mut pin = Pin::new(self.number, self.cpu);
         let io = open(self.ports)?;
-        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
+        let worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
+        let mut worker = worker.seen_through(self.tap);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         // Acquire: pairs with the Release of `end_workers`.

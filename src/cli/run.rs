@@ -1,6 +1,7 @@
 //! `echogate run`: the gateway from set-up to totals.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 
 use crossbeam::channel::{self, Receiver};
@@ -35,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
     // Before it too: what cannot be listened at is no reason to touch the host.
     let listeners = Listeners::open(&config)?;
     let gateway = Gateway::start(&config)?;
-    let control = Control::start(listeners, gateway.observer())?;
+    let control = Control::start(listeners, gateway.observer(), Arc::default())?;
     print(&format!("{}\n", gateway.description()));
 
     let mut orders = control.orders().clone();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::protocol::{self, Request};
+use super::protocol::{self, Followed, Request};
 use crate::error::SetupError;
 
 /// How long an answer may take: a gateway reads its configuration anew in less.
@@ -48,6 +48,18 @@ impl Client {
             .write_all(line.as_bytes())
             .map_err(|cause| SetupError::caused("the gateway takes no question", cause))?;
         protocol::read_answer(&self.line()?)
+    }
+
+    /// The next line of a trace: a packet, or how many were not told.
+    pub fn follow(&mut self) -> Result<Followed, SetupError> {
+        let line = self.line()?;
+        protocol::read_followed(&line)
+    }
+
+    /// Waits as long as it takes for what comes next.
+    pub fn wait_for_ever(&mut self) -> Result<(), SetupError> {
+        let waits = self.stream.get_ref().set_read_timeout(None);
+        waits.map_err(|cause| SetupError::caused("cannot wait for the gateway", cause))
     }
 
     fn line(&mut self) -> Result<String, SetupError> {

@@ -10,13 +10,15 @@ use crate::proxy::Reason;
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Everything that there is to scrape.
-pub(super) fn text(observer: &Observer, still: Option<Still>) -> String {
+pub(super) fn text(observer: &Observer, still: Option<Still>, log_lines_lost: u64) -> String {
     let totals = observer.snapshot();
     let mut text = Text { text: String::with_capacity(16 << 10), name: String::new() };
     about(&mut text, observer, still);
     traffic(&mut text, &totals);
     drops(&mut text, &totals, observer);
     tables(&mut text, &totals, observer);
+    round_trips(&mut text, &totals);
+    losses(&mut text, &totals, log_lines_lost);
     text.text
 }
 
@@ -125,10 +127,36 @@ fn tables(text: &mut Text, totals: &Snapshot, observer: &Observer) {
     }
 }
 
+fn round_trips(text: &mut Text, totals: &Snapshot) {
+    text.family(
+        "echogate_round_trip_seconds",
+        Kind::Histogram,
+        "Round trips of a sample of the echoes (one in 64), from the gateway to the remote and back.",
+    );
+    let (mut up_to_here, [classes @ .., beyond]) = (0, &totals.round_trips);
+    for (end, count) in stats::ends_seconds().zip(classes) {
+        up_to_here += count;
+        text.part("_bucket", &[("le", &end)], up_to_here);
+    }
+    text.part("_bucket", &[("le", &"+Inf")], up_to_here + beyond);
+    text.part("_sum", &[], totals.round_trips_us as f64 / 1e6);
+    text.part("_count", &[], up_to_here + beyond);
+}
+
+fn losses(text: &mut Text, totals: &Snapshot, log_lines_lost: u64) {
+    text.family("echogate_samples_lost_total", Kind::Counter, "Sampled echoes that found no room to be told of.");
+    text.sample(&[], totals.samples_lost);
+    text.family("echogate_traces_missed_total", Kind::Counter, "Packets of a trace that were too many to tell.");
+    text.sample(&[], totals.traces_missed);
+    text.family("echogate_log_lines_lost_total", Kind::Counter, "Log lines that nobody read in time.");
+    text.sample(&[], log_lines_lost);
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 /// The text, a family at a time. Writing to a String cannot fail.
@@ -143,6 +171,7 @@ impl Text {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         name.clone_into(&mut self.name);
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
@@ -150,7 +179,13 @@ impl Text {
 
     /// A sample of the family that was begun last.
     fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) {
+        self.part("", labels, value);
+    }
+
+    /// A sample of a part of a histogram.
+    fn part(&mut self, part: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
         self.text.push_str(&self.name);
+        self.text.push_str(part);
         for (position, (label, value)) in labels.iter().enumerate() {
             let before = if position == 0 { '{' } else { ',' };
             let value = value.to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");

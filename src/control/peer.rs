@@ -14,6 +14,9 @@ use crate::sys::poll::Watch;
 /// How long an answer may lie unread, and a question by HTTP may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What may wait to be read by one that follows, in bytes.
+const FOLLOWED_BYTES_MAX: usize = 256 << 10;
+
 /// How long a connection to the control socket may be silent between two questions.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -31,6 +34,8 @@ pub(super) enum Phase {
     Asks,
     /// Its order is being carried out.
     Waits,
+    /// It is told what happens, until it hangs up.
+    Follows,
     /// It ends when its answer has been read.
     Ends,
 }
@@ -59,12 +64,14 @@ impl Peer {
 
     /// When it is given up.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        (self.phase != Phase::Waits).then_some(self.deadline)
+        let waits_for_us = self.phase == Phase::Waits || self.phase == Phase::Follows && self.output.is_empty();
+        (!waits_for_us).then_some(self.deadline)
     }
 
     pub(super) fn watch(&self) -> Watch {
         let to_write = !self.output.is_empty();
-        Watch::new(self.stream.as_fd(), self.phase == Phase::Asks && !to_write, to_write)
+        let to_read = self.phase == Phase::Follows || self.phase == Phase::Asks && !to_write;
+        Watch::new(self.stream.as_fd(), to_read, to_write)
     }
 
     /// Reads what has come. Whether the connection goes on.
@@ -98,6 +105,25 @@ impl Peer {
     /// What has come of a question by HTTP.
     pub(super) fn head(&self) -> &[u8] {
         &self.input
+    }
+
+    /// Reads and forgets what has come from one that follows. Whether the connection goes on.
+    pub(super) fn pass_over(&mut self) -> bool {
+        let goes_on = self.read();
+        self.input.clear();
+        goes_on
+    }
+
+    /// Tells one that follows something more; whether there was room for it.
+    pub(super) fn tell(&mut self, bytes: &[u8], now: Instant) -> bool {
+        if self.output.len() + bytes.len() > FOLLOWED_BYTES_MAX {
+            return false;
+        }
+        if self.output.is_empty() {
+            self.deadline = now + PATIENCE;
+        }
+        self.output.extend_from_slice(bytes);
+        true
     }
 
     /// Begins to write an answer; `then` is what follows it.

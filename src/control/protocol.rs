@@ -4,7 +4,11 @@
 //! > {"v":1,"verb":"stats"}
 //! < {"v":1,"ok":{...}}
 //! > {"v":1,"verb":"juggle"}
-//! < {"v":1,"error":"there is no verb \"juggle\"","remedy":"the verbs are stats, reload"}
+//! < {"v":1,"error":"there is no verb \"juggle\"","remedy":"the verbs are stats, reload, trace"}
+//! > {"v":1,"verb":"trace","client":"10.66.0.2"}
+//! < {"v":1,"ok":{}}
+//! < {"v":1,"traced":{...}}
+//! < {"v":1,"missed":12}
 //! ```
 //!
 //! `v` is the version of all of this: it changes when an old reader would misread. Members may be added to an object, so
@@ -15,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::error::SetupError;
 use crate::io::Waker;
+use crate::worker::Subject;
 
 /// The version that is spoken.
 pub const VERSION: u64 = 1;
@@ -27,6 +32,8 @@ pub(super) const REQUEST_BYTES_MAX: usize = 4096;
 pub enum Request {
     /// All numbers as they are now.
     Stats,
+    /// Packets of a client or a remote, as they pass, until whoever asked hangs up.
+    Trace(Subject),
     /// Something that the gateway's owner does.
     Order(Ask),
 }
@@ -38,14 +45,28 @@ pub enum Ask {
     Reload,
 }
 
-/// The verbs.
+/// The verbs that stand alone.
 const VERBS: [(&str, Request); 2] = [("stats", Request::Stats), ("reload", Request::Order(Ask::Reload))];
+
+/// The one that needs to be told whom.
+const TRACE: &str = "trace";
 
 impl Request {
     /// As a line, without its end.
     pub(super) fn line(&self) -> String {
-        let verb = VERBS.iter().find(|(_, request)| request == self).map_or("", |(verb, _)| *verb);
-        json!({ "v": VERSION, "verb": verb }).to_string()
+        let request = match self {
+            Request::Trace(Subject::Client(address)) => {
+                json!({ "v": VERSION, "verb": TRACE, "client": address.to_string() })
+            }
+            Request::Trace(Subject::Remote(address)) => {
+                json!({ "v": VERSION, "verb": TRACE, "remote": address.to_string() })
+            }
+            alone => {
+                let verb = VERBS.iter().find(|(_, request)| request == alone).map_or("", |(verb, _)| *verb);
+                json!({ "v": VERSION, "verb": verb })
+            }
+        };
+        request.to_string()
     }
 
     pub(super) fn read(line: &[u8]) -> Result<Request, SetupError> {
@@ -63,10 +84,25 @@ impl Request {
         let Some(verb) = value.get("verb").and_then(Value::as_str) else {
             return Err(SetupError::new("a request without its verb").remedy(example()));
         };
+        if verb == TRACE {
+            return read_subject(&value).map(Request::Trace);
+        }
         VERBS.iter().find(|(name, _)| *name == verb).map(|(_, request)| request.clone()).ok_or_else(|| {
-            let names: Vec<&str> = VERBS.iter().map(|(name, _)| *name).collect();
+            let names: Vec<&str> = VERBS.iter().map(|(name, _)| *name).chain([TRACE]).collect();
             SetupError::new(format!("there is no verb {verb:?}")).remedy(format!("the verbs are {}", names.join(", ")))
         })
+    }
+}
+
+fn read_subject(value: &Value) -> Result<Subject, SetupError> {
+    let address = |name: &str| value.get(name).and_then(Value::as_str).and_then(|text| text.parse().ok());
+    match (address("client"), address("remote")) {
+        (Some(client), None) => Ok(Subject::Client(client)),
+        (None, Some(remote)) => Ok(Subject::Remote(remote)),
+        _ => Err(SetupError::new("trace whom?").remedy(format!(
+            "name one client or one remote, such as {}",
+            Request::Trace(Subject::Client([10, 66, 0, 2].into())).line()
+        ))),
     }
 }
 
@@ -86,6 +122,16 @@ pub(super) fn answer(result: Result<Value, SetupError>) -> Vec<u8> {
     format!("{value}\n").into_bytes()
 }
 
+/// A line of a trace, with its end.
+pub(super) fn traced(what: &Value) -> Vec<u8> {
+    format!("{}\n", json!({ "v": VERSION, "traced": what })).into_bytes()
+}
+
+/// A line that says how many packets of a trace were not told, with its end.
+pub(super) fn missed(count: u64) -> Vec<u8> {
+    format!("{}\n", json!({ "v": VERSION, "missed": count })).into_bytes()
+}
+
 /// What an answer said.
 pub(super) fn read_answer(line: &str) -> Result<Value, SetupError> {
     let strange = |what: &str| SetupError::new(format!("the gateway's answer {what}"));
@@ -102,6 +148,25 @@ pub(super) fn read_answer(line: &str) -> Result<Value, SetupError> {
         });
     }
     value.get_mut("ok").map(Value::take).ok_or_else(|| strange("says neither yes nor no"))
+}
+
+/// A line of a trace.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Followed {
+    /// A packet.
+    Traced(Value),
+    /// So many were not told.
+    Missed(u64),
+}
+
+pub(super) fn read_followed(line: &str) -> Result<Followed, SetupError> {
+    let mut value: Value = serde_json::from_str(line)
+        .map_err(|error| SetupError::new(format!("the gateway's line is no JSON: {error}")))?;
+    if let Some(count) = value["missed"].as_u64() {
+        return Ok(Followed::Missed(count));
+    }
+    let traced = value.get_mut("traced").map(Value::take);
+    traced.map(Followed::Traced).ok_or_else(|| SetupError::new("the gateway's line is none of a trace"))
 }
 
 /// Something that the gateway's owner is asked to do.
@@ -155,7 +220,9 @@ mod tests {
 
     #[test]
     fn every_request_is_read_as_it_is_written() {
-        for (_, request) in VERBS {
+        let address = [192, 0, 2, 7].into();
+        let traces = [Subject::Client(address), Subject::Remote(address)].map(Request::Trace);
+        for request in VERBS.map(|(_, request)| request).into_iter().chain(traces) {
             assert_eq!(Request::read(request.line().as_bytes()).expect("a request"), request);
         }
     }
@@ -173,6 +240,9 @@ mod tests {
             ("{\"v\":1}", "a request without its verb"),
             ("{\"v\":1,\"verb\":[\"stats\"]}", "a request without its verb"),
             ("{\"v\":1,\"verb\":\"juggle\"}", "there is no verb \"juggle\""),
+            ("{\"v\":1,\"verb\":\"trace\"}", "trace whom?"),
+            ("{\"v\":1,\"verb\":\"trace\",\"client\":\"10.66.0.0/24\"}", "trace whom?"),
+            ("{\"v\":1,\"verb\":\"trace\",\"client\":\"10.66.0.2\",\"remote\":\"192.0.2.7\"}", "trace whom?"),
         ] {
             let error = Request::read(line.as_bytes()).expect_err(line).to_string();
             assert!(error.starts_with(why), "{line:?}: {error}");

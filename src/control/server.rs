@@ -9,25 +9,33 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender, TrySendError};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::http::{self, Body, Wanted};
 use super::peer::{Peer, Phase, Stream};
 use super::protocol::{self, Answer, Answered, Order, REQUEST_BYTES_MAX, Request};
 use super::socket::Listeners;
 use super::stats::Stats;
+use super::traffic::Traffic;
 use super::{PEERS_MAX, exposition};
 use crate::clock::{Clock as _, Instant, Monotonic};
 use crate::error::SetupError;
 use crate::gateway::{Observer, PULSE_INTERVAL, Pulse};
 use crate::io::Waker;
 use crate::sys::poll::{self, Watch};
+use crate::worker::Subject;
 
 /// How long no connection is taken after one could not be (no descriptor left): it would be tried for ever.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often samples are taken in; and while somebody follows a trace, or they come fast.
+const TAKE_INTERVAL: Duration = Duration::from_secs(1);
+const TAKE_INTERVAL_BUSY: Duration = Duration::from_millis(100);
 
 /// How long to wait when poll itself fails (the kernel is out of memory).
 const POLL_PAUSE: Duration = Duration::from_millis(100);
@@ -39,8 +47,13 @@ pub(super) struct Server {
     observer: Observer,
     clock: Monotonic,
     pulse: Pulse,
+    traffic: Traffic,
+    log_lines_lost: Arc<AtomicU64>,
     next_look: Instant,
+    next_take: Instant,
     accept_from: Instant,
+    /// Whether one of the connections follows a trace.
+    is_traced: bool,
     peers: Vec<Peer>,
     numbered: u64,
     waker: Waker,
@@ -50,7 +63,13 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(listeners: Listeners, observer: Observer, orders: Sender<Order>, waker: Waker) -> Server {
+    pub(super) fn new(
+        listeners: Listeners,
+        observer: Observer,
+        log_lines_lost: Arc<AtomicU64>,
+        orders: Sender<Order>,
+        waker: Waker,
+    ) -> Server {
         let clock = Monotonic::new();
         let now = clock.now();
         let (answer, answers) = channel::unbounded();
@@ -59,8 +78,12 @@ impl Server {
             listeners,
             observer,
             clock,
+            traffic: Traffic::new(now),
+            log_lines_lost,
             next_look: now + PULSE_INTERVAL,
+            next_take: now,
             accept_from: now,
+            is_traced: false,
             peers: Vec::with_capacity(PEERS_MAX),
             numbered: 0,
             waker,
@@ -79,6 +102,9 @@ impl Server {
                 self.next_look = now + PULSE_INTERVAL;
                 self.pulse.look(&self.observer, now);
             }
+            if now >= self.next_take {
+                self.take_traffic(now);
+            }
             self.hand_out_answers(now);
             self.accept(now);
             self.serve_peers(now);
@@ -94,13 +120,35 @@ impl Server {
         watches.extend([control, metrics].map(|fd| Watch::readable(fd.filter(|_| listens))));
         watches.extend(self.peers.iter().map(Peer::watch));
         let due = self.peers.iter().filter_map(Peer::deadline).min();
-        let timeout = due.into_iter().chain([self.next_look]).min().map(|at| at.since(now));
+        let timeout = due.into_iter().chain([self.next_look, self.next_take]).min().map(|at| at.since(now));
         // Interrupted, or without memory: nothing is ready, and everything is tried.
         if poll::poll(&mut watches, timeout).is_err_and(|error| error.kind() != ErrorKind::Interrupted) {
             std::thread::sleep(POLL_PAUSE);
         }
         // A waker that cannot be read stays ready; then this loop turns in vain, and goes on.
         let _ = self.waker.clear();
+    }
+
+    /// Takes in what the workers have let us see, and tells who follows a trace.
+    fn take_traffic(&mut self, now: Instant) {
+        let mut follower = self.peers.iter_mut().find(|peer| peer.phase == Phase::Follows);
+        if follower.is_none() {
+            self.observer.basin().trace(None);
+        }
+        let mut untold = 0;
+        self.traffic.take(&self.observer, now, |line| {
+            if let Some(follower) = &mut follower {
+                untold += u64::from(!follower.tell(&protocol::traced(&line), now));
+            }
+        });
+        let missed = untold + self.traffic.newly_missed(&self.observer.snapshot());
+        let is_followed = follower.is_some();
+        if let Some(follower) = follower.filter(|_| missed > 0) {
+            // Without room for that either: then the next time that there is says less than it should.
+            follower.tell(&protocol::missed(missed), now);
+        }
+        let soon = is_followed || self.observer.basin().is_filling();
+        self.next_take = now + if soon { TAKE_INTERVAL_BUSY } else { TAKE_INTERVAL };
     }
 
     fn hand_out_answers(&mut self, now: Instant) {
@@ -126,7 +174,9 @@ impl Server {
                 }
             };
             if self.peers.len() == PEERS_MAX {
-                let silent = self.peers.iter().enumerate().min_by_key(|(_, peer)| peer.deadline());
+                // Not one that waits for us, unless all do.
+                let silence = |peer: &Peer| (peer.deadline().is_none(), peer.deadline());
+                let silent = self.peers.iter().enumerate().min_by_key(|(_, peer)| silence(peer));
                 if let Some((longest, _)) = silent {
                     self.peers.swap_remove(longest);
                 }
@@ -155,6 +205,7 @@ impl Server {
     fn serve_peers(&mut self, now: Instant) {
         let mut peers = std::mem::take(&mut self.peers);
         peers.retain_mut(|peer| self.serve_peer(peer, now));
+        self.is_traced = peers.iter().any(|peer| peer.phase == Phase::Follows);
         self.peers = peers;
     }
 
@@ -165,6 +216,9 @@ impl Server {
         }
         if !peer.write(now) {
             return false;
+        }
+        if peer.phase == Phase::Follows {
+            return peer.pass_over();
         }
         if !peer.is_listening() {
             return true;
@@ -196,9 +250,12 @@ impl Server {
             }
             Some(Ok(line)) => match Request::read(&line) {
                 Ok(Request::Stats) => {
-                    let stats = Stats::now(&self.observer, self.pulse.still(now));
+                    let lost = self.log_lines_lost();
+                    let busiest = self.traffic.busiest(now);
+                    let stats = Stats::now(&self.observer, self.pulse.still(now), busiest, lost);
                     peer.answer(&protocol::answer(as_value(&stats)), Phase::Asks, now);
                 }
+                Ok(Request::Trace(subject)) => self.begin_trace(peer, subject, now),
                 Ok(Request::Order(ask)) => {
                     let answer = Answer { peer: peer.number, to: Some(self.answer.clone()), waker: self.waker.clone() };
                     match self.orders.try_send(Order { ask, answer }) {
@@ -214,11 +271,30 @@ impl Server {
         true
     }
 
+    fn begin_trace(&mut self, peer: &mut Peer, subject: Subject, now: Instant) {
+        if self.is_traced {
+            let error = SetupError::new("somebody is tracing already").remedy("one trace at a time: try again later");
+            peer.answer(&protocol::answer(Err(error)), Phase::Asks, now);
+            return;
+        }
+        self.is_traced = true;
+        // What was not told to others is not missed here.
+        self.traffic.newly_missed(&self.observer.snapshot());
+        self.observer.basin().trace(Some(subject));
+        peer.answer(&protocol::answer(Ok(json!({}))), Phase::Follows, now);
+        self.next_take = now + TAKE_INTERVAL_BUSY;
+    }
+
+    fn log_lines_lost(&self) -> u64 {
+        // Relaxed: a number alone.
+        self.log_lines_lost.load(Ordering::Relaxed)
+    }
+
     fn web_answer(&self, wanted: Wanted<'_>, now: Instant) -> Vec<u8> {
         let still = self.pulse.still(now);
         match (wanted, still) {
             (Wanted::Path("/metrics", body), still) => {
-                http::answer("200 OK", exposition::CONTENT_TYPE, &exposition::text(&self.observer, still), body)
+                http::answer("200 OK", exposition::CONTENT_TYPE, &exposition::text(&self.observer, still, self.log_lines_lost()), body)
             }
             (Wanted::Path("/healthz", body), None) => http::answer("200 OK", PLAIN, "every worker moves\n", body),
             (Wanted::Path("/healthz", body), Some(still)) => {

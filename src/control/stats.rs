@@ -6,10 +6,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::traffic::BusiestNow;
 use crate::error::SetupError;
 use crate::gateway::{Observer, Still};
 use crate::io::Engine;
-use crate::metrics::{Snapshot, Traffic};
+use crate::metrics::{ROUND_TRIP_ENDS_US, Snapshot, Traffic};
 
 /// How an engine is called where programs read it.
 pub(super) const fn engine(engine: Engine) -> &'static str {
@@ -80,6 +81,16 @@ pub struct Stats {
     pub unanswered: u64,
     /// Requests given up for others, by age: under 1 s, under 10 s, older.
     pub evicted: [u64; 3],
+    /// Round trips of a sample of the echoes.
+    pub round_trips: RoundTrips,
+    /// Who is busiest, by samples.
+    pub busiest: BusiestNow,
+    /// Samples that found no room.
+    pub samples_lost: u64,
+    /// Packets of traces that were not told.
+    pub traces_missed: u64,
+    /// Log lines that found no room.
+    pub log_lines_lost: u64,
 }
 
 /// Packets and bytes.
@@ -89,6 +100,17 @@ pub struct Amount {
     pub packets: u64,
     /// Bytes, IP header included.
     pub bytes: u64,
+}
+
+/// Round trips by class.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct RoundTrips {
+    /// The upper ends of the classes in seconds; the last class has none.
+    pub ends_seconds: Vec<f64>,
+    /// How many each class has.
+    pub counts: Vec<u64>,
+    /// The sum of all.
+    pub sum_seconds: f64,
 }
 
 /// A number for each side.
@@ -114,7 +136,12 @@ impl From<Amount> for Traffic {
 
 impl Stats {
     /// As the gateway is now.
-    pub(super) fn now(observer: &Observer, still: Option<Still>) -> Stats {
+    pub(super) fn now(
+        observer: &Observer,
+        still: Option<Still>,
+        busiest: BusiestNow,
+        log_lines_lost: u64,
+    ) -> Stats {
         let (totals, sizes, kernel) = (observer.snapshot(), observer.sizes(), observer.socket_drops());
         Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -146,6 +173,15 @@ impl Stats {
             outstanding_max: sizes.echoes_max as u64,
             unanswered: totals.unanswered,
             evicted: totals.evicted,
+            round_trips: RoundTrips {
+                ends_seconds: ends_seconds().collect(),
+                counts: totals.round_trips.to_vec(),
+                sum_seconds: totals.round_trips_us as f64 / 1e6,
+            },
+            busiest,
+            samples_lost: totals.samples_lost,
+            traces_missed: totals.traces_missed,
+            log_lines_lost,
         }
     }
 
@@ -179,8 +215,15 @@ impl Stats {
             outstanding: self.outstanding,
             unanswered: self.unanswered,
             evicted: self.evicted,
+            // What people are told of their totals has no more.
+            ..Snapshot::default()
         }
     }
+}
+
+/// The ends of the classes of round trips.
+pub(super) fn ends_seconds() -> impl Iterator<Item = f64> {
+    ROUND_TRIP_ENDS_US.into_iter().map(|micros| f64::from(micros) / 1e6)
 }
 
 /// Seconds to the millisecond: more digits say nothing.

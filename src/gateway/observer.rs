@@ -13,6 +13,7 @@ use crate::io::{Engine, Waker};
 use crate::metrics::{Counters, Snapshot};
 use crate::proxy::Sizes;
 use crate::sys::net;
+use crate::worker::Basin;
 
 /// Longer than any host's list of interfaces: one line of at most 250 bytes each.
 const DEVICES_BYTES_MAX: usize = 1 << 20;
@@ -28,6 +29,7 @@ pub(super) struct Observed {
     pub(super) device: String,
     pub(super) counters: Arc<Counters>,
     pub(super) wakers: Vec<Waker>,
+    pub(super) basin: Basin,
     /// The classes of clients, by their numbers.
     pub(super) classes: Vec<String>,
     pub(super) sizes: Sizes,
@@ -107,6 +109,11 @@ impl Observer {
     /// The counters' sum now.
     pub fn snapshot(&self) -> Snapshot {
         self.0.counters.snapshot()
+    }
+
+    /// Where samples and traces of packets arrive.
+    pub fn basin(&self) -> &Basin {
+        &self.0.basin
     }
 
     /// What the kernel dropped on the way in.
