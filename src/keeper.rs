@@ -121,8 +121,7 @@ impl Keeper {
         let (sender, events) = channel::unbounded();
         let log = log.map(str::to_owned);
         let packets = Packets::start(0, &source, log.as_deref(), &kept, &sender)?;
-        let mut keeper =
-            Keeper { source, log, kept, packets, events, sender, description: String::new(), failures: 0 };
+        let mut keeper = Keeper { source, log, kept, packets, events, sender, description: String::new(), failures: 0 };
         keeper.await_serving()?;
         keeper.kept.divert()?;
         Ok(keeper)
@@ -194,7 +193,8 @@ impl Keeper {
             return Err(why);
         }
         // Who is killed from outside has not failed.
-        let failed = !(self.packets.serves && status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL)));
+        let failed =
+            !(self.packets.serves && status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL)));
         if failed {
             let again = self.packets.started.elapsed() < FAILURE_TIME;
             self.failures = if again { self.failures + 1 } else { 1 };

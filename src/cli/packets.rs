@@ -1,5 +1,6 @@
 //! `echogate packets`: what `echogate run` starts to move packets. Nobody types it.
 
+use std::fs;
 use std::process::ExitCode;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -14,6 +15,8 @@ pub(super) fn run() -> Result<ExitCode, SetupError> {
         signal_hook::flag::register(signal, std::sync::Arc::default())
             .map_err(|cause| SetupError::caused("signals cannot be watched", cause))?;
     }
+    // It was started by a name that says nothing (/proc/self/exe): this is what `top` shows. It is for people only.
+    let _ = fs::write("/proc/self/comm", "echogate-packet");
     Ok(match keeper::serve() {
         Some(snapshot) => {
             print(&totals::table(&snapshot));

@@ -10,8 +10,8 @@ use crate::error::SetupError;
 use crate::host::addresses::AddressWatch;
 use crate::host::divert::Divert;
 use crate::state::{Shape, State};
-use crate::table::addresses::Addresses;
 use crate::table::Storage;
+use crate::table::addresses::Addresses;
 
 /// A gateway's set-up, undone when dropped.
 #[derive(Debug)]

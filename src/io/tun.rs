@@ -59,8 +59,9 @@ impl Tun {
 
     /// A queue that another process has opened.
     pub fn adopt(fd: OwnedFd) -> Result<Tun, SetupError> {
-        let name = tun::name_of(fd.as_fd())
-            .map_err(|error| SetupError::caused("a descriptor that was handed over is no queue of a TUN device", error))?;
+        let name = tun::name_of(fd.as_fd()).map_err(|error| {
+            SetupError::caused("a descriptor that was handed over is no queue of a TUN device", error)
+        })?;
         Ok(Tun { fd, name })
     }
 
@@ -71,7 +72,8 @@ impl Tun {
 
     /// Another handle to the same queue.
     pub fn try_clone(&self) -> Result<Tun, SetupError> {
-        let fd = self.fd.try_clone().map_err(|error| SetupError::caused("cannot share a queue of a TUN device", error))?;
+        let fd =
+            self.fd.try_clone().map_err(|error| SetupError::caused("cannot share a queue of a TUN device", error))?;
         Ok(Tun { fd, name: self.name.clone() })
     }
 

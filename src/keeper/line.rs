@@ -10,7 +10,6 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -41,11 +40,6 @@ impl Line {
     /// Another handle to the same end.
     pub(super) fn try_clone(&self) -> io::Result<Line> {
         self.0.try_clone().map(Line)
-    }
-
-    /// How long a message may take.
-    pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        self.0.set_read_timeout(patience).and_then(|()| self.0.set_write_timeout(patience))
     }
 
     pub(super) fn send(&self, value: &Value, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -125,7 +119,8 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_refused() {
-        let wrong: [&[u8]; 3] = [&[0xff; 64], &[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'{'], &[1, 0, 0, 0, 1, 0, 0, 0, b'7', 0]];
+        let wrong: [&[u8]; 3] =
+            [&[0xff; 64], &[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'{'], &[1, 0, 0, 0, 1, 0, 0, 0, b'7', 0]];
         for bytes in wrong {
             let (_here, there, mut raw) = pair();
             raw.write_all(bytes).unwrap();

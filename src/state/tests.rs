@@ -88,7 +88,8 @@ fn what_is_too_short_or_not_sealed_or_long_unused_is_foreign() {
     assert_eq!(why(tiny.as_fd().try_clone_to_owned().unwrap(), &shape()), "it is too short");
     let now = clock().unwrap().now();
     if now.since(Instant::START) > ALL_ENDED {
-        made.used(Instant::from_nanos((now.since(Instant::START) - ALL_ENDED).as_nanos() as u64));
+        let nanos = (now.since(Instant::START) - ALL_ENDED).as_nanos();
+        made.used(Instant::from_nanos(u64::try_from(nanos).unwrap()));
         assert!(why(copy_of(&made), &shape()).starts_with("nobody has used it for 172800 s"));
     }
 }

@@ -54,7 +54,8 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, V
     let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
     let room: Vec<u8> = room.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let used = room.get(..message.msg_controllen).unwrap_or(&room);
-    let rights = control::read(used).filter(|control| control.level == libc::SOL_SOCKET && control.kind == libc::SCM_RIGHTS);
+    let rights =
+        control::read(used).filter(|control| control.level == libc::SOL_SOCKET && control.kind == libc::SCM_RIGHTS);
     let numbers = rights.flat_map(|control| control.data.as_chunks::<INT>().0.iter());
     // SAFETY: the kernel has just put these descriptors into our table, and told nobody else of them.
     let descriptors = numbers.map(|number| unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(*number)) }).collect();

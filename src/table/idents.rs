@@ -390,7 +390,10 @@ fn owned(address: u8, shards: &[usize], policy: &IdentPolicy) -> impl Iterator<I
     let mut of_shard = [false; SHARDS];
     shards.iter().for_each(|shard| of_shard[*shard] = true);
     let mut reserved = vec![false; 1 << 16];
-    policy.reserved.iter().for_each(|range| reserved[usize::from(*range.start())..=usize::from(*range.end())].fill(true));
+    policy
+        .reserved
+        .iter()
+        .for_each(|range| reserved[usize::from(*range.start())..=usize::from(*range.end())].fill(true));
     let is_owned = move |ident: &u16| of_shard[usize::from(*ident) % SHARDS] && !reserved[usize::from(*ident)];
     (0..=u16::MAX).filter(is_owned).map(move |ident| SlotIndex::new(address, ident))
 }

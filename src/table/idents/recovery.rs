@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-use super::{Idents, IdentPolicy, Lifetimes, Mappings, numbers, owned};
+use super::{IdentPolicy, Idents, Lifetimes, Mappings, numbers, owned};
 use crate::clock::Instant;
 use crate::table::SlotIndex;
 use crate::table::clients::{Allowance, ClientIndex};
