@@ -15,6 +15,7 @@
 
 mod busiest;
 mod client;
+mod devices;
 mod exposition;
 mod http;
 mod peer;
@@ -35,7 +36,7 @@ pub use self::protocol::{Answer, Ask, Followed, Order, Request, VERSION};
 use self::server::Server;
 pub use self::socket::{Listeners, gateways, path_of_device};
 pub use self::stats::{Amount, BySide, Stats};
-pub use self::traffic::{Busy, BusiestNow};
+pub use self::traffic::{BusiestNow, Busy};
 use crate::error::SetupError;
 use crate::gateway::Observer;
 use crate::io::Waker;

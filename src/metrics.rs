@@ -147,10 +147,10 @@ pub struct WorkerCounters {
     pub outstanding: Counter,
     /// Echoes that nobody answered in time.
     pub unanswered: Counter,
+    /// Turns of the worker: it moves.
+    pub turns: Counter,
     /// Echoes evicted from a full bucket, by their age: under 1 s, under 10 s, older.
     pub evicted: [Counter; 3],
-    /// Turns taken: whether the worker moves.
-    pub turns: Counter,
     /// Round trips of sampled echoes.
     pub round_trips: RoundTripCounters,
     /// Samples that found no room on their way to whoever looks.
@@ -224,6 +224,11 @@ impl Counters {
     /// How many workers count here.
     pub fn workers(&self) -> usize {
         self.0.len()
+    }
+
+    /// How often each worker has turned.
+    pub fn turns(&self) -> Vec<u64> {
+        self.0.iter().map(|worker| worker.turns.get()).collect()
     }
 
     /// One worker's counters as they are now.

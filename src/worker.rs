@@ -224,8 +224,8 @@ impl<'c, I: PacketIo> Worker<'c, I> {
     }
 
     fn publish(&self) {
-        self.counters.turns.add(1);
         let mappings = self.handle.mappings() as u64;
+        self.counters.turns.add(1);
         self.counters.mappings.set(mappings);
         self.counters.mappings_peak.set(self.counters.mappings_peak.get().max(mappings));
     }
@@ -289,11 +289,8 @@ impl<I: PacketIo> Turn<'_, I> {
 
     fn inbound(&mut self, mut frame: Frame) {
         self.counters.outside_in.count(frame.len());
-        let verdict = if self.tap.picks_inbound(&frame) {
-            self.inbound_seen(&mut frame)
-        } else {
-            self.batch.inbound(&mut frame)
-        };
+        let verdict =
+            if self.tap.picks_inbound(&frame) { self.inbound_seen(&mut frame) } else { self.batch.inbound(&mut frame) };
         match verdict {
             Inbound::Deliver { length, .. } => {
                 self.counters.outstanding.sub(1);

@@ -10,6 +10,7 @@ mod bench;
 mod check;
 mod demo;
 mod flags;
+mod packets;
 mod ping;
 mod reach;
 mod run;
@@ -23,6 +24,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::SetupError;
+use crate::keeper;
 
 /// It could not start: as clap's own, for arguments that are none.
 const EXIT_USAGE: u8 = 2;
@@ -45,6 +47,9 @@ struct Arguments {
 enum Command {
     Run(run::Arguments),
     Stats(stats::Arguments),
+    /// Move packets for a keeper
+    #[command(name = keeper::SUBCOMMAND, hide = true)]
+    Packets,
     Check(check::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
@@ -55,7 +60,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = start_log(arguments.log.as_deref()).and_then(|()| match &arguments.command {
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(options) => run::run(options, arguments.log.as_deref()),
+        Command::Packets => packets::run(),
         Command::Stats(arguments) => stats::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),

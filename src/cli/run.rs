@@ -1,7 +1,6 @@
 //! `echogate run`: the gateway from set-up to totals.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::thread;
 
 use crossbeam::channel::{self, Receiver};
@@ -10,10 +9,9 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::flags::{ConfigFlags, file_only_help};
-use super::{complain, print, totals};
-use crate::control::{Ask, Control, Listeners, Order};
+use super::{complain, print};
 use crate::error::SetupError;
-use crate::gateway::Gateway;
+use crate::keeper::Keeper;
 
 /// Run the gateway until SIGINT or SIGTERM
 ///
@@ -29,43 +27,17 @@ pub(super) struct Arguments {
     flags: ConfigFlags,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
-    let config = arguments.flags.resolve()?;
+pub(super) fn run(arguments: &Arguments, log: Option<&str>) -> Result<ExitCode, SetupError> {
+    let source = arguments.flags.source()?;
+    // What is wrong with it is said before anything else.
+    source.config()?;
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.
     let stop = watch_signals()?;
-    // Before it too: what cannot be listened at is no reason to touch the host.
-    let listeners = Listeners::open(&config)?;
-    let gateway = Gateway::start(&config)?;
-    let control = Control::start(listeners, gateway.observer(), Arc::default())?;
-    print(&format!("{}\n", gateway.description()));
+    let mut keeper = Keeper::start(source, log)?;
+    print(&format!("{}\n", keeper.description()));
 
-    let mut orders = control.orders().clone();
-    let fault = loop {
-        channel::select! {
-            recv(stop) -> signal => {
-                tracing::info!("{} received: draining", signal.map_or("signal", name));
-                break None;
-            }
-            recv(gateway.faults()) -> fault => {
-                break Some(fault.unwrap_or_else(|_| SetupError::new("the gateway ended")));
-            }
-            recv(orders) -> order => match order {
-                Ok(Order { ask: Ask::Reload, answer }) => {
-                    let refusal = SetupError::new("this gateway reads its configuration when it starts, and only then");
-                    answer.give(Err(refusal.remedy("restart it")));
-                }
-                Err(_) => {
-                    tracing::error!("the thread of the control socket ended: nobody can look, and packets go on");
-                    orders = channel::never();
-                }
-            },
-        }
-    };
-    drop(control);
-    let stopped = gateway.stop();
-    if let Ok(snapshot) = &stopped {
-        print(&totals::table(snapshot));
-    }
+    let fault = keeper.keep(&stop).map(|signal| tracing::info!("{} received: draining", name(signal))).err();
+    let stopped = keeper.stop();
     let failures = [fault, stopped.err()];
     failures.iter().flatten().for_each(complain);
     Ok(if failures.iter().all(Option::is_none) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

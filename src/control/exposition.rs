@@ -2,55 +2,53 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::stats;
-use crate::gateway::{Observer, Still};
-use crate::metrics::{OWN_DROPS, Snapshot, Traffic};
+use super::stats::{Amount, RoundTrips, Stats};
+use crate::metrics::OWN_DROPS;
 use crate::proxy::Reason;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Everything that there is to scrape.
-pub(super) fn text(observer: &Observer, still: Option<Still>, log_lines_lost: u64) -> String {
-    let totals = observer.snapshot();
+pub(super) fn text(stats: &Stats) -> String {
     let mut text = Text { text: String::with_capacity(16 << 10), name: String::new() };
-    about(&mut text, observer, still);
-    traffic(&mut text, &totals);
-    drops(&mut text, &totals, observer);
-    tables(&mut text, &totals, observer);
-    round_trips(&mut text, &totals);
-    losses(&mut text, &totals, log_lines_lost);
+    about(&mut text, stats);
+    traffic(&mut text, stats);
+    drops(&mut text, stats);
+    tables(&mut text, stats);
+    round_trips(&mut text, stats);
+    losses(&mut text, stats);
     text.text
 }
 
-fn about(text: &mut Text, observer: &Observer, still: Option<Still>) {
+fn about(text: &mut Text, stats: &Stats) {
     text.family("echogate_build_info", Kind::Gauge, "Always 1; its labels say what runs.");
-    text.sample(&[("version", &env!("CARGO_PKG_VERSION")), ("engine", &stats::engine(observer.engine()))], 1);
+    text.sample(&[("version", &stats.version), ("engine", &stats.engine)], 1);
     text.family("echogate_healthy", Kind::Gauge, "Whether every worker moves.");
-    text.sample(&[], u8::from(still.is_none()));
-    text.family("echogate_uptime_seconds", Kind::Gauge, "For how long the gateway has been serving.");
-    text.sample(&[], observer.uptime().as_secs_f64());
+    text.sample(&[], u8::from(stats.healthy));
+    text.family("echogate_uptime_seconds", Kind::Gauge, "For how long these numbers have been counted.");
+    text.sample(&[], stats.uptime_seconds);
     text.family("echogate_workers", Kind::Gauge, "Number of workers.");
-    text.sample(&[], observer.workers());
+    text.sample(&[], stats.workers);
 }
 
-fn traffic(text: &mut Text, totals: &Snapshot) {
-    type Amount = fn(&Traffic) -> u64;
-    let units: [(&str, Amount); 2] = [("packets", |traffic| traffic.packets), ("bytes", |traffic| traffic.bytes)];
+fn traffic(text: &mut Text, stats: &Stats) {
+    let units: [(&str, fn(&Amount) -> u64); 2] =
+        [("packets", |traffic| traffic.packets), ("bytes", |traffic| traffic.bytes)];
     for (unit, amount) in units {
         let what = if unit == "bytes" { "Bytes, IP header included, of packets" } else { "Packets" };
         text.family(&format!("echogate_received_{unit}_total"), Kind::Counter, &format!("{what} received, by side."));
-        text.sample(&[("side", &"inside")], amount(&totals.inside_in));
-        text.sample(&[("side", &"outside")], amount(&totals.outside_in));
+        text.sample(&[("side", &"inside")], amount(&stats.inside_in));
+        text.sample(&[("side", &"outside")], amount(&stats.outside_in));
         text.family(
             &format!("echogate_sent_{unit}_total"),
             Kind::Counter,
             &format!("{what} sent, by side and by what they are."),
         );
         for (side, what, traffic) in [
-            ("outside", "request", totals.outside_out),
-            ("inside", "reply", totals.delivered),
-            ("inside", "error", totals.told),
-            ("inside", "reinjected", totals.reinjected),
+            ("outside", "request", stats.outside_out),
+            ("inside", "reply", stats.delivered),
+            ("inside", "error", stats.told),
+            ("inside", "reinjected", stats.reinjected),
         ] {
             text.sample(&[("side", &side), ("what", &what)], amount(&traffic));
         }
@@ -60,18 +58,18 @@ fn traffic(text: &mut Text, totals: &Snapshot) {
         Kind::Counter,
         "ICMP errors of the gateway's own to clients, sent or not.",
     );
-    text.sample(&[("result", &"sent")], totals.originated.packets);
-    text.sample(&[("result", &"lost")], totals.not_originated);
+    text.sample(&[("result", &"sent")], stats.originated.packets);
+    text.sample(&[("result", &"lost")], stats.not_originated);
     text.family("echogate_cut_off_pieces_total", Kind::Counter, "Pieces cut off requests too large for the way out.");
-    text.sample(&[("result", &"sent")], totals.cut_off.packets);
-    text.sample(&[("result", &"lost")], totals.cut_off_lost);
+    text.sample(&[("result", &"sent")], stats.cut_off.packets);
+    text.sample(&[("result", &"lost")], stats.cut_off_lost);
     text.family("echogate_worker_sent_packets_total", Kind::Counter, "Requests sent, by worker.");
-    for (worker, packets) in totals.sent_by_worker.iter().enumerate() {
+    for (worker, packets) in stats.sent_by_worker.iter().enumerate() {
         text.sample(&[("worker", &worker)], packets);
     }
 }
 
-fn drops(text: &mut Text, totals: &Snapshot, observer: &Observer) {
+fn drops(text: &mut Text, stats: &Stats) {
     text.family(
         "echogate_dropped_packets_total",
         Kind::Counter,
@@ -79,10 +77,10 @@ fn drops(text: &mut Text, totals: &Snapshot, observer: &Observer) {
     );
     let known: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).chain(OWN_DROPS).collect();
     for name in &known {
-        text.sample(&[("reason", name)], totals.dropped(name));
+        text.sample(&[("reason", name)], stats.drops.get(*name).copied().unwrap_or(0));
     }
     // Sends that failed have a name for each errno: those that there have been.
-    for (name, count) in totals.drops.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
+    for (name, count) in stats.drops.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
         text.sample(&[("reason", name)], count);
     }
     text.family(
@@ -90,7 +88,7 @@ fn drops(text: &mut Text, totals: &Snapshot, observer: &Observer) {
         Kind::Counter,
         "Requests refused because a share or a table was used up (among the dropped), by class of clients.",
     );
-    for (class, count) in observer.classes().iter().zip(&totals.refused) {
+    for (class, count) in &stats.refused {
         text.sample(&[("class", class)], count);
     }
     text.family(
@@ -98,58 +96,58 @@ fn drops(text: &mut Text, totals: &Snapshot, observer: &Observer) {
         Kind::Counter,
         "Packets that the kernel had no room for before a worker read them, by side: in no other count.",
     );
-    let kernel = observer.socket_drops();
-    text.sample(&[("side", &"inside")], kernel.inside);
-    text.sample(&[("side", &"outside")], kernel.outside);
+    text.sample(&[("side", &"inside")], stats.socket_drops.inside);
+    text.sample(&[("side", &"outside")], stats.socket_drops.outside);
 }
 
-fn tables(text: &mut Text, totals: &Snapshot, observer: &Observer) {
-    let sizes = observer.sizes();
+fn tables(text: &mut Text, stats: &Stats) {
     text.family("echogate_mappings", Kind::Gauge, "Mappings live now.");
-    text.sample(&[], totals.mappings);
+    text.sample(&[], stats.mappings);
     text.family("echogate_mappings_peak", Kind::Gauge, "Mappings live at most so far.");
-    text.sample(&[], totals.mappings_peak);
+    text.sample(&[], stats.mappings_peak);
     text.family("echogate_mappings_limit", Kind::Gauge, "Mappings that can live at once.");
-    text.sample(&[], sizes.mappings_max);
+    text.sample(&[], stats.mappings_max);
     text.family("echogate_outstanding_echoes", Kind::Gauge, "Requests sent and not answered yet.");
-    text.sample(&[], totals.outstanding);
+    text.sample(&[], stats.outstanding);
     text.family("echogate_outstanding_echoes_limit", Kind::Gauge, "Requests that can be outstanding at once.");
-    text.sample(&[], sizes.echoes_max);
+    text.sample(&[], stats.outstanding_max);
     text.family("echogate_unanswered_echoes_total", Kind::Counter, "Requests that nobody answered in time.");
-    text.sample(&[], totals.unanswered);
+    text.sample(&[], stats.unanswered);
     text.family(
         "echogate_evicted_echoes_total",
         Kind::Counter,
         "Requests given up for others because the table was full, by their age.",
     );
-    for (age, count) in ["under_1s", "under_10s", "older"].into_iter().zip(totals.evicted) {
+    for (age, count) in ["under_1s", "under_10s", "older"].into_iter().zip(stats.evicted) {
         text.sample(&[("age", &age)], count);
     }
 }
 
-fn round_trips(text: &mut Text, totals: &Snapshot) {
+fn round_trips(text: &mut Text, stats: &Stats) {
     text.family(
         "echogate_round_trip_seconds",
         Kind::Histogram,
         "Round trips of a sample of the echoes (one in 64), from the gateway to the remote and back.",
     );
-    let (mut up_to_here, [classes @ .., beyond]) = (0, &totals.round_trips);
-    for (end, count) in stats::ends_seconds().zip(classes) {
+    let RoundTrips { ends_seconds, counts, sum_seconds } = &stats.round_trips;
+    let mut up_to_here = 0;
+    for (end, count) in ends_seconds.iter().zip(counts) {
         up_to_here += count;
-        text.part("_bucket", &[("le", &end)], up_to_here);
+        text.part("_bucket", &[("le", end)], up_to_here);
     }
-    text.part("_bucket", &[("le", &"+Inf")], up_to_here + beyond);
-    text.part("_sum", &[], totals.round_trips_us as f64 / 1e6);
-    text.part("_count", &[], up_to_here + beyond);
+    let all: u64 = counts.iter().sum();
+    text.part("_bucket", &[("le", &"+Inf")], all);
+    text.part("_sum", &[], sum_seconds);
+    text.part("_count", &[], all);
 }
 
-fn losses(text: &mut Text, totals: &Snapshot, log_lines_lost: u64) {
+fn losses(text: &mut Text, stats: &Stats) {
     text.family("echogate_samples_lost_total", Kind::Counter, "Sampled echoes that found no room to be told of.");
-    text.sample(&[], totals.samples_lost);
+    text.sample(&[], stats.samples_lost);
     text.family("echogate_traces_missed_total", Kind::Counter, "Packets of a trace that were too many to tell.");
-    text.sample(&[], totals.traces_missed);
+    text.sample(&[], stats.traces_missed);
     text.family("echogate_log_lines_lost_total", Kind::Counter, "Log lines that nobody read in time.");
-    text.sample(&[], log_lines_lost);
+    text.sample(&[], stats.log_lines_lost);
 }
 
 #[derive(Clone, Copy)]

@@ -20,7 +20,7 @@ use super::http::{self, Body, Wanted};
 use super::peer::{Peer, Phase, Stream};
 use super::protocol::{self, Answer, Answered, Order, REQUEST_BYTES_MAX, Request};
 use super::socket::Listeners;
-use super::stats::Stats;
+use super::stats::{BySide, Stats};
 use super::traffic::Traffic;
 use super::{PEERS_MAX, exposition};
 use crate::clock::{Clock as _, Instant, Monotonic};
@@ -114,7 +114,7 @@ impl Server {
     fn wait(&mut self) {
         let now = self.clock.now();
         let listens = now >= self.accept_from;
-        let control = self.listeners.control.as_ref().map(|listener| listener.socket.as_fd());
+        let control = self.listeners.control.as_ref().map(|listener| listener.as_fd());
         let metrics = self.listeners.metrics.as_ref().map(|listener| listener.as_fd());
         let mut watches = vec![Watch::readable(Some(self.waker.as_fd()))];
         watches.extend([control, metrics].map(|fd| Watch::readable(fd.filter(|_| listens))));
@@ -188,7 +188,7 @@ impl Server {
 
     fn accept_one(&self) -> io::Result<Option<Stream>> {
         if let Some(listener) = &self.listeners.control
-            && let Some((stream, _)) = nothing_is_fine(listener.socket.accept())?
+            && let Some((stream, _)) = nothing_is_fine(listener.accept())?
         {
             stream.set_nonblocking(true)?;
             return Ok(Some(Stream::Control(stream)));
@@ -250,10 +250,7 @@ impl Server {
             }
             Some(Ok(line)) => match Request::read(&line) {
                 Ok(Request::Stats) => {
-                    let lost = self.log_lines_lost();
-                    let busiest = self.traffic.busiest(now);
-                    let stats = Stats::now(&self.observer, self.pulse.still(now), busiest, lost);
-                    peer.answer(&protocol::answer(as_value(&stats)), Phase::Asks, now);
+                    peer.answer(&protocol::answer(as_value(&self.stats(now))), Phase::Asks, now);
                 }
                 Ok(Request::Trace(subject)) => self.begin_trace(peer, subject, now),
                 Ok(Request::Order(ask)) => {
@@ -285,16 +282,26 @@ impl Server {
         self.next_take = now + TAKE_INTERVAL_BUSY;
     }
 
-    fn log_lines_lost(&self) -> u64 {
-        // Relaxed: a number alone.
-        self.log_lines_lost.load(Ordering::Relaxed)
+    fn stats(&self, now: Instant) -> Stats {
+        Stats {
+            healthy: self.pulse.still(now).is_none(),
+            socket_drops: BySide {
+                // Zero for a device that has gone, with its gateway.
+                inside: self.listeners.devices.dropped_towards(self.observer.device()).unwrap_or(0),
+                outside: self.observer.receive_drops(),
+            },
+            busiest: self.traffic.busiest(now),
+            // Relaxed: a number alone.
+            log_lines_lost: self.log_lines_lost.load(Ordering::Relaxed),
+            ..Stats::of(&self.observer)
+        }
     }
 
     fn web_answer(&self, wanted: Wanted<'_>, now: Instant) -> Vec<u8> {
         let still = self.pulse.still(now);
         match (wanted, still) {
-            (Wanted::Path("/metrics", body), still) => {
-                http::answer("200 OK", exposition::CONTENT_TYPE, &exposition::text(&self.observer, still, self.log_lines_lost()), body)
+            (Wanted::Path("/metrics", body), _) => {
+                http::answer("200 OK", exposition::CONTENT_TYPE, &exposition::text(&self.stats(now)), body)
             }
             (Wanted::Path("/healthz", body), None) => http::answer("200 OK", PLAIN, "every worker moves\n", body),
             (Wanted::Path("/healthz", body), Some(still)) => {

@@ -3,10 +3,12 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use super::devices::Devices;
 use crate::config::{Config, ControlSocket};
 use crate::error::SetupError;
 
@@ -21,11 +23,20 @@ const EXTENSION: &str = "sock";
 const MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// The sockets, bound: whatever is refused is refused at start.
-#[derive(Debug, Default)]
+/// The names under which the descriptors are handed over.
+const CONTROL: &str = "control";
+const METRICS: &str = "metrics";
+const DEVICES: &str = "devices";
+
+/// The sockets, bound: whatever is refused is refused at start. They outlive the process that serves them, if another one
+/// keeps them.
+#[derive(Debug)]
 pub struct Listeners {
-    pub(super) control: Option<ControlListener>,
+    pub(super) control: Option<UnixListener>,
     pub(super) metrics: Option<TcpListener>,
+    pub(super) devices: Devices,
+    /// With whoever made it.
+    file: Option<SocketFile>,
 }
 
 impl Listeners {
@@ -34,28 +45,45 @@ impl Listeners {
     pub fn open(config: &Config) -> Result<Listeners, SetupError> {
         let control = match (path_of(config), &config.observe.control) {
             (None, _) => None,
-            (Some(path), ControlSocket::ByDevice) => ControlListener::open(path)
+            (Some(path), ControlSocket::ByDevice) => SocketFile::bind(path)
                 .map_err(|error| tracing::warn!(%error, "no control socket: `stats` and `top` cannot see this gateway"))
                 .ok(),
-            (Some(path), _) => Some(ControlListener::open(path)?),
+            (Some(path), _) => Some(SocketFile::bind(path)?),
         };
+        let (control, file) = control.unzip();
         let metrics = config.observe.metrics.map(listen).transpose()?;
-        Ok(Listeners { control, metrics })
+        let devices =
+            Devices::open().map_err(|cause| SetupError::caused("cannot read the list of interfaces", cause))?;
+        Ok(Listeners { control, metrics, devices, file })
+    }
+
+    /// Each under its name.
+    pub fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let control = self.control.as_ref().map(|socket| (CONTROL.to_owned(), socket.as_fd()));
+        let metrics = self.metrics.as_ref().map(|socket| (METRICS.to_owned(), socket.as_fd()));
+        control.into_iter().chain(metrics).chain([(DEVICES.to_owned(), self.devices.as_fd())]).collect()
+    }
+
+    /// Those that another process has bound, under the names of [`Listeners::descriptors`], which are taken from `find`.
+    pub fn adopt(mut find: impl FnMut(&str) -> Option<OwnedFd>) -> Result<Listeners, SetupError> {
+        let devices = find(DEVICES);
+        let devices = devices.ok_or_else(|| SetupError::new("the list of interfaces was not handed over"))?;
+        Ok(Listeners {
+            control: find(CONTROL).map(UnixListener::from),
+            metrics: find(METRICS).map(TcpListener::from),
+            devices: devices.into(),
+            file: None,
+        })
     }
 
     /// Where the control socket is, if there is one.
     pub fn control_path(&self) -> Option<&Path> {
-        self.control.as_ref().map(|listener| listener.path.as_path())
+        self.file.as_ref().map(|file| file.0.as_path())
     }
 
     /// Where /metrics is served, if it is: with the port that the kernel chose, where none was given.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
-    }
-
-    /// Whether there is anything to serve.
-    pub fn is_empty(&self) -> bool {
-        self.control.is_none() && self.metrics.is_none()
     }
 }
 
@@ -92,15 +120,12 @@ fn run_directory() -> PathBuf {
     first.unwrap_or_else(|| RUN_DIRECTORY.into())
 }
 
-/// The control socket and its file, which is removed when this is dropped.
+/// The control socket's file, which is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct ControlListener {
-    pub(super) socket: UnixListener,
-    path: PathBuf,
-}
+struct SocketFile(PathBuf);
 
-impl ControlListener {
-    fn open(path: PathBuf) -> Result<ControlListener, SetupError> {
+impl SocketFile {
+    fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), SetupError> {
         let shown = path.display();
         let refused = |cause: io::Error| {
             let error = SetupError::caused(format!("cannot listen at the control socket {shown}"), cause);
@@ -135,14 +160,14 @@ impl ControlListener {
             ready.map(|()| socket)
         });
         let socket = bound.map_err(refused)?;
-        Ok(ControlListener { socket, path })
+        Ok((socket, SocketFile(path)))
     }
 }
 
-impl Drop for ControlListener {
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(%error, path = %self.path.display(), "the control socket's file was gone already");
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::debug!(%error, path = %self.0.display(), "the control socket's file was gone already");
         }
     }
 }
@@ -163,10 +188,10 @@ mod tests {
     fn the_socket_is_its_users_alone_and_goes_with_its_gateway() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("below").join("e.sock");
-        let listener = ControlListener::open(path.clone()).expect("it listens");
+        let listener = SocketFile::bind(path.clone()).expect("it listens");
         let mode = path.metadata().expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let second = ControlListener::open(path.clone()).expect_err("taken");
+        let second = SocketFile::bind(path.clone()).expect_err("taken");
         assert!(second.to_string().contains("another gateway's"), "{second}");
         drop(listener);
         assert!(!path.exists());
@@ -179,9 +204,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("e.sock");
         drop(UnixListener::bind(&path).expect("it binds"));
-        drop(ControlListener::open(path.clone()).expect("it listens"));
+        drop(SocketFile::bind(path.clone()).expect("it listens"));
         fs::write(&path, "somebody's").expect("it can be written");
-        let error = ControlListener::open(path.clone()).expect_err("a file of somebody's").to_string();
+        let error = SocketFile::bind(path.clone()).expect_err("a file of somebody's").to_string();
         assert!(error.starts_with(&format!("cannot listen at the control socket {}", path.display())), "{error}");
         assert_eq!(fs::read_to_string(&path).expect("it is there"), "somebody's");
     }

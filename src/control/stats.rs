@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use super::traffic::BusiestNow;
 use crate::error::SetupError;
-use crate::gateway::{Observer, Still};
+use crate::gateway::Observer;
 use crate::io::Engine;
 use crate::metrics::{ROUND_TRIP_ENDS_US, Snapshot, Traffic};
 
 /// How an engine is called where programs read it.
-pub(super) const fn engine(engine: Engine) -> &'static str {
+const fn engine(engine: Engine) -> &'static str {
     match engine {
         Engine::Uring => "io_uring",
         Engine::Syscalls => "syscalls",
@@ -135,14 +135,9 @@ impl From<Amount> for Traffic {
 }
 
 impl Stats {
-    /// As the gateway is now.
-    pub(super) fn now(
-        observer: &Observer,
-        still: Option<Still>,
-        busiest: BusiestNow,
-        log_lines_lost: u64,
-    ) -> Stats {
-        let (totals, sizes, kernel) = (observer.snapshot(), observer.sizes(), observer.socket_drops());
+    /// What the gateway itself knows of it; the rest is of who looks.
+    pub(super) fn of(observer: &Observer) -> Stats {
+        let (totals, sizes) = (observer.snapshot(), observer.sizes());
         Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             description: observer.description().to_owned(),
@@ -150,7 +145,7 @@ impl Stats {
             engine: engine(observer.engine()).to_owned(),
             workers: observer.workers(),
             uptime_seconds: rounded(observer.uptime()),
-            healthy: still.is_none(),
+            healthy: true,
             inside_in: totals.inside_in.into(),
             inside_out: totals.inside_out.into(),
             outside_in: totals.outside_in.into(),
@@ -165,7 +160,7 @@ impl Stats {
             not_originated: totals.not_originated,
             cut_off: totals.cut_off.into(),
             cut_off_lost: totals.cut_off_lost,
-            socket_drops: BySide { inside: kernel.inside, outside: kernel.outside },
+            socket_drops: BySide::default(),
             mappings: totals.mappings,
             mappings_peak: totals.mappings_peak,
             mappings_max: sizes.mappings_max as u64,
@@ -174,14 +169,14 @@ impl Stats {
             unanswered: totals.unanswered,
             evicted: totals.evicted,
             round_trips: RoundTrips {
-                ends_seconds: ends_seconds().collect(),
+                ends_seconds: ROUND_TRIP_ENDS_US.into_iter().map(|micros| f64::from(micros) / 1e6).collect(),
                 counts: totals.round_trips.to_vec(),
                 sum_seconds: totals.round_trips_us as f64 / 1e6,
             },
-            busiest,
+            busiest: BusiestNow::default(),
             samples_lost: totals.samples_lost,
             traces_missed: totals.traces_missed,
-            log_lines_lost,
+            log_lines_lost: 0,
         }
     }
 
@@ -219,11 +214,6 @@ impl Stats {
             ..Snapshot::default()
         }
     }
-}
-
-/// The ends of the classes of round trips.
-pub(super) fn ends_seconds() -> impl Iterator<Item = f64> {
-    ROUND_TRIP_ENDS_US.into_iter().map(|micros| f64::from(micros) / 1e6)
 }
 
 /// Seconds to the millisecond: more digits say nothing.

@@ -9,7 +9,7 @@
 //!   the batch that brought the other. A place among the remembered is given anew only when its echo has been answered or is
 //!   old: short round trips are not preferred to long ones.
 //! * **Traces.** While somebody asks for them every packet is picked, and those of one client or remote are told with what
-//!   became of them, at most [`TRACES_MAX`] a worker in [`TRACE_WINDOW`].
+//!   became of them, at most 200 a second and worker.
 //!
 //! Limits: a reply that comes to another worker than the one that sent the request (only where the steering program cannot be
 //! loaded) makes no round trip. A reply that is dropped names no client, so a trace of a client does not have it.
@@ -34,10 +34,10 @@ pub const SAMPLE_EVERY: u32 = 64;
 const EVENTS_MAX: usize = 8192;
 
 /// Packets of a trace that one worker tells in a window.
-pub const TRACES_MAX: u32 = 200;
+const TRACES_MAX: u32 = 200;
 
 /// The time after which it may tell as many again.
-pub const TRACE_WINDOW: Duration = Duration::from_secs(1);
+const TRACE_WINDOW: Duration = Duration::from_secs(1);
 
 /// Echoes whose reply is looked out for: a cache line of keys.
 const PLACES: usize = 16;
@@ -343,7 +343,8 @@ impl Tap {
         if traced {
             let fate = match verdict {
                 Outbound::Forward { .. } | Outbound::Carry { .. } => {
-                    let ident = Ipv4::check(packet).ok().and_then(|packet| Some(Echo::check(packet.payload()).ok()?.ident()));
+                    let ident =
+                        Ipv4::check(packet).ok().and_then(|packet| Some(Echo::check(packet.payload()).ok()?.ident()));
                     Fate::Forwarded { ident: ident.filter(|_| forwarded) }
                 }
                 Outbound::FallThrough(_) => Fate::FellThrough,

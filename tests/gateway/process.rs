@@ -1,5 +1,6 @@
 //! The command `echogate` as a process: started in a namespace, watched, ended by its number.
 
+use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -84,6 +85,22 @@ impl Echogate {
     /// The process's number.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The number of the process that moves the packets.
+    pub(crate) fn packets_id(&self) -> u32 {
+        self.find_packets().expect("a packet process")
+    }
+
+    /// The same, if it is there just now.
+    pub(crate) fn find_packets(&self) -> Option<u32> {
+        let id = self.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
+        let named = |child: &&str| {
+            let line = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split('\0').any(|word| word == "packets")
+        };
+        children.split_whitespace().find(named)?.parse().ok()
     }
 
     /// Waits for its own end.
