@@ -13,6 +13,8 @@ pub mod net;
 pub mod ping;
 pub mod poll;
 #[cfg(feature = "gateway")]
+pub mod privileges;
+#[cfg(feature = "gateway")]
 pub mod process;
 #[cfg(feature = "gateway")]
 pub mod tun;
