@@ -339,12 +339,15 @@ fn the_largest_pings_leave_memory_where_it_was() {
         );
         assert!(ended.total("replies delivered") > 1000, "{}", ended.printed);
         let buffers = Sizes::for_mtu(1500).mapped_bytes() as u64;
-        assert!(after <= idle + buffers + (1 << 20), "{io}: {idle} bytes became {before}, and {after}; buffers: {buffers}");
+        assert!(
+            after <= idle + buffers + (1 << 20),
+            "{io}: {idle} bytes became {before}, and {after}; buffers: {buffers}"
+        );
     }
 }
 
 fn resident_bytes(gateway: &Echogate) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", gateway.id())).expect("it runs");
+    let status = fs::read_to_string(format!("/proc/{}/status", gateway.packets_id())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }

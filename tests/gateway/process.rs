@@ -1,5 +1,6 @@
 //! The command `echogate` as a process: started in a namespace, watched, ended by its number.
 
+use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +67,18 @@ impl Echogate {
     /// The process's number.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The number of the process that moves the packets.
+    pub(crate) fn packets_id(&self) -> u32 {
+        let id = self.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
+        let named = |child: &&str| {
+            fs::read_to_string(format!("/proc/{child}/cmdline"))
+                .is_ok_and(|line| line.split('\0').any(|word| word == "packets"))
+        };
+        let packets = children.split_whitespace().find(named).unwrap_or_else(|| panic!("none of {children}"));
+        packets.parse().expect("a number")
     }
 
     /// Waits for its own end.
