@@ -211,6 +211,13 @@ impl Slots {
         identity.state() == State::Free || seal == self.seal(index, identity)
     }
 
+    /// Leaves the slot as somebody would who was stopped in the middle.
+    #[cfg(test)]
+    pub(super) fn damage(&self, index: SlotIndex) {
+        let seal = &self.slots[index.position()].seal;
+        seal.store(seal.load(Ordering::Relaxed) ^ 1 << 20, Ordering::Relaxed);
+    }
+
     /// Another line for the slot's client, where lines have been dealt anew. The caller owns its shard.
     pub(super) fn set_client(&self, index: SlotIndex, line: ClientIndex) {
         // Relaxed: only the owner asks.

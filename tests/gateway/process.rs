@@ -71,14 +71,18 @@ impl Echogate {
 
     /// The number of the process that moves the packets.
     pub(crate) fn packets_id(&self) -> u32 {
+        self.find_packets().expect("a packet process")
+    }
+
+    /// The same, if it is there just now.
+    pub(crate) fn find_packets(&self) -> Option<u32> {
         let id = self.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
         let named = |child: &&str| {
-            fs::read_to_string(format!("/proc/{child}/cmdline"))
-                .is_ok_and(|line| line.split('\0').any(|word| word == "packets"))
+            let line = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split('\0').any(|word| word == "packets")
         };
-        let packets = children.split_whitespace().find(named).unwrap_or_else(|| panic!("none of {children}"));
-        packets.parse().expect("a number")
+        children.split_whitespace().find(named)?.parse().ok()
     }
 
     /// Waits for its own end.
