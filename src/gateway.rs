@@ -98,6 +98,7 @@ struct Crew {
     counters: Arc<Counters>,
     tap: Tap,
     fall_through: FallThrough,
+    busy_poll: Duration,
     clock: Monotonic,
     stop: Arc<AtomicBool>,
 }
@@ -263,6 +264,7 @@ impl Gateway {
                     counters: Arc::clone(&gateway.counters),
                     tap: Tap::new(&basin, number),
                     fall_through: config.run.fall_through,
+                    busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
                     clock,
                     stop: Arc::clone(&gateway.stop),
                 },
@@ -391,8 +393,9 @@ impl Crew {
     ) -> Result<(), SetupError> {
         let mut pin = Pin::new(self.number, self.cpu);
         let io = open(self.ports)?;
-        let worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
-        let mut worker = worker.seen_through(self.tap);
+        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through)
+            .with_busy_poll(self.busy_poll)
+            .seen_through(self.tap);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         // Acquire: pairs with the Release of `end_workers`.

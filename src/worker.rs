@@ -1,7 +1,8 @@
 //! A worker: one thread, one way to both sides, one handle of the proxy. It turns:
 //!
 //! ```text
-//! wait      submits what the last turn queued, sleeps until something happens, reaps
+//! wait      submits what the last turn queued, sleeps until something happens, reaps (it may be told to look for a while
+//!           before it sleeps)
 //! settle    sends that ended: count; one that failed withdraws its echo
 //! inbound   frames from outside -> proxy -> the TUN, or dropped
 //! outbound  frames from inside  -> proxy -> outside, or back to the TUN, or dropped
@@ -35,6 +36,7 @@ mod post;
 mod tap;
 
 use std::collections::VecDeque;
+use std::hint;
 use std::mem;
 use std::time::Duration;
 
@@ -88,6 +90,8 @@ pub struct Worker<'c, I> {
     handle: Handle,
     counters: &'c WorkerCounters,
     fall_through: FallThrough,
+    /// How long after the last event the next one is looked for without sleeping.
+    busy_poll: Duration,
     post: Post,
     events: Events,
     /// With how many other workers had no ident for it.
@@ -117,6 +121,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             handle,
             counters,
             fall_through,
+            busy_poll: Duration::ZERO,
             post,
             events: Events::with_capacity(),
             waiting: VecDeque::with_capacity(WAITING_MAX),
@@ -131,9 +136,14 @@ impl<'c, I: PacketIo> Worker<'c, I> {
 
     /// The same, seen through this tap.
     #[must_use]
-    pub fn seen_through(mut self, tap: Tap) -> Worker<'c, I> {
-        self.tap = tap;
-        self
+    pub fn seen_through(self, tap: Tap) -> Worker<'c, I> {
+        Worker { tap, ..self }
+    }
+
+    /// The same, but before it sleeps it looks for this long, again and again, whether something has happened: being woken
+    /// takes longer than that, and the core is not given away.
+    pub fn with_busy_poll(self, busy_poll: Duration) -> Worker<'c, I> {
+        Worker { busy_poll, ..self }
     }
 
     /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
@@ -145,9 +155,30 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         } else {
             Some(Duration::ZERO)
         };
-        self.io.wait(&mut self.events, sleep)?;
+        if !self.happens_soon(clock, sleep)? {
+            self.io.wait(&mut self.events, sleep)?;
+        }
         self.process(clock.now());
         Ok(())
+    }
+
+    /// Waits without sleeping, for `busy_poll` at most. Whether something has happened.
+    fn happens_soon(&mut self, clock: &impl Clock, sleep: Option<Duration>) -> Result<bool, SetupError> {
+        let spin = sleep.map_or(self.busy_poll, |sleep| sleep.min(self.busy_poll));
+        if spin.is_zero() {
+            return Ok(false);
+        }
+        let until = clock.now() + spin;
+        loop {
+            self.io.wait(&mut self.events, Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                return Ok(true);
+            }
+            if clock.now() >= until {
+                return Ok(false);
+            }
+            hint::spin_loop();
+        }
     }
 
     /// Lets what is in flight come back. What still arrives meanwhile is given up, by name.
