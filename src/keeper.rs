@@ -93,7 +93,8 @@ enum Event {
 #[derive(Debug)]
 pub struct Keeper {
     source: Source,
-    log: Option<String>,
+    /// Arguments that make a packet process log as this one does.
+    log: Vec<String>,
     kept: Kept,
     listeners: Listeners,
     packets: Packets,
@@ -116,16 +117,15 @@ struct Packets {
 }
 
 impl Keeper {
-    /// Sets a gateway up and has it served by a process of its own, which logs as `log` says. The calling thread has to live as
+    /// Sets a gateway up and has it served by a process of its own, which gets the arguments `log` for its log. The calling thread has to live as
     /// long as the keeper. On an error nothing is left behind.
-    pub fn start(source: Source, log: Option<&str>) -> Result<Keeper, SetupError> {
+    pub fn start(source: Source, log: Vec<String>) -> Result<Keeper, SetupError> {
         let config = source.config()?;
         // First: what cannot be listened at is no reason to touch the host.
         let listeners = Listeners::open(&config)?;
         let kept = Kept::open(&config)?;
         let (sender, events) = channel::unbounded();
-        let log = log.map(str::to_owned);
-        let packets = Packets::start(0, &source, log.as_deref(), &kept, &listeners, &sender)?;
+        let packets = Packets::start(0, &source, &log, &kept, &listeners, &sender)?;
         let description = String::new();
         let mut keeper = Keeper { source, log, kept, listeners, packets, events, sender, description, failures: 0 };
         keeper.await_serving()?;
@@ -212,7 +212,7 @@ impl Keeper {
         }
         tracing::error!("{why}: starting another one");
         let number = self.packets.number + 1;
-        let (source, log) = (&self.source, self.log.as_deref());
+        let (source, log) = (&self.source, &self.log);
         self.packets = Packets::start(number, source, log, &self.kept, &self.listeners, &self.sender)?;
         Ok(())
     }
@@ -229,7 +229,7 @@ impl Packets {
     fn start(
         number: u64,
         source: &Source,
-        log: Option<&str>,
+        log: &[String],
         kept: &Kept,
         listeners: &Listeners,
         events: &Sender<Event>,
@@ -237,7 +237,7 @@ impl Packets {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(OURSELVES);
-        command.arg0("echogate").arg(SUBCOMMAND).args(log.map(|log| format!("--log={log}")));
+        command.arg0("echogate").arg(SUBCOMMAND).args(log);
         // Ctrl-C in the gateway's terminal is for the keeper.
         command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
         process::kill_with_this_thread(&mut command);

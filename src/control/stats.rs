@@ -21,7 +21,7 @@ const fn engine(engine: Engine) -> &'static str {
 }
 
 /// What a gateway is and has counted.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Stats {
     /// The gateway's version.
     pub version: String,

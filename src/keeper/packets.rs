@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
 
@@ -28,9 +29,9 @@ const LATE_MAX: u32 = 1;
 
 /// Serves what the keeper at the other end of standard input hands over, until it says stop or hangs up. The totals, if it
 /// was asked to stop; none: it could not begin or go on, and the keeper knows why.
-pub fn serve() -> Option<Snapshot> {
+pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Option<Snapshot> {
     let line = io::stdin().as_fd().try_clone_to_owned().map(|end| Line::new(UnixStream::from(end))).ok()?;
-    let result = begin(&line).and_then(|(gateway, control)| go_on(gateway, control, &line));
+    let result = begin(&line, log_lines_lost).and_then(|(gateway, control)| go_on(gateway, control, &line));
     result
         .inspect_err(|error| {
             // A keeper that is gone needs no reason.
@@ -40,7 +41,7 @@ pub fn serve() -> Option<Snapshot> {
         .flatten()
 }
 
-fn begin(line: &Line) -> Result<(Gateway, Control), SetupError> {
+fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Control), SetupError> {
     let nobody = || {
         SetupError::new("this is the part of a gateway that moves its packets: it is started by the part that keeps it")
             .remedy("echogate run")
@@ -51,7 +52,7 @@ fn begin(line: &Line) -> Result<(Gateway, Control), SetupError> {
     let mut find = |name: &str| descriptors.remove(name);
     let listeners = Listeners::adopt(&mut find)?;
     let gateway = Gateway::resume(&source.config()?, tables, find, &addresses)?;
-    let control = Control::start(listeners, gateway.observer(), Arc::default())?;
+    let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
     Ok((gateway, control))
 }
 

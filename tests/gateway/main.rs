@@ -18,6 +18,7 @@ mod forged;
 mod fragments;
 mod heals;
 mod leaves;
+mod metrics;
 mod policy;
 mod pools;
 mod process;
@@ -27,6 +28,7 @@ mod scene;
 mod serves;
 mod sys;
 mod tools;
+mod web;
 
 /// Makes tests of functions that take a set-up: one for each that moves packets in its own way.
 macro_rules! in_every_setup {
