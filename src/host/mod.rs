@@ -9,7 +9,7 @@ pub mod netlink;
 pub mod nft;
 pub mod preflight;
 #[cfg(test)]
-mod scene;
+pub(crate) mod scene;
 
 use std::net::Ipv4Addr;
 
