@@ -35,7 +35,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::error::SetupError;
-use crate::host::addresses::{AddressWatch, Change};
+use crate::host::addresses::{AddressWatch, Change, Follow};
 use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
@@ -166,8 +166,9 @@ impl Gateway {
         let send = holding.senders()?;
         let mut gateway = Gateway::serve(&config, engine, &proxy, holding, Monotonic::new())?;
         let watched = config.outside.addresses.clone();
-        let follow = move |change| follow(proxy.addresses(), &send, change);
-        gateway.addresses = Some(AddressWatch::start(watched, follow_default, follow)?);
+        let act = move |change| act_on(proxy.addresses(), &send, change);
+        let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
+        gateway.addresses = Some(AddressWatch::start(watched, follow, act)?);
         if !config.inside.divert.is_empty() {
             gateway.divert = Some(Divert::install(&divert_settings(&config))?);
         }
@@ -520,7 +521,7 @@ fn classes(config: &Config) -> Vec<String> {
 }
 
 /// Acts on a change of the host's addresses. `send`: each worker's send sockets, by the addresses' numbers.
-fn follow(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) {
+fn act_on(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) -> Result<(), SetupError> {
     match change {
         Change::Lost(number, address) => {
             tracing::warn!(%address, "the host has this outside address no more: its mappings end");
@@ -530,17 +531,26 @@ fn follow(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) {
             tracing::info!(%address, "the host has this outside address again");
             addresses.set_lost(number, false);
         }
+        Change::Unfit(_, address) => tracing::error!(
+            %address,
+            remedy = "name the address that pings are to leave from: --outside, or outside.addresses",
+            "the default route's source is among the clients' addresses: pings do not leave from it"
+        ),
         Change::Replaced(number, address) => {
             let sockets = send.iter().filter_map(|sockets| sockets.get(usize::from(number)));
             let rebound: Result<Vec<()>, _> = sockets.map(|socket| socket.rebind(address)).collect();
-            match rebound {
-                Ok(_) => tracing::info!(%address, "the default route has another source: pings leave from it now"),
-                Err(error) => tracing::error!(%error, "the default route has another source"),
+            if let Err(error) = rebound {
+                // Some may leave by the old way and some by the new: none leaves, until all are bound.
+                addresses.set_lost(number, true);
+                tracing::error!(%error, "the default route has another source; it is tried again in a second");
+                return Err(error);
             }
+            tracing::info!(%address, "the default route has another source: pings leave from it now");
             addresses.replace(number, address);
             addresses.set_lost(number, false);
         }
     }
+    Ok(())
 }
 
 fn description(config: &Config, engine: Engine) -> String {
@@ -565,6 +575,42 @@ fn description(config: &Config, engine: Engine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::scene::{OUTSIDE, Scene};
+    use crate::io::raw::SOCKET_BUFFER_BYTES;
+    use crate::policy::Prefix;
+    use crate::proxy::Outbound;
+    use crate::wire::build;
+
+    /// An address that is gone again when the sockets are to be bound to it, for one; and one that stays.
+    #[test]
+    fn while_a_socket_cannot_be_bound_anew_no_ping_leaves_and_then_from_the_new_address() {
+        Scene::new().at_gateway(|| {
+            let other = Ipv4Addr::new(198, 18, 0, 99);
+            let proxy = Proxy::new(&Settings::new(vec![Prefix::host(Ipv4Addr::new(10, 66, 0, 2))], vec![OUTSIDE]));
+            let proxy = proxy.expect("they are possible");
+            let open = |_| vec![SendSocket::open(OUTSIDE, SOCKET_BUFFER_BYTES).expect("run as root")];
+            let send: Vec<Vec<SendSocket>> = (0..2).map(open).collect();
+            let mut handle = proxy.handle(0).expect("nobody has it");
+            let mut ask = || {
+                let (client, remote) = (Ipv4Addr::new(10, 66, 0, 2), Ipv4Addr::new(198, 18, 0, 2));
+                let mut packet = build::echo_request(client, remote, 1, 1, 64, b"payload");
+                let now = crate::clock::Instant::START;
+                let mut batch = handle.batch(now);
+                // A mapping on a lost address ends first.
+                batch.expire();
+                let forwarded = matches!(batch.outbound(&mut packet), Outbound::Forward { .. });
+                forwarded.then(|| packet[12..16].to_vec())
+            };
+            assert_eq!(ask(), Some(OUTSIDE.octets().to_vec()));
+            assert!(act_on(proxy.addresses(), &send, Change::Replaced(0, other)).is_err(), "the host does not have it");
+            assert_eq!(ask(), None);
+            let added =
+                std::process::Command::new("ip").args(["address", "add", "198.18.0.99/32", "dev", "w0"]).status();
+            assert!(added.expect("iproute2 is installed").success());
+            act_on(proxy.addresses(), &send, Change::Replaced(0, other)).expect("it has it now");
+            assert_eq!(ask(), Some(other.octets().to_vec()));
+        });
+    }
 
     #[test]
     fn a_worker_that_fails_or_panics_is_heard_of_and_one_that_ends_well_is_not() {

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::scene::{PATIENCE, Scene, Setup, wait_until};
+use crate::serves::limits_off;
 
 const ANY: Setup = Setup { io: "auto", workers: 2 };
 
@@ -155,4 +156,104 @@ fn several_questions_on_one_connection_are_answered_in_their_order() {
 fn text(output: &Output) -> String {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_trace_tells_what_becomes_of_one_clients_packets_and_of_nobody_elses() {
+    let scene = Scene::new(2);
+    let gateway = scene.serve(&ANY);
+    let (traced, remote) = (scene.client_address(0), scene.remote(0));
+    let mut stream = UnixStream::connect(gateway.control_socket()).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    stream
+        .write_all(format!("{{\"v\":1,\"verb\":\"trace\",\"client\":\"{traced}\"}}\n").as_bytes())
+        .expect("it takes it");
+    let mut lines = BufReader::new(stream).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().expect("a line").expect("a line")).expect("JSON") };
+    assert!(next()["ok"].is_object());
+
+    let second = gateway.ask(&["trace", "--remote", "198.18.0.2"]);
+    assert_eq!(second.status.code(), Some(2), "{second:?}");
+    assert!(String::from_utf8_lossy(&second.stderr).contains("somebody is tracing already"), "{second:?}");
+
+    // The other client's go first: what comes first then is not theirs.
+    assert!(scene.pings(1, 3, remote, "-e 9").all_came_back(3));
+    assert!(scene.pings(0, 2, remote, "-e 7").all_came_back(2));
+    let mut seen: Vec<Value> = (0..4).map(|_| next()["traced"].clone()).collect();
+    // The two directions may be two workers' to tell.
+    seen.sort_by_key(|packet| (packet["direction"] == "inbound", packet["sequence"].as_u64()));
+    for (number, packet) in seen.iter().enumerate() {
+        let outbound = number < 2;
+        let words = |name: &str| packet[name].as_str().map(str::to_owned).unwrap_or_default();
+        assert_eq!(packet["sequence"], (number % 2 + 1) as u64, "{seen:?}");
+        assert_eq!(packet["bytes"], 84, "{seen:?}");
+        if outbound {
+            assert_eq!((words("source"), words("destination")), (traced.to_string(), remote.to_string()), "{seen:?}");
+            assert_eq!((words("fate"), &packet["ident"]), ("forwarded".to_owned(), &Value::from(7)), "{seen:?}");
+        } else {
+            assert_eq!((words("source"), words("client")), (remote.to_string(), traced.to_string()), "{seen:?}");
+            assert_eq!(
+                (words("fate"), &packet["ident"]),
+                ("delivered".to_owned(), &seen[0]["gateway_ident"]),
+                "{seen:?}"
+            );
+        }
+    }
+    gateway.stop();
+}
+
+#[test]
+fn a_trace_of_a_flood_is_limited_and_costs_no_packet() {
+    let scene = Scene::alone(1);
+    let gateway = Echogate::serve(scene.gateway(), &[scene.arguments(&ANY), limits_off()].concat());
+    let mut stream = UnixStream::connect(gateway.control_socket()).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    let remote = scene.remote(0);
+    stream
+        .write_all(format!("{{\"v\":1,\"verb\":\"trace\",\"remote\":\"{remote}\"}}\n").as_bytes())
+        .expect("it takes it");
+    let lines = BufReader::new(stream).lines();
+    let pings = scene.ping(0, &format!("-q -f -c 20000 {remote}"));
+    assert!(pings.all_came_back(20_000), "{}", pings.text);
+    let (mut told, mut missed) = (0_u64, 0_u64);
+    for line in lines {
+        let line: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
+        told += u64::from(line["traced"].is_object());
+        missed += line["missed"].as_u64().unwrap_or(0);
+        if told + missed >= 40_000 {
+            break;
+        }
+    }
+    assert_eq!(told + missed, 40_000, "each request and each reply is told, or counted");
+    assert!(told > 0 && missed > told, "{told} told, {missed} not");
+    gateway.stop();
+}
+
+#[test]
+fn the_busiest_clients_and_remotes_are_those_that_ping_most() {
+    let scene = Scene::alone(3);
+    let gateway = Echogate::serve(scene.gateway(), &[scene.arguments(&ANY), limits_off()].concat());
+    let floods = [(0, 12_000, 1), (1, 3000, 0), (2, 64, 2)];
+    std::thread::scope(|scope| {
+        for (client, count, remote) in floods {
+            let scene = &scene;
+            scope.spawn(move || {
+                let pings = scene.ping(client, &format!("-q -f -c {count} {}", scene.remote(remote)));
+                assert!(pings.all_came_back(count), "{}", pings.text);
+            });
+        }
+    });
+    // Samples are taken in once a second.
+    wait_until("it knows who is busy", || {
+        let stats: Value = serde_json::from_slice(&gateway.ask(&["stats", "--json"]).stdout).expect("JSON");
+        let busiest = |side: &str| -> Vec<String> {
+            let busy = stats["busiest"][side].as_array().expect("a list").iter();
+            busy.map(|busy| busy["address"].as_str().expect("an address").to_owned()).collect()
+        };
+        let (clients, remotes) = (busiest("clients"), busiest("remotes"));
+        let expected_clients = [scene.client_address(0), scene.client_address(1)].map(|address| address.to_string());
+        let expected_remotes = [scene.remote(1), scene.remote(0)].map(|address| address.to_string());
+        clients.starts_with(&expected_clients) && remotes.starts_with(&expected_remotes)
+    });
+    gateway.stop();
 }

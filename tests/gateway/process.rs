@@ -82,6 +82,11 @@ impl Echogate {
         self.run_directory.path().join("echogate0.sock")
     }
 
+    /// Whether this stands in its log by now.
+    pub(crate) fn has_said(&self, what: &str) -> bool {
+        self.complaints.text().contains(what)
+    }
+
     /// The process's number.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()

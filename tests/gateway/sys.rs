@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -104,4 +104,13 @@ impl Drop for Stopped {
         // SAFETY: no pointers; a thread that has ended meanwhile is refused.
         unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
     }
+}
+
+/// Whether writes to it wait for room.
+#[expect(unsafe_code, reason = "fcntl(2) has no safe wrapper")]
+pub(crate) fn set_nonblocking(descriptor: BorrowedFd<'_>, nonblocking: bool) -> io::Result<()> {
+    let flags = if nonblocking { libc::O_NONBLOCK } else { 0 };
+    // SAFETY: no pointers.
+    let result = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFL, flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
