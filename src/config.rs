@@ -30,6 +30,7 @@ use crate::policy::Prefix;
 pub use idents::IdentRange;
 pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
 pub use limits::{ClientLimits, Exception};
+pub use sources::Source;
 
 /// The most prefixes of clients: they are compared one after the other for each packet.
 pub const CLIENTS_MAX: usize = 64;

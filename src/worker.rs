@@ -244,6 +244,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
 
     fn publish(&self) {
         let mappings = self.handle.mappings() as u64;
+        self.counters.turns.add(1);
         self.counters.mappings.set(mappings);
         self.counters.mappings_peak.set(self.counters.mappings_peak.get().max(mappings));
     }

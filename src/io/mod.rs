@@ -23,6 +23,8 @@ pub mod raw;
 #[cfg(feature = "gateway")]
 pub mod receive;
 #[cfg(feature = "gateway")]
+pub mod region;
+#[cfg(feature = "gateway")]
 mod retry;
 #[cfg(feature = "gateway")]
 pub mod steering;

@@ -74,6 +74,7 @@ mod flights;
 mod handle;
 mod many;
 mod options;
+mod patience;
 mod payload;
 mod ping;
 mod reply;
