@@ -339,7 +339,10 @@ fn the_largest_pings_leave_memory_where_it_was() {
         );
         assert!(ended.total("replies delivered") > 1000, "{}", ended.printed);
         let buffers = Sizes::for_mtu(1500).mapped_bytes() as u64;
-        assert!(after <= idle + buffers + (1 << 20), "{io}: {idle} bytes became {before}, and {after}; buffers: {buffers}");
+        assert!(
+            after <= idle + buffers + (1 << 20),
+            "{io}: {idle} bytes became {before}, and {after}; buffers: {buffers}"
+        );
     }
 }
 
