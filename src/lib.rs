@@ -140,9 +140,9 @@
 //! | 3 | proxy |
 //! | 4 | metrics |
 //! | 5 | worker, outside, host, pinger |
-//! | 6 | config |
+//! | 6 | config, state |
 //! | 7 | gateway, lab |
-//! | 8 | bench, demo |
+//! | 8 | bench, demo, keeper |
 //! | 9 | cli, main |
 //!
 //! # Features
@@ -173,6 +173,9 @@ pub mod host;
 #[cfg(any(feature = "gateway", feature = "pinger"))]
 #[doc(hidden)]
 pub mod io;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
+pub mod keeper;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod metrics;
@@ -182,6 +185,9 @@ pub mod outside;
 pub mod pinger;
 pub mod policy;
 pub mod proxy;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
+pub mod state;
 #[cfg(any(feature = "gateway", feature = "pinger"))]
 #[doc(hidden)]
 pub mod sys;

@@ -147,6 +147,8 @@ pub struct WorkerCounters {
     pub outstanding: Counter,
     /// Echoes that nobody answered in time.
     pub unanswered: Counter,
+    /// Turns of the worker: it moves.
+    pub turns: Counter,
     /// Echoes evicted from a full bucket, by their age: under 1 s, under 10 s, older.
     pub evicted: [Counter; 3],
 }
@@ -190,6 +192,11 @@ impl Counters {
     /// Those of one worker.
     pub fn worker(&self, worker: usize) -> &WorkerCounters {
         &self.0[worker]
+    }
+
+    /// How often each worker has turned.
+    pub fn turns(&self) -> Vec<u64> {
+        self.0.iter().map(|worker| worker.turns.get()).collect()
     }
 
     /// One worker's counters as they are now.

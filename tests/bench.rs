@@ -103,10 +103,13 @@ fn a_gateway_that_is_held_under_a_quota_is_a_regression() {
     let _turn = alone();
     let results = Results::new();
     // A quota that every machine has: stopped for nine tenths of the time. As cgroups do it, but without a right to make
-    // one. The stopper ends with the gateway, whose number it is that the command has.
+    // one. Stopped is who moves the packets; the stopper ends with the gateway, whose number it is that the command has.
     let held = results.path("held");
     let script = format!(
-        "#!/bin/sh\n(while kill -STOP $$; do sleep 0.045; kill -CONT $$; sleep 0.005; done) 2>/dev/null &\nexec {} \"$@\"\n",
+        "#!/bin/sh\n\
+         packets() {{ grep -lz packets $(sed 's|\\([0-9]*\\) |/proc/\\1/cmdline |g' /proc/$$/task/$$/children) | cut -d/ -f3; }}\n\
+         (while kill -0 $$; do at=$(packets); kill -STOP $at; sleep 0.045; kill -CONT $at; sleep 0.005; done) 2>/dev/null &\n\
+         exec {} \"$@\"\n",
         env!("CARGO_BIN_EXE_echogate")
     );
     fs::write(&held, script).expect("a file in the temporary directory");

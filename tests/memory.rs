@@ -22,6 +22,7 @@ use echogate::metrics::{Counters, Snapshot};
 use echogate::policy::Allowance;
 use echogate::proxy::{Proxy, Settings};
 use echogate::wire::build::{self, Datagram};
+use echogate::wire::fragment;
 use echogate::wire::icmpv4::{Echo, EchoKind};
 use echogate::wire::ipv4::{self, Ipv4};
 use echogate::wire::quote::Quote;
@@ -459,4 +460,64 @@ fn a_request_that_one_worker_has_no_ident_for_is_served_by_another() {
     assert_eq!(totals.drops, [("no_ident".to_string(), 100)]);
     assert_eq!(counters.worker_snapshot(1).mappings, 1 << 15);
     assert_eq!(totals.packets_in(), totals.packets_accounted());
+}
+
+/// RFC 4787 REQ-13a: what is too large for the way out leaves in fragments, and they in order: whole requests and a client's own
+/// fragments, the very first, whose send has to fail for the gateway to learn of it, and all that follow.
+#[test]
+fn pieces_of_what_is_too_large_leave_in_order() {
+    let clock = Arc::new(Manual::default());
+    let narrow = Faults { mtu: Some(600), ..Faults::default() };
+    let wire = Wire::new(1, Arc::clone(&clock), Faults::default(), narrow);
+    let mut settings = Settings::new(vec!["10.66.0.0/24".parse().unwrap()], vec![GATEWAY]);
+    settings.allowance = Allowance::UNLIMITED;
+    let size = PoolSize { buffers: 600, buffer_bytes: 2048 };
+    let io = MemoryIo::new(wire.clone(), size, size).unwrap();
+    let counters = Counters::new(1, 1);
+    let handle = Proxy::new(&settings).unwrap().handle(0).unwrap();
+    let mut worker = Worker::new(io, handle, Post::alone(), counters.worker(0), FallThrough::Reinject);
+
+    // By the identifications they left with, in the order of the first: what has left of each, in bytes.
+    let mut left: Vec<(u16, usize)> = Vec::new();
+    let mut whole = 0;
+    for sequence in 0..20_u16 {
+        let message = build::echo_message(EchoKind::Request, 1, sequence, &vec![7; 4000]);
+        let datagram =
+            Datagram { identification: sequence, ..Datagram::new(client(2), remote(2), ipv4::ICMP, message) };
+        let bytes = datagram.build();
+        let packet = Ipv4::check(&bytes[..]).unwrap();
+        let mut fragments: Vec<Vec<u8>> = Vec::new();
+        for part in fragment::parts(&packet, 1500).unwrap() {
+            let mut piece = vec![0; packet.header_len() + part.len()];
+            assert!(fragment::write(&packet, part, &mut piece));
+            fragments.push(piece);
+        }
+        let small = build::echo_request(client(3), remote(2), 1, sequence, 64, &[7; 1400]);
+        for packet in fragments.iter().chain([&small]) {
+            wire.push(Side::Inside, packet);
+        }
+        for _ in 0..6 {
+            worker.turn(&*clock, Some(Duration::ZERO)).unwrap();
+        }
+        for written in wire.take(Side::Outside).into_iter().filter(|written| written.errno == 0) {
+            let piece = Ipv4::check(&written.bytes[..]).unwrap();
+            assert!(piece.total_len() <= 600 && piece.header_is_intact());
+            let known = left.iter_mut().find(|(identification, _)| *identification == piece.identification());
+            match known {
+                Some((_, end)) => {
+                    assert_eq!(piece.fragment_offset(), *end, "of what was sent {sequence}th");
+                    *end += piece.payload().len();
+                }
+                None => {
+                    assert_eq!(piece.fragment_offset(), 0, "of what was sent {sequence}th");
+                    left.push((piece.identification(), piece.payload().len()));
+                }
+            }
+            whole += usize::from(!piece.more_fragments());
+        }
+    }
+    worker.drain(&*clock).unwrap();
+    let lengths: HashSet<usize> = left.iter().map(|(_, end)| *end).collect();
+    assert_eq!((left.len(), whole, lengths), (40, 40, HashSet::from([8 + 4000, 8 + 1400])), "{left:?}");
+    assert_eq!(counters.snapshot().packets_in(), counters.snapshot().packets_accounted());
 }

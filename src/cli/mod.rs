@@ -10,6 +10,7 @@ mod bench;
 mod check;
 mod demo;
 mod flags;
+mod packets;
 mod ping;
 mod run;
 mod totals;
@@ -21,6 +22,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::SetupError;
+use crate::keeper;
 
 /// It could not start: as clap's own, for arguments that are none.
 const EXIT_USAGE: u8 = 2;
@@ -42,6 +44,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Arguments),
+    /// Move packets for a keeper
+    #[command(name = keeper::SUBCOMMAND, hide = true)]
+    Packets,
     Check(check::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
@@ -52,7 +57,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = start_log(arguments.log.as_deref()).and_then(|()| match &arguments.command {
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(options) => run::run(options, arguments.log.as_deref()),
+        Command::Packets => packets::run(),
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),

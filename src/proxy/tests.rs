@@ -224,7 +224,7 @@ fn a_mapping_in_use_does_not_end() {
     assert_eq!(bench.proxy.outstanding(), 0);
 }
 
-/// RFC 5508 REQ-11; RFC 7857.
+/// RFC 5508 REQ-11.
 #[test]
 fn what_is_none_of_ours_falls_through_unchanged() {
     let udp = |port: u16| {
@@ -364,6 +364,25 @@ fn a_reply_too_big_for_the_inside_path_loses_its_dont_fragment() {
         assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { .. }));
         assert_eq!(Ipv4::check(&reply[..]).unwrap().dont_fragment(), dont_fragment);
         assert!(is_intact(&reply));
+    }
+}
+
+/// Each gives what has to be cut an identification of its own range: put together at the client they are never one.
+#[test]
+fn receivers_number_what_must_be_cut_apart_from_one_another() {
+    let mut bench = Bench::new(&Settings { allowance: Allowance::UNLIMITED, ..settings() });
+    let mut receivers = [(); RECEIVER_RANGES].map(|()| bench.proxy.receiver());
+    let mut given = std::collections::HashMap::new();
+    for sequence in 0..4000 {
+        let (sent, ident) = bench.send(CLIENT, REMOTE, 1, sequence);
+        assert_eq!(Ipv4::check(&sent[..]).unwrap().source(), GATEWAY);
+        let number = usize::from(sequence) % receivers.len();
+        let message = build::echo_message(EchoKind::Reply, ident, sequence, &[7; 1480]);
+        let mut reply = Datagram { dont_fragment: true, ..Datagram::new(REMOTE, GATEWAY, ipv4::ICMP, message) }.build();
+        let verdict = receivers[number].batch(bench.now).inbound(&mut reply);
+        assert!(matches!(verdict, Inbound::Deliver { client: CLIENT, .. }), "{verdict:?}");
+        let identification = Ipv4::check(&reply[..]).unwrap().identification();
+        assert_eq!(given.insert(identification, number), None, "{identification} of {number}");
     }
 }
 
@@ -810,6 +829,42 @@ fn an_error_uses_no_echo_up_and_keeps_no_mapping_alive() {
     bench.pass(Duration::from_secs(50));
     assert!(matches!(bench.inbound(&mut error_about(&sent, ROUTER, 3, 1)), Inbound::Tell { .. }));
     assert_eq!(bench.pass(Duration::from_secs(12)).mappings, 1);
+}
+
+/// RFC 7857: what a client's host or a router before it says about a reply keeps no mapping alive, nor does anything
+/// else that is not taken.
+#[test]
+fn an_error_from_inside_keeps_no_mapping_alive() {
+    let mut bench = Bench::new(&settings());
+    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
+    let mut reply = answer(&sent, 60);
+    assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { .. }));
+    bench.pass(Duration::from_secs(50));
+    for (icmp_type, code) in [(3, 1), (3, 3), (11, 0), (12, 0)] {
+        let message = build::error_message(icmp_type, code, 0, &reply);
+        let mut error = Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message).build();
+        let before = error.clone();
+        assert_eq!(bench.outbound(&mut error), Outbound::FallThrough(Passing::NotEchoRequest));
+        assert_eq!(error, before);
+    }
+    assert_eq!(bench.pass(Duration::from_secs(12)).mappings, 1);
+}
+
+/// Requests to the gateway's own addresses are nobody's to proxy: dropped, or left to the kernel, which answers them.
+#[test]
+fn own_addresses_are_refused_or_left_to_the_kernel() {
+    for (pass_own, expected) in
+        [(false, Outbound::Drop(Reason::RemoteOwn)), (true, Outbound::FallThrough(Passing::ToOwn))]
+    {
+        let second = Ipv4Addr::new(198, 18, 7, 9);
+        let mut bench = Bench::new(&Settings { pass_own, addresses: vec![GATEWAY, second], ..settings() });
+        for own in [GATEWAY, second] {
+            let mut packet = build::echo_request(CLIENT, own, 1, 1, 64, b"payload");
+            let before = packet.clone();
+            assert_eq!(bench.outbound(&mut packet), expected);
+            assert_eq!((packet, bench.handle.mappings(), bench.proxy.outstanding()), (before, 0, 0));
+        }
+    }
 }
 
 /// RFC 5508 REQ-3, REQ-4a; RFC 6633.

@@ -21,6 +21,7 @@ mod policy;
 mod pools;
 mod process;
 mod refuses;
+mod restarts;
 mod scene;
 mod serves;
 mod sys;

@@ -1,5 +1,6 @@
 //! The command `echogate` as a process: started in a namespace, watched, ended by its number.
 
+use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,9 +64,30 @@ impl Echogate {
         self
     }
 
+    /// Whether this stands in its log by now.
+    pub(crate) fn has_said(&self, what: &str) -> bool {
+        self.complaints.text().contains(what)
+    }
+
     /// The process's number.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The number of the process that moves the packets.
+    pub(crate) fn packets_id(&self) -> u32 {
+        self.find_packets().expect("a packet process")
+    }
+
+    /// The same, if it is there just now.
+    pub(crate) fn find_packets(&self) -> Option<u32> {
+        let id = self.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
+        let named = |child: &&str| {
+            let line = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split('\0').any(|word| word == "packets")
+        };
+        children.split_whitespace().find(named)?.parse().ok()
     }
 
     /// Waits for its own end.

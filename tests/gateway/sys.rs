@@ -7,11 +7,16 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// Asks a process to end.
-#[expect(unsafe_code, reason = "kill(2) has no safe wrapper")]
 pub(crate) fn terminate(process: u32) -> io::Result<()> {
+    signal(process, libc::SIGTERM)
+}
+
+/// Sends a process a signal.
+#[expect(unsafe_code, reason = "kill(2) has no safe wrapper")]
+pub(crate) fn signal(process: u32, signal: i32) -> io::Result<()> {
     let process = libc::pid_t::try_from(process).expect("a process number");
-    // SAFETY: no pointers; the number is of a child that has not been waited for, so it is nobody else's.
-    let result = unsafe { libc::kill(process, libc::SIGTERM) };
+    // SAFETY: no pointers; the number is of a child of ours that has not been waited for, or of a child of that one.
+    let result = unsafe { libc::kill(process, signal) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
