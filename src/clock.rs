@@ -51,21 +51,29 @@ pub trait Clock {
     fn now(&self) -> Instant;
 }
 
-/// The machine's monotonic clock, counted from when this value was made.
+/// The machine's monotonic clock, counted from when this value was made, or from where it was told.
 #[derive(Clone, Copy, Debug)]
-pub struct Monotonic(std::time::Instant);
+pub struct Monotonic {
+    made: std::time::Instant,
+    read: Instant,
+}
 
 impl Monotonic {
     /// A clock that starts now.
     #[expect(clippy::new_without_default, reason = "reads the clock: not a default value")]
     pub fn new() -> Monotonic {
-        Monotonic(std::time::Instant::now())
+        Monotonic::reading(Instant::START)
+    }
+
+    /// A clock that reads `now` now: for instants that have a meaning beyond this process.
+    pub fn reading(now: Instant) -> Monotonic {
+        Monotonic { made: std::time::Instant::now(), read: now }
     }
 }
 
 impl Clock for Monotonic {
     fn now(&self) -> Instant {
-        Instant::START + self.0.elapsed()
+        self.read + self.made.elapsed()
     }
 }
 

@@ -21,7 +21,8 @@ mod sources;
 mod tests;
 mod validate;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::policy::Prefix;
 pub use idents::IdentRange;
 pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
 pub use limits::{ClientLimits, Exception};
+pub use sources::Source;
 
 /// The most prefixes of clients: they are compared one after the other for each packet.
 pub const CLIENTS_MAX: usize = 64;
@@ -57,6 +59,8 @@ pub struct Config {
     pub remotes: Remotes,
     /// What each client may do.
     pub limits: ClientLimits,
+    /// How the running gateway is looked at.
+    pub observe: Observe,
 }
 
 /// Table `inside`: the TUN device and what is led into it.
@@ -113,6 +117,8 @@ pub struct Run {
     pub io: Backend,
     /// What happens to packets that are none of the proxy's business.
     pub fall_through: FallThrough,
+    /// How long a worker looks for the next packet before it sleeps, in microseconds.
+    pub busy_poll_us: u32,
 }
 
 /// Table `mapping`: the life of a mapping.
@@ -141,6 +147,27 @@ pub struct Echo {
     pub table_words: u32,
 }
 
+/// Table `observe`: how the running gateway is looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Observe {
+    /// Where the control socket is.
+    pub control: ControlSocket,
+    /// Where scrapers and health checks connect to; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where the control socket is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ControlSocket {
+    /// In the run directory, under the TUN device's name.
+    #[default]
+    ByDevice,
+    /// Here.
+    At(PathBuf),
+    /// There is none.
+    Nowhere,
+}
+
 impl Default for Inside {
     fn default() -> Inside {
         Inside {
@@ -162,7 +189,12 @@ impl Default for Inside {
 impl Default for Run {
     fn default() -> Run {
         let cores = thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-        Run { workers: cores.min(WORKERS_UNASKED_MAX), io: Backend::default(), fall_through: FallThrough::default() }
+        Run {
+            workers: cores.min(WORKERS_UNASKED_MAX),
+            io: Backend::default(),
+            fall_through: FallThrough::default(),
+            busy_poll_us: 0,
+        }
     }
 }
 

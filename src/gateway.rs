@@ -10,12 +10,22 @@
 //! and down in the other order: the diversion first, so that new requests take the kernel's path while the replies to
 //! those sent may still come; then the workers; the TUN goes with its last descriptor.
 //!
+//! What [`Gateway::start`] does in one process the command does in two: [`Holding`] and [`State`] are what one of them keeps
+//! and [`Gateway::resume`] what the other makes of them (see `crate::keeper`).
+//!
 //! A worker that ends, by a fault or by a panic, is an event in [`Gateway::faults`]: nothing is half alive in silence.
 
+mod holding;
+mod kept;
+mod observer;
+mod pulse;
+
+use std::iter;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -29,17 +39,21 @@ use crate::host::addresses::{AddressWatch, Change, Follow};
 use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
-use crate::host::netlink::Netlink;
 use crate::host::preflight::{self, Finding, Plan, Status};
-use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards, Wanted};
-use crate::io::steering;
+use crate::io::raw::SendSocket;
 use crate::io::syscalls::SyscallsIo;
-use crate::io::tun::Tun;
 use crate::io::uring::UringIo;
 use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
 use crate::metrics::{Counters, Snapshot};
-use crate::proxy::{Handle, IdentPolicy, Proxy, Settings, Sizes};
-use crate::worker::{Inbox, Post, Worker};
+use crate::proxy::{Found, Handle, IdentPolicy, Proxy, Settings, Sizes};
+use crate::state::{self, State};
+use crate::table::addresses::Addresses;
+use crate::worker::{Basin, Inbox, Post, Tap, Worker};
+pub use holding::Holding;
+pub use kept::Kept;
+use observer::Observed;
+pub use observer::Observer;
+pub use pulse::{PULSE_INTERVAL, Pulse, Still};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
@@ -52,13 +66,17 @@ const CLIENT_PATH_MTU: usize = 576;
 /// A gateway that is serving.
 #[derive(Debug)]
 pub struct Gateway {
-    description: String,
     counters: Arc<Counters>,
     faults: Receiver<SetupError>,
     stop: Arc<AtomicBool>,
     workers: Vec<Running>,
+    /// How often each had turned when `pulse` was last asked.
+    turned: Vec<u64>,
+    /// The tables, if they are to outlive this process.
+    state: Option<(State, Monotonic)>,
     divert: Option<Divert>,
     addresses: Option<AddressWatch>,
+    observer: Observer,
 }
 
 /// A worker's thread.
@@ -78,7 +96,9 @@ struct Crew {
     handle: Handle,
     post: Post,
     counters: Arc<Counters>,
+    tap: Tap,
     fall_through: FallThrough,
+    busy_poll: Duration,
     clock: Monotonic,
     stop: Arc<AtomicBool>,
 }
@@ -141,35 +161,98 @@ impl Gateway {
         let follow_default = config.outside.addresses.is_empty();
         let config = resolved(config)?;
         let engine = io::choose(config.run.io)?;
-        let cpus = cpus::allowed()?;
         let proxy = Proxy::new(&settings(&config))?;
+        let holding = Holding::open(&config, proxy.fragment_seed())?;
+        let send = holding.senders()?;
+        let mut gateway = Gateway::serve(&config, engine, &proxy, holding, Monotonic::new())?;
+        let watched = config.outside.addresses.clone();
+        let act = move |change| act_on(proxy.addresses(), &send, change);
+        let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
+        gateway.addresses = Some(AddressWatch::start(watched, follow, act)?);
+        if !config.inside.divert.is_empty() {
+            gateway.divert = Some(Divert::install(&divert_settings(&config))?);
+        }
+        Ok(gateway)
+    }
 
-        let device = device(&config);
-        let tuns = Tun::open(&device.name, config.run.workers as usize)?;
-        steer(&tuns, proxy.fragment_seed());
-        let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
-        device.configure(&mut netlink)?;
+    /// The packets' part of a gateway that another process has set up and keeps: workers over its descriptors and its
+    /// tables. What is missing of the set-up (the diversion, the watch over the addresses) is
+    /// with whoever keeps it.
+    pub fn resume(
+        config: &Config,
+        tables: OwnedFd,
+        find: impl FnMut(&str) -> Option<OwnedFd>,
+        addresses: &[Ipv4Addr],
+    ) -> Result<Gateway, SetupError> {
+        let mut config = config.clone();
+        config.outside.addresses = addresses.to_vec();
+        config.validate()?;
+        let state = State::open(tables, &kept::shape(&config));
+        let state = state.map_err(|foreign| SetupError::new(format!("the tables are not to be used: {foreign}")))?;
+        let holding = Holding::adopt(config.run.workers as usize, addresses.len(), find)?;
+        let config = &config;
+        let engine = io::choose(config.run.io)?;
+        let clock = state::clock()?;
+        let (proxy, found) = Proxy::over(&settings(config), state.tables(), state.last_used(), clock.now())?;
+        let mut gateway = Gateway::serve(config, engine, &proxy, holding, clock)?;
+        // Before they are answered or given up, which is counted where it happens.
+        let counters = gateway.counters.worker(0);
+        counters.outstanding.add(found.outstanding);
+        counters.unanswered.add(found.unanswered);
+        if found.slots.torn > 0 {
+            tracing::warn!(slots = found.slots.torn, "some mappings were damaged: their clients get others");
+        }
+        if found != Found::default() {
+            let (mappings, echoes) = (found.slots.mappings, found.outstanding);
+            tracing::info!(mappings, echoes, "goes on with what was there");
+        }
+        gateway.state = Some((state, clock));
+        Ok(gateway)
+    }
 
+    fn serve(
+        config: &Config,
+        engine: Engine,
+        proxy: &Arc<Proxy>,
+        holding: Holding,
+        clock: Monotonic,
+    ) -> Result<Gateway, SetupError> {
+        let cpus = cpus::allowed()?;
+        let workers = holding.workers();
+        let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
+        let counters = Arc::new(Counters::new(workers, 1 + config.limits.overrides.len()));
+        let basin = Basin::new();
+        let observer = Observer::from(Observed {
+            description: description(config, engine),
+            engine,
+            device: config.inside.device.clone(),
+            counters: Arc::clone(&counters),
+            wakers: wakers.clone(),
+            basin: basin.clone(),
+            classes: classes(config),
+            sizes: proxy.sizes(),
+            receivers: Mutex::default(),
+            started: Instant::now(),
+        });
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
-            description: description(&config, engine),
-            counters: Arc::new(Counters::new(tuns.len(), 1 + config.limits.overrides.len())),
+            counters,
+            observer,
             faults,
             stop: Arc::new(AtomicBool::new(false)),
-            workers: Vec::with_capacity(tuns.len()),
+            workers: Vec::with_capacity(workers),
+            turned: vec![0; workers],
+            state: None,
             divert: None,
             addresses: None,
         };
-        let clock = Monotonic::new();
-        if tuns.len() > cpus.len() {
-            tracing::warn!(workers = tuns.len(), cpus = cpus.len(), "more workers than CPUs: some share one");
+        if workers > cpus.len() {
+            tracing::warn!(workers, cpus = cpus.len(), "more workers than CPUs: some share one");
         }
-        let wakers = tuns.iter().map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let posts = Post::ring(&wakers);
-        let mut send = Vec::new();
-        for (number, ((tun, waker), post)) in tuns.into_iter().zip(wakers).zip(posts).enumerate() {
-            let ports = ports(&config, number, tun, waker)?;
-            send.push(ports.send.iter().map(SendSocket::try_clone).collect::<Result<Vec<_>, _>>()?);
+        let sizes = io::Sizes::for_mtu(config.inside.mtu);
+        for (number, (ports, post)) in holding.into_ports(wakers, sizes).into_iter().zip(posts).enumerate() {
+            gateway.observer.add_receiver(ports.receive.try_clone()?);
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
             gateway.spawn(
                 Crew {
@@ -180,21 +263,28 @@ impl Gateway {
                     handle,
                     post,
                     counters: Arc::clone(&gateway.counters),
+                    tap: Tap::new(&basin, number),
                     fall_through: config.run.fall_through,
+                    busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
                     clock,
                     stop: Arc::clone(&gateway.stop),
                 },
                 fault.clone(),
             )?;
         }
-        let watched = config.outside.addresses.clone();
-        let act = move |change| act_on(&proxy, &send, change);
-        let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
-        gateway.addresses = Some(AddressWatch::start(watched, follow, act)?);
-        if !config.inside.divert.is_empty() {
-            gateway.divert = Some(Divert::install(&divert_settings(&config, device))?);
-        }
         Ok(gateway)
+    }
+
+    /// Whether every worker has turned since this was last asked. Each is woken for the next time it is.
+    pub fn pulse(&mut self) -> bool {
+        let turned = self.counters.turns();
+        let moves = turned.iter().zip(&self.turned).all(|(now, before)| now != before);
+        self.turned = turned;
+        self.workers.iter().for_each(|running| running.waker.wake());
+        if let Some((state, clock)) = &self.state {
+            state.used(clock.now());
+        }
+        moves
     }
 
     /// Starts a worker's thread and waits until it serves.
@@ -217,7 +307,12 @@ impl Gateway {
 
     /// The one line that says what it serves.
     pub fn description(&self) -> &str {
-        &self.description
+        self.observer.description()
+    }
+
+    /// A handle to look at it by.
+    pub fn observer(&self) -> Observer {
+        self.observer.clone()
     }
 
     /// The counters' sum now.
@@ -243,6 +338,7 @@ impl Gateway {
 
     fn end_workers(&mut self) {
         drop(self.addresses.take());
+        self.observer.release();
         // Release: pairs with the workers' Acquire.
         self.stop.store(true, Ordering::Release);
         for running in &self.workers {
@@ -298,7 +394,9 @@ impl Crew {
     ) -> Result<(), SetupError> {
         let mut pin = Pin::new(self.number, self.cpu);
         let io = open(self.ports)?;
-        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
+        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through)
+            .with_busy_poll(self.busy_poll)
+            .seen_through(self.tap);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         // Acquire: pairs with the Release of `end_workers`.
@@ -384,11 +482,10 @@ fn examine(config: &Config) -> Result<(), SetupError> {
 }
 
 fn plan(config: &Config) -> Plan {
-    let device = device(config);
     let divert = !config.inside.divert.is_empty();
     Plan {
-        divert: divert.then(|| divert_settings(config, device.clone())),
-        device,
+        divert: divert.then(|| divert_settings(config)),
+        device: device(config),
         clients: config.inside.clients.clone(),
         outside: config.outside.addresses.clone(),
         icmp_errors: config.echo.icmp_errors,
@@ -404,9 +501,9 @@ fn device(config: &Config) -> Device {
     }
 }
 
-fn divert_settings(config: &Config, device: Device) -> DivertSettings {
+fn divert_settings(config: &Config) -> DivertSettings {
     DivertSettings {
-        device,
+        device: device(config),
         interfaces: config.inside.divert.clone(),
         clients: config.inside.clients.clone(),
         outside: config.outside.devices.clone(),
@@ -417,23 +514,14 @@ fn divert_settings(config: &Config, device: Device) -> DivertSettings {
     }
 }
 
-/// The descriptors of worker number `number`.
-fn ports(config: &Config, number: usize, tun: Tun, waker: Waker) -> Result<Ports, SetupError> {
-    let shards = Shards::of_worker(number, config.run.workers as usize);
-    let wanted = Wanted::with_errors(config.echo.icmp_errors);
-    let send = |address: &Ipv4Addr| SendSocket::open(*address, raw::SOCKET_BUFFER_BYTES);
-    Ok(Ports {
-        tun,
-        receive: ReceiveSocket::open(shards, wanted, raw::SOCKET_BUFFER_BYTES)?,
-        send: config.outside.addresses.iter().map(send).collect::<Result<_, _>>()?,
-        waker,
-        sizes: io::Sizes::for_mtu(config.inside.mtu),
-    })
+/// The classes of clients by their numbers, as the policy has them.
+fn classes(config: &Config) -> Vec<String> {
+    let exceptions = config.limits.overrides.iter().map(|exception| exception.prefix.to_string());
+    iter::once("everybody".to_owned()).chain(exceptions).collect()
 }
 
 /// Acts on a change of the host's addresses. `send`: each worker's send sockets, by the addresses' numbers.
-fn act_on(proxy: &Proxy, send: &[Vec<SendSocket>], change: Change) -> Result<(), SetupError> {
-    let addresses = proxy.addresses();
+fn act_on(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) -> Result<(), SetupError> {
     match change {
         Change::Lost(number, address) => {
             tracing::warn!(%address, "the host has this outside address no more: its mappings end");
@@ -465,14 +553,6 @@ fn act_on(proxy: &Proxy, send: &[Vec<SendSocket>], change: Change) -> Result<(),
     Ok(())
 }
 
-/// Lets the pings between one pair of hosts use all workers, where the kernel lets us say how.
-fn steer(tuns: &[Tun], seed: u64) {
-    let [first, _, ..] = tuns else { return };
-    if let Err(error) = steering::attach(first, seed) {
-        tracing::warn!(%error, "pings between one pair of hosts stay on one worker");
-    }
-}
-
 fn description(config: &Config, engine: Engine) -> String {
     let list = |items: Vec<String>| items.join(", ");
     let clients = list(config.inside.clients.iter().map(ToString::to_string).collect());
@@ -496,6 +576,7 @@ fn description(config: &Config, engine: Engine) -> String {
 mod tests {
     use super::*;
     use crate::host::scene::{OUTSIDE, Scene};
+    use crate::io::raw::SOCKET_BUFFER_BYTES;
     use crate::policy::Prefix;
     use crate::proxy::Outbound;
     use crate::wire::build;
@@ -507,7 +588,7 @@ mod tests {
             let other = Ipv4Addr::new(198, 18, 0, 99);
             let proxy = Proxy::new(&Settings::new(vec![Prefix::host(Ipv4Addr::new(10, 66, 0, 2))], vec![OUTSIDE]));
             let proxy = proxy.expect("they are possible");
-            let open = |_| vec![SendSocket::open(OUTSIDE, raw::SOCKET_BUFFER_BYTES).expect("run as root")];
+            let open = |_| vec![SendSocket::open(OUTSIDE, SOCKET_BUFFER_BYTES).expect("run as root")];
             let send: Vec<Vec<SendSocket>> = (0..2).map(open).collect();
             let mut handle = proxy.handle(0).expect("nobody has it");
             let mut ask = || {
@@ -521,12 +602,12 @@ mod tests {
                 forwarded.then(|| packet[12..16].to_vec())
             };
             assert_eq!(ask(), Some(OUTSIDE.octets().to_vec()));
-            assert!(act_on(&proxy, &send, Change::Replaced(0, other)).is_err(), "the host does not have it");
+            assert!(act_on(proxy.addresses(), &send, Change::Replaced(0, other)).is_err(), "the host does not have it");
             assert_eq!(ask(), None);
             let added =
                 std::process::Command::new("ip").args(["address", "add", "198.18.0.99/32", "dev", "w0"]).status();
             assert!(added.expect("iproute2 is installed").success());
-            act_on(&proxy, &send, Change::Replaced(0, other)).expect("it has it now");
+            act_on(proxy.addresses(), &send, Change::Replaced(0, other)).expect("it has it now");
             assert_eq!(ask(), Some(other.octets().to_vec()));
         });
     }

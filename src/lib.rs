@@ -140,10 +140,11 @@
 //! | 3 | proxy |
 //! | 4 | metrics |
 //! | 5 | worker, outside, host, pinger |
-//! | 6 | config |
+//! | 6 | config, state |
 //! | 7 | gateway, lab |
-//! | 8 | bench, demo |
-//! | 9 | cli, main |
+//! | 8 | bench, control, demo |
+//! | 9 | keeper |
+//! | 10 | cli, main |
 //!
 //! # Features
 //!
@@ -162,6 +163,9 @@ pub mod cli;
 pub mod clock;
 #[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
+pub mod control;
 #[cfg(feature = "lab")]
 pub mod demo;
 pub mod error;
@@ -173,6 +177,9 @@ pub mod host;
 #[cfg(any(feature = "gateway", feature = "pinger"))]
 #[doc(hidden)]
 pub mod io;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
+pub mod keeper;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod metrics;
@@ -182,6 +189,9 @@ pub mod outside;
 pub mod pinger;
 pub mod policy;
 pub mod proxy;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
+pub mod state;
 #[cfg(any(feature = "gateway", feature = "pinger"))]
 #[doc(hidden)]
 pub mod sys;

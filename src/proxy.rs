@@ -32,22 +32,24 @@ use std::thread;
 use std::time::Duration;
 
 use rand::RngExt as _;
+use rand::rngs::StdRng;
 
 use crate::clock::Instant;
 use crate::error::SetupError;
 use crate::policy::remotes::Remotes;
 use crate::policy::{Policy, Refusal};
 use crate::table::addresses::Addresses;
+use crate::table::atomic::AtomicU32;
 use crate::table::clients::Allowance;
 pub use crate::table::echoes::Recorded;
-use crate::table::echoes::{Consumed, EchoKey, Echoes};
+use crate::table::echoes::{self, Consumed, EchoKey, Echoes};
 use crate::table::forward::Guard;
 use crate::table::fragments::{self as table_fragments, Fragments};
 use crate::table::identifications::Identifications;
 pub use crate::table::idents::IdentPolicy;
-use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
-use crate::table::slots::{SLOT_BYTES, State};
-use crate::table::{SHARDS, SlotIndex};
+use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings, Recovered};
+use crate::table::slots::{SLOT_BYTES, Slot, Slots, State};
+use crate::table::{SHARDS, SlotIndex, Storage};
 use crate::wire::error;
 use crate::wire::icmpv4::{self, Echo, EchoKind};
 use crate::wire::ipv4::{self, Ipv4};
@@ -127,12 +129,88 @@ struct Owner {
     torn: bool,
 }
 
+/// Tables that outlive the proxy, as another one may have left them.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    /// 65,536 for each address.
+    pub slots: &'static [Slot],
+    /// As many as [`echoes::buckets`] tells for the setting.
+    pub buckets: &'static [echoes::Bucket],
+    /// The gateway's addresses by their numbers, and by bit which of them are lost: they are taken from here.
+    pub addresses: &'static [AtomicU32],
+    /// One word.
+    pub lost: &'static [AtomicU32],
+    /// What they have been used with.
+    pub keys: Keys,
+}
+
+/// What nobody outside may know, and what cannot change as long as the tables are used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keys {
+    /// Scrambles the keys of outstanding echoes.
+    pub echoes: echoes::RoundKeys,
+    /// Seals the slots.
+    pub seal: u64,
+    /// See [`Proxy::fragment_seed`].
+    pub fragments: u64,
+}
+
+impl Keys {
+    /// New ones, from the operating system.
+    pub fn draw() -> Keys {
+        let mut rng = idents::generator(None);
+        Keys { echoes: echoes::round_keys(&mut rng), seal: rng.random(), fragments: rng.random() }
+    }
+}
+
+/// What a proxy has found in the tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Found {
+    /// In the slots.
+    pub slots: Recovered,
+    /// Echoes that are outstanding.
+    pub outstanding: u64,
+    /// Echoes that nobody had answered in time.
+    pub unanswered: u64,
+}
+
 impl Proxy {
     /// Sizes and allocates the tables. The error names the setting that is impossible.
     pub fn new(settings: &Settings) -> Result<Arc<Proxy>, SetupError> {
         settings.check()?;
         let mut rng = idents::generator(settings.seed);
         let echoes = Echoes::new(settings.echo_words_log2, settings.echo_timeout, &mut rng);
+        Proxy::with_echoes(settings, echoes, None, rng).map(|(proxy, _)| proxy)
+    }
+
+    /// A proxy over tables that are there, and goes on with what is in them. They were in use until about `used`, by the clock
+    /// of `now`; `settings` may differ from those of then in all but the number of addresses, the echo timeout and the
+    /// number of words for echoes. Nobody else may use the tables any more.
+    pub fn over(
+        settings: &Settings,
+        tables: Tables,
+        used: Instant,
+        now: Instant,
+    ) -> Result<(Arc<Proxy>, Found), SetupError> {
+        settings.check()?;
+        let echoes = Echoes::over(tables.buckets, settings.echo_timeout, tables.keys.echoes);
+        // Nobody is waited for any more, and by their stamps, which wrap, old ones would in the end look young.
+        if now.since(used) >= settings.echo_timeout {
+            echoes.forget();
+        }
+        let unanswered = (0..SHARDS).map(|shard| echoes.sweep(shard, 0, echoes.shard_buckets(), now)).sum();
+        let outstanding = echoes.occupied() as u64;
+        let rng = idents::generator(settings.seed);
+        let (proxy, slots) = Proxy::with_echoes(settings, echoes, Some((tables, now)), rng)?;
+        Ok((proxy, Found { slots, outstanding, unanswered }))
+    }
+
+    fn with_echoes(
+        settings: &Settings,
+        echoes: Echoes,
+        tables: Option<(Tables, Instant)>,
+        mut rng: StdRng,
+    ) -> Result<(Arc<Proxy>, Recovered), SetupError> {
         // No echo may outlive its identity, or its reply would go to whoever has the ident then.
         let hold_down_min = echoes.hold_down_min(BATCH_TIME_MAX);
         let hold_down = settings.hold_down.unwrap_or(hold_down_min);
@@ -145,13 +223,32 @@ impl Proxy {
         let lifetimes = Lifetimes { idle: settings.mapping_idle, hold_down };
         let remotes = Remotes::new(&settings.denied, &settings.allowed);
         let policy = Policy::new(&settings.clients, settings.allowance, &settings.overrides, remotes);
-        let mappings = Mappings::new(&settings.addresses, policy.client_addresses());
+        let mappings = match tables {
+            None => Mappings::new(&settings.addresses, policy.client_addresses()),
+            Some((tables, _)) => Mappings::over(
+                Slots::over(tables.slots, tables.keys.seal),
+                Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.lost)),
+                policy.client_addresses(),
+            ),
+        };
+        let line_of = |client| policy.is_inside(client).then(|| mappings.clients.index(policy.place(client)));
+        let mut recovered = Recovered::default();
         let owners = (0..settings.workers)
             .map(|worker| {
                 let shards: Vec<usize> = (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect();
                 let rng_of_idents = idents::split(&mut rng);
                 let addresses = settings.addresses.len();
-                let idents = Idents::new(addresses, &shards, &settings.idents, lifetimes, rng_of_idents);
+                let (idents, found) = match tables {
+                    None => {
+                        let idents = Idents::new(addresses, &shards, &settings.idents, lifetimes, rng_of_idents);
+                        (idents, Recovered::default())
+                    }
+                    Some((_, now)) => {
+                        let policy = &settings.idents;
+                        Idents::recover(&mappings, &shards, policy, lifetimes, rng_of_idents, now, line_of)
+                    }
+                };
+                recovered += found;
                 idents.announce(&mappings.addresses);
                 Some(Owner {
                     number: worker,
@@ -160,12 +257,12 @@ impl Proxy {
                     idents,
                     shards,
                     sweep_next: 0,
-                    swept: Instant::START,
+                    swept: tables.map_or(Instant::START, |(_, now)| now),
                     torn: false,
                 })
             })
             .collect();
-        Ok(Arc::new(Proxy {
+        let proxy = Proxy {
             mappings,
             policy,
             inside_mtu: settings.inside_mtu,
@@ -176,13 +273,14 @@ impl Proxy {
             workers: settings.workers,
             preserves_idents: settings.idents.preserve,
             idents_per_address: (0..=u16::MAX).filter(|ident| !settings.idents.is_reserved(*ident)).count(),
-            fragment_seed: rng.random(),
+            fragment_seed: tables.map_or_else(|| rng.random(), |(tables, _)| tables.keys.fragments),
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
             receivers: AtomicUsize::new(0),
             owners: Mutex::new(owners),
-        }))
+        };
+        Ok((Arc::new(proxy), recovered))
     }
 
     /// The handle of worker `worker`, from 0; `None` while somebody has it, and for a number beyond
@@ -263,7 +361,9 @@ impl Proxy {
         self.mappings.addresses.number_of(address)
     }
 
-    fn may_ping(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<(), Refusal> {
+    /// The client's place, if it may ping the remote.
+    #[inline]
+    fn may_ping(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<u64, Refusal> {
         self.policy.check(source, remote, &self.mappings.addresses)
     }
 }
@@ -375,7 +475,7 @@ impl Batch<'_> {
             Err(malformed) => return Outbound::Drop(malformed.into()),
         };
         match self.business(&packet) {
-            Ok(Business::Request) => self.judge_request(&mut packet, asked),
+            Ok(Business::Request { place }) => self.judge_request(&mut packet, place, asked),
             Ok(Business::Fragment) => self.outbound_fragment(&mut packet),
             Ok(Business::Others(passing)) => Outbound::FallThrough(passing),
             Err(reason @ Reason::RemoteDenied) => self.refuse(packet.source(), reason),
@@ -383,13 +483,13 @@ impl Batch<'_> {
         }
     }
 
-    /// Admits a request that may leave, and rewrites it: a whole one, or its first fragment.
-    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, asked: Asked) -> Outbound {
+    /// Admits a request that may leave, of the client at `place`, and rewrites it: a whole one, or its first fragment.
+    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, place: u64, asked: Asked) -> Outbound {
         let (client, remote) = (packet.source(), packet.destination());
         let length = packet.total_len();
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Outbound::Drop(Reason::IcmpTruncated) };
 
-        let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
+        let line = self.proxy.mappings.clients.index(place);
         let asker = Asker { client, line, client_ident: echo.ident() };
         let live = self.proxy.mappings.find(client, asker.client_ident, &self.guard);
         match live {
@@ -424,6 +524,7 @@ impl Batch<'_> {
     }
 
     /// What keeps this batch from making a mapping, if anything does.
+    #[inline(never)]
     fn before_making(&self, asker: Asker, asked: Asked) -> Option<Outbound> {
         if self.creations_left == 0 {
             return Some(Outbound::Later);
@@ -442,6 +543,7 @@ impl Batch<'_> {
     }
 
     /// Makes the packet one of the gateway's own: under its address and, where it needs one, an identification.
+    #[inline]
     fn leave_from(&self, packet: &mut Ipv4<&mut [u8]>, address: u8, identification: Option<u16>) {
         let source = self.proxy.mappings.addresses.get(address).unwrap_or(Ipv4Addr::UNSPECIFIED);
         match identification {
@@ -453,6 +555,7 @@ impl Batch<'_> {
         }
     }
 
+    #[cold]
     fn refuse(&self, client: Ipv4Addr, reason: Reason) -> Outbound {
         let clients = &self.proxy.mappings.clients;
         let tell = clients.may_be_told(clients.index(self.proxy.policy.place(client)), self.now);
@@ -461,6 +564,7 @@ impl Batch<'_> {
     }
 
     /// Whose business the packet is, or why it goes nowhere.
+    #[inline]
     fn business(&self, packet: &Ipv4<&mut [u8]>) -> Result<Business, Reason> {
         if transport::destination_port(packet) == Some(DNS_PORT) {
             return Ok(Business::Others(Passing::Dns));
@@ -478,7 +582,7 @@ impl Batch<'_> {
             return Ok(Business::Fragment);
         }
         match Echo::check(packet.payload()).map(|echo| echo.kind()) {
-            Ok(EchoKind::Request) => self.may_leave(packet).map(|()| Business::Request),
+            Ok(EchoKind::Request) => self.may_leave(packet).map(|place| Business::Request { place }),
             Err(icmpv4::Malformed::Truncated) => Err(Reason::IcmpTruncated),
             Ok(EchoKind::Reply) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => {
                 Ok(Business::Others(Passing::NotEchoRequest))
@@ -486,8 +590,9 @@ impl Batch<'_> {
         }
     }
 
-    /// Whether an echo request, or a fragment of one, may go outside.
-    fn may_leave(&self, packet: &Ipv4<&mut [u8]>) -> Result<(), Reason> {
+    /// Whether an echo request, or a fragment of one, may go outside: then its client's place.
+    #[inline]
+    fn may_leave(&self, packet: &Ipv4<&mut [u8]>) -> Result<u64, Reason> {
         // The kernel writes a new header checksum when it sends: a damaged header must not leave as an intact one.
         if !packet.header_is_intact() {
             return Err(Reason::HeaderChecksum);
@@ -503,6 +608,7 @@ impl Batch<'_> {
     }
 
     /// Charges the client for the packet; then its live mapping, or a new one.
+    #[inline]
     fn admit(
         &mut self,
         live: Option<SlotIndex>,
@@ -516,6 +622,12 @@ impl Batch<'_> {
             mappings.slots.touch(index, self.now);
             return Ok(index);
         }
+        self.make(asker, allowance)
+    }
+
+    #[inline(never)]
+    fn make(&mut self, asker: Asker, allowance: &Allowance) -> Result<SlotIndex, Reason> {
+        let mappings = &self.proxy.mappings;
         let choose = |pairing| self.proxy.choose(asker.client, pairing);
         let address = mappings.clients.enter(asker.line, allowance, self.now, choose)?;
         self.creations_left -= 1;
@@ -541,6 +653,7 @@ impl Batch<'_> {
     }
 
     /// Addresses what came from outside to the client, over one more hop.
+    #[inline]
     fn readdress(&mut self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
         packet.set_destination(client);
         if self.proxy.ttl == Ttl::Decrement {
@@ -556,6 +669,7 @@ impl Batch<'_> {
     }
 
     /// Whose outstanding echo the packet answers; that echo is used up.
+    #[inline]
     fn answered(&self, packet: &Ipv4<&mut [u8]>) -> Result<Receiver, Reason> {
         if packet.protocol() != ipv4::ICMP {
             return Err(Reason::NotEchoReply);
@@ -584,7 +698,7 @@ impl Batch<'_> {
         let identity = self.proxy.mappings.slots.identity(index);
         match identity.state() {
             State::Live | State::Held => Ok(Receiver { address: identity.client(), ident: identity.client_ident() }),
-            State::Free => Err(Reason::NoMapping),
+            State::Free | State::Resting => Err(Reason::NoMapping),
         }
     }
 
@@ -707,8 +821,8 @@ enum Asked {
 
 /// Whose business an outbound packet is.
 enum Business {
-    /// A whole echo request that may leave.
-    Request,
+    /// A whole echo request that may leave, of the client at this place.
+    Request { place: u64 },
     /// A fragment of ICMP: of what, only the first tells.
     Fragment,
     /// Somebody else's.

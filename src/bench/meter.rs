@@ -100,7 +100,25 @@ fn cpu_times(stat: &str) -> Option<CpuTimes> {
     })
 }
 
+/// Of a process and of those that it has started: a contender may be several.
 fn process_use(id: u32) -> io::Result<ProcessUse> {
+    let mut used = own_use(id)?;
+    for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+        let children = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+        // One that ends meanwhile takes its use with it.
+        for child in children.split_whitespace().filter_map(|child| process_use(child.parse().ok()?).ok()) {
+            used.user_us += child.user_us;
+            used.system_us += child.system_us;
+            used.resident_bytes += child.resident_bytes;
+            used.threads += child.threads;
+            used.waits += child.waits;
+            used.preemptions += child.preemptions;
+        }
+    }
+    Ok(used)
+}
+
+fn own_use(id: u32) -> io::Result<ProcessUse> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
     let mut used = process_times(&stat).ok_or(io::ErrorKind::InvalidData)?;
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::builder::styling::Style;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use crate::config::{Config, KEYS, Key};
+use crate::config::{Config, KEYS, Key, Source};
 use crate::error::SetupError;
 
 /// The id and the name of the flag for the file.
@@ -21,6 +21,11 @@ pub(super) struct ConfigFlags {
 }
 
 impl ConfigFlags {
+    /// What was given, with the file read.
+    pub(super) fn source(&self) -> Result<Source, SetupError> {
+        Source::read(self.file.as_deref(), &self.values)
+    }
+
     /// Reads the file, adds the flags and the defaults, and checks the result.
     pub(super) fn resolve(&self) -> Result<Config, SetupError> {
         Config::load(self.file.as_deref(), &self.values)

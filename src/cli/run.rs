@@ -9,9 +9,9 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::flags::{ConfigFlags, file_only_help};
-use super::{complain, print, totals};
+use super::{complain, print};
 use crate::error::SetupError;
-use crate::gateway::Gateway;
+use crate::keeper::Keeper;
 
 /// Run the gateway until SIGINT or SIGTERM
 ///
@@ -27,24 +27,17 @@ pub(super) struct Arguments {
     flags: ConfigFlags,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
-    let config = arguments.flags.resolve()?;
+pub(super) fn run(arguments: &Arguments, log: Vec<String>) -> Result<ExitCode, SetupError> {
+    let source = arguments.flags.source()?;
+    // What is wrong with it is said before anything else.
+    source.config()?;
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.
     let stop = watch_signals()?;
-    let gateway = Gateway::start(&config)?;
-    print(&format!("{}\n", gateway.description()));
+    let mut keeper = Keeper::start(source, log)?;
+    print(&format!("{}\n", keeper.description()));
 
-    let fault = channel::select! {
-        recv(stop) -> signal => {
-            tracing::info!("{} received: draining", signal.map_or("signal", name));
-            None
-        }
-        recv(gateway.faults()) -> fault => Some(fault.unwrap_or_else(|_| SetupError::new("the gateway ended"))),
-    };
-    let stopped = gateway.stop();
-    if let Ok(snapshot) = &stopped {
-        print(&totals::table(snapshot));
-    }
+    let fault = keeper.keep(&stop).map(|signal| tracing::info!("{} received: draining", name(signal))).err();
+    let stopped = keeper.stop();
     let failures = [fault, stopped.err()];
     failures.iter().flatten().for_each(complain);
     Ok(if failures.iter().all(Option::is_none) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -11,8 +11,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
-use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind, SWITCH};
+use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind, NOWHERE, SWITCH};
+use super::{Config, ControlSocket};
 use crate::error::SetupError;
 use crate::policy::PrefixError;
 
@@ -49,6 +49,39 @@ enum Scalar<'a> {
 
 /// Why a value will not do: what is wrong, without its place.
 type Refusal = String;
+
+/// A configuration as it was given: the file's text and the flags. Another process makes the same of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Source {
+    /// The file's text; empty without a file.
+    pub text: String,
+    /// What errors call the file.
+    pub path: String,
+    /// Keys by their full names, and a flag's value for each.
+    pub flags: Vec<(String, String)>,
+}
+
+impl Source {
+    /// Reads the file, if one is given.
+    pub fn read(file: Option<&Path>, flags: &[(&'static Key, String)]) -> Result<Source, SetupError> {
+        let flags = flags.iter().map(|(key, value)| (key.full_name(), value.clone())).collect();
+        match file {
+            Some(path) => Ok(Source { text: read(path)?, path: path.display().to_string(), flags }),
+            None => Ok(Source { flags, ..Source::default() }),
+        }
+    }
+
+    /// The configuration that this is.
+    pub fn config(&self) -> Result<Config, SetupError> {
+        let named = |(name, value): &(String, String)| {
+            let key = KEYS.iter().find(|key| key.full_name() == *name);
+            let key = key.ok_or_else(|| SetupError::new(format!("there is no key {name}")))?;
+            Ok((key, value.clone()))
+        };
+        let flags = self.flags.iter().map(named).collect::<Result<Vec<_>, SetupError>>()?;
+        Config::parse(&self.text, &self.path, &flags)
+    }
+}
 
 impl Config {
     /// Reads `file`, if one is given, then `flags` (a key with its value, in the order given; a list's flags add up),
@@ -237,6 +270,18 @@ impl Kind {
             Kind::Switch(field) => *field(config) = value.choose(SWITCH)?,
             Kind::Backend(field) => *field(config) = value.choose(BACKENDS)?,
             Kind::FallThrough(field) => *field(config) = value.choose(FALL_THROUGHS)?,
+            Kind::ControlSocket(field) => {
+                *field(config) = match value.text()? {
+                    NOWHERE => ControlSocket::Nowhere,
+                    path => ControlSocket::At(path.into()),
+                };
+            }
+            Kind::Listen(field) => {
+                *field(config) = match value.text()? {
+                    NOWHERE => None,
+                    _ => Some(value.parse("an address with its port")?),
+                };
+            }
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ pub mod raw;
 #[cfg(feature = "gateway")]
 pub mod receive;
 #[cfg(feature = "gateway")]
+pub mod region;
+#[cfg(feature = "gateway")]
 mod retry;
 #[cfg(feature = "gateway")]
 pub mod steering;
@@ -111,6 +113,11 @@ impl Events {
             sent: Vec::with_capacity(16 * BATCH_MAX),
             woken: false,
         }
+    }
+
+    /// Whether nothing has happened.
+    pub fn is_empty(&self) -> bool {
+        self.from_inside.is_empty() && self.from_outside.is_empty() && self.sent.is_empty() && !self.woken
     }
 }
 

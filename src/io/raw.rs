@@ -117,6 +117,16 @@ impl ReceiveSocket {
         prepared.map_err(|error| SetupError::caused("cannot prepare the raw socket for echo replies", error))?;
         Ok(ReceiveSocket(socket))
     }
+
+    /// One that another process has opened, with the filter that it has.
+    pub fn adopt(fd: OwnedFd) -> Result<ReceiveSocket, SetupError> {
+        adopt_raw(fd, Protocol::ICMPV4).map(ReceiveSocket)
+    }
+
+    /// Another handle to the same socket.
+    pub fn try_clone(&self) -> Result<ReceiveSocket, SetupError> {
+        share(&self.0).map(ReceiveSocket)
+    }
 }
 
 impl AsFd for ReceiveSocket {
@@ -147,10 +157,14 @@ impl SendSocket {
         Ok(socket)
     }
 
+    /// One that another process has opened, bound to the address that it is.
+    pub fn adopt(fd: OwnedFd) -> Result<SendSocket, SetupError> {
+        adopt_raw(fd, Protocol::from(libc::IPPROTO_RAW)).map(SendSocket)
+    }
+
     /// Another handle to the same socket.
     pub fn try_clone(&self) -> Result<SendSocket, SetupError> {
-        let cloned = self.0.try_clone();
-        cloned.map(SendSocket).map_err(|error| SetupError::caused("cannot share a raw socket", error))
+        share(&self.0).map(SendSocket)
     }
 
     /// Sends from another address from now on, by whichever handle. Whoever sends meanwhile sends as from no address in
@@ -229,6 +243,20 @@ fn open_raw(protocol: Protocol) -> Result<Socket, SetupError> {
             plain
         }
     })
+}
+
+fn share(socket: &Socket) -> Result<Socket, SetupError> {
+    socket.try_clone().map_err(|error| SetupError::caused("cannot share a raw socket", error))
+}
+
+fn adopt_raw(fd: OwnedFd, protocol: Protocol) -> Result<Socket, SetupError> {
+    let socket = Socket::from(fd);
+    let kind = |cause| SetupError::caused("a descriptor that was handed over is no socket", cause);
+    let found = (socket.domain().map_err(kind)?, socket.r#type().map_err(kind)?, socket.protocol().map_err(kind)?);
+    if found == (Domain::IPV4, Type::RAW, Some(protocol)) {
+        return Ok(socket);
+    }
+    Err(SetupError::new(format!("a descriptor that was handed over is another kind of socket: {found:?}")))
 }
 
 /// Makes the header of a received datagram one that may be sent on. Without options nothing has changed.

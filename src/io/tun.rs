@@ -57,6 +57,26 @@ impl Tun {
         Ok(opened)
     }
 
+    /// A queue that another process has opened.
+    pub fn adopt(fd: OwnedFd) -> Result<Tun, SetupError> {
+        let name = tun::name_of(fd.as_fd()).map_err(|error| {
+            SetupError::caused("a descriptor that was handed over is no queue of a TUN device", error)
+        })?;
+        Ok(Tun { fd, name })
+    }
+
+    /// Whether the device is still there.
+    pub fn is_attached(&self) -> bool {
+        tun::name_of(self.fd.as_fd()).is_ok()
+    }
+
+    /// Another handle to the same queue.
+    pub fn try_clone(&self) -> Result<Tun, SetupError> {
+        let fd =
+            self.fd.try_clone().map_err(|error| SetupError::caused("cannot share a queue of a TUN device", error))?;
+        Ok(Tun { fd, name: self.name.clone() })
+    }
+
     /// The device's name, as the kernel settled it.
     pub fn name(&self) -> &str {
         &self.name
@@ -166,6 +186,17 @@ mod tests {
                 assert_eq!(errno, Some(libc::EBUSY), "{held} {asked}");
                 assert!(text.contains("ip link del taken"), "{text}");
             }
+        });
+    }
+
+    #[test]
+    fn a_queue_that_was_handed_over_knows_its_device_and_what_is_none_is_refused() {
+        in_network(|| {
+            let opened = Tun::open("t%d", 2).unwrap();
+            let again = Tun::adopt(opened[1].try_clone().unwrap().into()).unwrap();
+            assert_eq!(again.name(), "t0");
+            let error = Tun::adopt(File::open("/dev/null").unwrap().into()).unwrap_err();
+            assert!(error.to_string().contains("no queue of a TUN device"), "{error}");
         });
     }
 

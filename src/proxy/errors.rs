@@ -67,7 +67,7 @@ impl Batch<'_> {
         let identity = self.proxy.mappings.slots.identity(index);
         match identity.state() {
             State::Live | State::Held => Ok(Receiver { address: identity.client(), ident: identity.client_ident() }),
-            State::Free => Err(Reason::ErrorUnmatched),
+            State::Free | State::Resting => Err(Reason::ErrorUnmatched),
         }
     }
 

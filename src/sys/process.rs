@@ -1,4 +1,4 @@
-//! Child processes: one that ends with the thread that started it, and a request to end.
+//! Child processes: one that ends with the thread that started it, and requests to end.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -6,17 +6,26 @@ use std::process::{Child, Command};
 
 /// Has the kernel send the child SIGTERM when the thread that spawns it ends, by whatever means: the thread has to live
 /// as long as the child is wanted.
-#[expect(unsafe_code, reason = "a system call between fork and exec")]
 pub fn end_with_this_thread(command: &mut Command) {
+    signal_at_the_end(command, libc::SIGTERM);
+}
+
+/// As `end_with_this_thread`, by a signal that cannot be ignored.
+pub fn kill_with_this_thread(command: &mut Command) {
+    signal_at_the_end(command, libc::SIGKILL);
+}
+
+#[expect(unsafe_code, reason = "a system call between fork and exec")]
+fn signal_at_the_end(command: &mut Command, signal: libc::c_int) {
     // SAFETY: `ask_for_the_end` makes one system call and allocates nothing, which is allowed after fork.
-    unsafe { command.pre_exec(ask_for_the_end) };
+    unsafe { command.pre_exec(move || ask_for_the_end(signal)) };
 }
 
 /// Limit: a parent that ends between fork and this call is not noticed. The child then outlives it by what it does by
 /// itself; a window of microseconds that only SIGKILL can hit.
 #[expect(unsafe_code, reason = "prctl(2)")]
-fn ask_for_the_end() -> io::Result<()> {
-    let signal = libc::c_ulong::try_from(libc::SIGTERM).unwrap_or(15);
+fn ask_for_the_end(signal: libc::c_int) -> io::Result<()> {
+    let signal = libc::c_ulong::try_from(signal).unwrap_or(15);
     // SAFETY: PR_SET_PDEATHSIG takes a number and no pointer.
     succeeded(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })
 }

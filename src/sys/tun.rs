@@ -48,6 +48,19 @@ pub fn attach_queue(tun: BorrowedFd<'_>, name: &str, queue: Queue) -> io::Result
     Ok(name.to_string_lossy().into_owned())
 }
 
+/// The name of the device whose queue the descriptor is. An error: it is none, or the device is gone.
+#[expect(unsafe_code, reason = "ioctl(TUNGETIFF)")]
+pub fn name_of(tun: BorrowedFd<'_>) -> io::Result<String> {
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
+    // SAFETY: the driver writes an ifreq at this address, which `request` is as long as.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = CStr::from_bytes_until_nul(&request.name).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
 /// Switches all offloads of the device off: a persistent one may have been left with some by its last user.
 #[expect(unsafe_code, reason = "ioctl(TUNSETOFFLOAD)")]
 pub fn reset_offloads(tun: BorrowedFd<'_>) -> io::Result<()> {

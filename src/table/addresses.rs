@@ -7,28 +7,35 @@
 
 use std::net::Ipv4Addr;
 
-use super::ADDRESSES_MAX;
 use super::atomic::{AtomicU32, Ordering};
+use super::{ADDRESSES_MAX, Storage};
 
 /// All of them, by their numbers.
 #[derive(Debug)]
 pub struct Addresses {
-    current: Box<[AtomicU32]>,
+    current: Storage<AtomicU32>,
     /// Idents that are ready on each, all owners' together.
     ready: Box<[AtomicU32]>,
-    /// By bit.
-    lost: AtomicU32,
+    /// One word: by bit.
+    lost: Storage<AtomicU32>,
 }
 
 impl Addresses {
     /// These, none lost; the first [`ADDRESSES_MAX`].
     pub fn new(addresses: &[Ipv4Addr]) -> Addresses {
-        let addresses = addresses.iter().take(ADDRESSES_MAX);
-        Addresses {
-            ready: addresses.clone().map(|_| AtomicU32::new(0)).collect(),
-            current: addresses.map(|address| AtomicU32::new(u32::from(*address))).collect(),
-            lost: AtomicU32::new(0),
-        }
+        let current = addresses.iter().take(ADDRESSES_MAX).map(|address| AtomicU32::new(u32::from(*address)));
+        Addresses::over(Storage::Own(current.collect()), Storage::own(1))
+    }
+
+    /// Those that `current` has, and `lost` says of which they are lost.
+    pub fn over(current: Storage<AtomicU32>, lost: Storage<AtomicU32>) -> Addresses {
+        let ready = current.iter().map(|_| AtomicU32::new(0)).collect();
+        Addresses { current, ready, lost }
+    }
+
+    /// All of them as they are now.
+    pub fn list(&self) -> Vec<Ipv4Addr> {
+        self.current.iter().map(|current| Ipv4Addr::from(current.load(Ordering::Relaxed))).collect()
     }
 
     /// How many there are.
@@ -42,16 +49,27 @@ impl Addresses {
     }
 
     /// The address of this number.
+    #[inline]
     pub fn get(&self, number: u8) -> Option<Ipv4Addr> {
         // Relaxed, as all here: each word is all there is.
         Some(Ipv4Addr::from(self.current.get(usize::from(number))?.load(Ordering::Relaxed)))
     }
 
     /// The number of this address.
+    #[inline]
     pub fn number_of(&self, address: Ipv4Addr) -> Option<u8> {
         let wanted = u32::from(address);
-        let found = self.current.iter().position(|current| current.load(Ordering::Relaxed) == wanted);
-        found.and_then(|number| u8::try_from(number).ok())
+        (0..)
+            .zip(self.current.iter())
+            .find(|(_, current)| current.load(Ordering::Relaxed) == wanted)
+            .map(|(number, _)| number)
+    }
+
+    /// Whether this is one of them.
+    #[inline]
+    pub fn has(&self, address: Ipv4Addr) -> bool {
+        let wanted = u32::from(address);
+        self.current.iter().any(|current| current.load(Ordering::Relaxed) == wanted)
     }
 
     /// Lets the number stand for another address.
@@ -64,16 +82,19 @@ impl Addresses {
     /// Says whether the address of this number is lost. By one thread only.
     pub fn set_lost(&self, number: u8, lost: bool) {
         let bit = 1 << (u32::from(number) % u32::BITS);
-        let before = self.lost.load(Ordering::Relaxed);
-        self.lost.store(if lost { before | bit } else { before & !bit }, Ordering::Relaxed);
+        let before = self.lost();
+        let after = if lost { before | bit } else { before & !bit };
+        self.lost.iter().for_each(|word| word.store(after, Ordering::Relaxed));
     }
 
     /// The lost ones, by bit.
+    #[inline]
     pub fn lost(&self) -> u32 {
-        self.lost.load(Ordering::Relaxed)
+        self.lost.first().map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Whether the address of this number is lost.
+    #[inline]
     pub fn is_lost(&self, number: u8) -> bool {
         self.lost() >> (u32::from(number) % u32::BITS) & 1 != 0
     }

@@ -33,8 +33,18 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::atomic::{AtomicU64, Ordering};
-use super::{SHARDS, SlotIndex};
+use super::{SHARDS, SlotIndex, Storage};
 use crate::clock::Instant;
+
+/// Keys for a new table.
+pub fn round_keys(rng: &mut StdRng) -> RoundKeys {
+    std::array::from_fn(|_| rng.next_u64() | 1)
+}
+
+/// How many buckets a table of 2^`words_log2` words has.
+pub const fn buckets(words_log2: u32) -> usize {
+    1 << (words_log2 - WAYS.ilog2())
+}
 
 /// What identifies an echo until it is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -84,21 +94,25 @@ const ATTEMPTS_MAX: usize = 8;
 /// The smallest and largest table, as powers of two of its words.
 pub const WORDS_LOG2: std::ops::RangeInclusive<u32> = 14..=26;
 
+/// A bucket: one cache line of words, and nothing but them.
 #[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket([AtomicU64; WAYS]);
+#[repr(C, align(64))]
+pub struct Bucket([AtomicU64; WAYS]);
+
+/// What scrambles the keys of a table.
+pub type RoundKeys = [u64; 4];
 
 /// The table of outstanding echoes.
 #[derive(Debug)]
 pub struct Echoes {
-    buckets: Box<[Bucket]>,
+    buckets: Storage<Bucket>,
     /// Buckets of one shard, as a power of two.
     shard_buckets_log2: u32,
     tag_bits: u32,
     /// A tick lasts 2^this nanoseconds.
     tick_shift: u32,
     timeout_ticks: u64,
-    round_keys: [u64; 4],
+    round_keys: RoundKeys,
 }
 
 impl Echoes {
@@ -110,17 +124,34 @@ impl Echoes {
 
     /// A table for the first `shards` shards.
     pub(super) fn with_shards(shards: usize, shard_buckets_log2: u32, timeout: Duration, rng: &mut StdRng) -> Echoes {
+        let buckets = Storage::own(shards << shard_buckets_log2);
+        Echoes::with_buckets(buckets, shard_buckets_log2, timeout, round_keys(rng))
+    }
+
+    /// The table in these buckets, as many as [`buckets`] tells, whose keys have been scrambled by `round_keys` ever since
+    /// they were empty.
+    pub fn over(buckets: &'static [Bucket], timeout: Duration, round_keys: RoundKeys) -> Echoes {
+        let shard_buckets_log2 = buckets.len().ilog2() - SHARDS.ilog2();
+        Echoes::with_buckets(Storage::Lent(buckets), shard_buckets_log2, timeout, round_keys)
+    }
+
+    fn with_buckets(
+        buckets: Storage<Bucket>,
+        shard_buckets_log2: u32,
+        timeout: Duration,
+        round_keys: RoundKeys,
+    ) -> Echoes {
         let tag_bits = SCRAMBLED_BITS - shard_buckets_log2;
         let stamp_bits = 63 - tag_bits;
         let timeout_nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).clamp(1, u64::MAX >> 3);
         let tick_nanos = (timeout_nanos * 4).div_ceil(1 << stamp_bits).next_power_of_two();
         Echoes {
-            buckets: (0..shards << shard_buckets_log2).map(|_| Bucket::default()).collect(),
+            buckets,
             shard_buckets_log2,
             tag_bits,
             tick_shift: tick_nanos.ilog2(),
             timeout_ticks: timeout_nanos.div_ceil(tick_nanos),
-            round_keys: std::array::from_fn(|_| rng.next_u64() | 1),
+            round_keys,
         }
     }
 
@@ -166,20 +197,33 @@ impl Echoes {
     /// The word that an echo with this tag goes to: its own, a free one, an expired one, or the oldest.
     fn choose(&self, bucket: &[AtomicU64; WAYS], tag: u64, now: Instant) -> Choice {
         let mut free = None;
-        let mut oldest = (0, 0, 0);
-        for (way, word) in bucket.iter().enumerate() {
+        // From the end, so that the echoes of a bucket stand at its beginning, where `consume` looks first.
+        for (way, word) in bucket.iter().enumerate().rev() {
             // Relaxed: the compare-and-swap that follows decides.
             let seen = word.load(Ordering::Relaxed);
             if seen == 0 {
-                free = free.or(Some(way));
+                free = Some(way);
             } else if self.tag(seen) == tag {
                 return Choice { way, seen, outcome: Recorded::Again };
-            } else if self.age_ticks(seen, now) >= oldest.0 {
-                oldest = (self.age_ticks(seen, now), way, seen);
             }
         }
-        if let Some(way) = free {
-            return Choice { way, seen: 0, outcome: Recorded::New };
+        match free {
+            Some(way) => Choice { way, seen: 0, outcome: Recorded::New },
+            None => self.choose_of_full(bucket, now),
+        }
+    }
+
+    /// The word that gives way in a bucket that was full a moment ago.
+    #[cold]
+    fn choose_of_full(&self, bucket: &[AtomicU64; WAYS], now: Instant) -> Choice {
+        let mut oldest = (0, 0, 0);
+        for (way, word) in bucket.iter().enumerate() {
+            // Relaxed: as in `choose`.
+            let seen = word.load(Ordering::Relaxed);
+            if seen == 0 {
+                return Choice { way, seen, outcome: Recorded::New };
+            }
+            oldest = oldest.max((self.age_ticks(seen, now), way, seen));
         }
         let (age, way, seen) = oldest;
         let outcome = if age > self.timeout_ticks {
@@ -238,6 +282,12 @@ impl Echoes {
             }
         }
         unanswered
+    }
+
+    /// Empties every word: nobody is waited for any more.
+    pub fn forget(&self) {
+        // Relaxed: before anybody else uses the table.
+        self.buckets.iter().flat_map(|bucket| &bucket.0).for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
     /// How many buckets a shard has.

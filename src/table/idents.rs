@@ -8,6 +8,8 @@
 //! entry goes, if it still points here; then the hold-down, longer than any echo can stay outstanding, so that every
 //! reply that may still come finds the old client's identity; only then may the ident be another's.
 
+mod recovery;
+
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -161,28 +163,30 @@ const SLICE: Duration = Duration::from_millis(250);
 impl Mappings {
     /// Empty tables for these gateway addresses and this many addresses of clients.
     pub fn new(addresses: &[Ipv4Addr], clients: u64) -> Mappings {
-        let slots = Slots::new(addresses.len());
+        Mappings::over(Slots::new(addresses.len()), Addresses::new(addresses), clients)
+    }
+
+    /// As `new`, over slots and addresses that are there.
+    pub fn over(slots: Slots, addresses: Addresses, clients: u64) -> Mappings {
         let forward = Forward::new(slots.len());
-        Mappings { slots, forward, clients: Clients::new(clients), addresses: Addresses::new(addresses) }
+        Mappings { slots, forward, clients: Clients::new(clients), addresses }
     }
 
     /// The live mapping of a client's ident.
+    #[inline]
     pub fn find(&self, client: Ipv4Addr, client_ident: u16, guard: &Guard<'_>) -> Option<SlotIndex> {
         let index = self.forward.get(client, client_ident, guard)?;
         self.slots.identity(index).is_live_for(client, client_ident).then_some(index)
     }
 }
 
+pub use recovery::Recovered;
+
 impl Idents {
     /// The idents of `shards` on `addresses` gateway addresses, but for the reserved ones, ready.
     pub fn new(addresses: usize, shards: &[usize], policy: &IdentPolicy, lifetimes: Lifetimes, rng: StdRng) -> Idents {
-        let of_address = |address: usize| {
-            let address = u8::try_from(address).expect("at most 16 addresses");
-            let owned = |ident: &u16| shards.contains(&(usize::from(*ident) % SHARDS));
-            let free = |ident: &u16| !policy.is_reserved(*ident);
-            (0..=u16::MAX).filter(owned).filter(free).map(|ident| SlotIndex::new(address, ident)).collect()
-        };
-        Idents::with_ready((0..addresses).map(of_address).collect(), policy.preserve, lifetimes, rng)
+        let of_address = |address: u8| owned(address, shards, policy).collect();
+        Idents::with_ready(numbers(addresses).map(of_address).collect(), policy.preserve, lifetimes, rng)
     }
 
     /// These idents, by gateway address.
@@ -284,7 +288,7 @@ impl Idents {
                 break;
             }
             self.held.pop_front();
-            self.put(mappings, index, State::Held);
+            self.put(mappings, index, mappings.slots.identity(index).state());
         }
         self.owed = (self.owed + self.due(now)).min(self.live.len());
         let lost = mappings.addresses.lost();
@@ -315,7 +319,7 @@ impl Idents {
     /// Ends the mapping under the cursor.
     fn end(&mut self, mappings: &Mappings, now: Instant, guard: &Guard<'_>) {
         let index = self.live.swap_remove(self.cursor);
-        let identity = mappings.slots.hold(index);
+        let identity = mappings.slots.hold(index, now);
         mappings.forward.remove(identity.client(), identity.client_ident(), index, guard);
         mappings.clients.leave(mappings.slots.client(index));
         self.held.push_back((index, now + self.lifetimes.hold_down));
@@ -367,13 +371,32 @@ impl Idents {
             for &index in indexes {
                 let identity = mappings.slots.identity(index);
                 let mapped = mappings.forward.get(identity.client(), identity.client_ident(), &guard) == Some(index);
-                if identity.state() != state || (mapped != (state == State::Live)) || !seen.insert(index) {
+                let state_found = if identity.state() == State::Resting { State::Held } else { identity.state() };
+                if state_found != state || (mapped != (state == State::Live)) || !seen.insert(index) {
                     return Err(format!("{index:?} is {identity:?}, listed as {state:?}, in the map: {mapped}"));
                 }
             }
         }
         Ok(())
     }
+}
+
+/// The numbers of so many gateway addresses.
+fn numbers(addresses: usize) -> impl Iterator<Item = u8> {
+    (0..addresses).map(|address| u8::try_from(address).expect("at most 16 addresses"))
+}
+
+/// The idents of these shards on gateway address number `address`, but for the reserved ones.
+fn owned(address: u8, shards: &[usize], policy: &IdentPolicy) -> impl Iterator<Item = SlotIndex> {
+    let mut of_shard = [false; SHARDS];
+    shards.iter().for_each(|shard| of_shard[*shard] = true);
+    let mut reserved = vec![false; 1 << 16];
+    policy
+        .reserved
+        .iter()
+        .for_each(|range| reserved[usize::from(*range.start())..=usize::from(*range.end())].fill(true));
+    let is_owned = move |ident: &u16| of_shard[usize::from(*ident) % SHARDS] && !reserved[usize::from(*ident)];
+    (0..=u16::MAX).filter(is_owned).map(move |ident| SlotIndex::new(address, ident))
 }
 
 /// A generator for the tables' random choices: from the operating system, or from a test's seed.
@@ -499,7 +522,7 @@ mod tests {
         occupy(1);
         mappings.forward.try_insert(client(1), 1, index, &guard).unwrap();
         assert_eq!(mappings.find(client(1), 1, &guard), Some(index));
-        mappings.slots.hold(index);
+        mappings.slots.hold(index, Instant::START);
         assert_eq!(mappings.find(client(1), 1, &guard), None, "ended");
         mappings.slots.free(index, State::Held);
         assert_eq!(mappings.find(client(1), 1, &guard), None, "nobody's");
@@ -588,7 +611,7 @@ mod tests {
         let guard = mappings.forward.guard();
         let ended = idents.make(&mappings, 0, asker(&mappings, 1, 7), Instant::START, &guard).unwrap();
         // As while another worker ends it: held already, and still in the map.
-        mappings.slots.hold(ended);
+        mappings.slots.hold(ended, Instant::START);
         let made = idents.make(&mappings, 0, asker(&mappings, 1, 7), Instant::START, &guard).unwrap();
         assert_ne!(made, ended);
         assert_eq!(mappings.find(client(1), 7, &guard), Some(made));

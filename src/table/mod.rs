@@ -12,7 +12,7 @@
 //! Safe code only. `now` is an argument everywhere.
 
 pub mod addresses;
-mod atomic;
+pub mod atomic;
 pub mod clients;
 pub mod echoes;
 #[cfg_attr(loom, path = "forward_model.rs")]
@@ -24,6 +24,9 @@ pub mod idents;
 #[cfg(loom)]
 mod models;
 pub mod slots;
+mod storage;
+
+pub use storage::Storage;
 
 /// Idents are split into this many shards (`ident & 63`); a worker owns shards.
 pub const SHARDS: usize = 64;

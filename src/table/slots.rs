@@ -15,12 +15,17 @@
 //!
 //! Only the owner of the slot's shard writes identities, so plain stores do: no compare-and-swap, no ABA. The epoch
 //! counts the mappings that a slot has had; an index remembered with its epoch is known to be stale when it is.
+//!
+//! Slots can outlive the process that wrote them (see [`super::Storage`]). So each carries a seal over its own number, its
+//! client and its epoch, written when a mapping begins: what does not fit its seal has been left half written, or has been
+//! damaged, and is nobody's mapping. It is `Resting` then: its ident is given to nobody for a hold-down, since nothing is
+//! known of the echoes that left under it.
 
 use std::net::Ipv4Addr;
 
-use super::SlotIndex;
 use super::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::clients::ClientIndex;
+use super::{SlotIndex, Storage};
 use crate::clock::Instant;
 
 /// Whether a slot is in use.
@@ -32,6 +37,8 @@ pub enum State {
     Live,
     /// A mapping that has ended, its ident not yet to be used again.
     Held,
+    /// Nobody knows whose: its ident is not yet to be used again.
+    Resting,
 }
 
 /// A slot's identity word.
@@ -48,6 +55,7 @@ impl Identity {
             State::Free => 0,
             State::Live => 1,
             State::Held => 2,
+            State::Resting => 3,
         };
         Identity(
             u64::from(u32::from(client)) << 32
@@ -79,13 +87,15 @@ impl Identity {
         match self.0 & 3 {
             1 => State::Live,
             2 => State::Held,
+            3 => State::Resting,
             _ => State::Free,
         }
     }
 
     /// Whether it is the live mapping of this client and ident.
+    #[inline]
     pub fn is_live_for(self, client: Ipv4Addr, client_ident: u16) -> bool {
-        self.state() == State::Live && self.client() == client && self.client_ident() == client_ident
+        self.0 & !(EPOCH_MASK << STATE_BITS) == Identity::new(client, client_ident, 0, State::Live).0
     }
 }
 
@@ -97,18 +107,27 @@ impl std::fmt::Debug for Identity {
 
 /// One gateway ident on one gateway address.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Slot {
     identity: AtomicU64,
-    /// Milliseconds on the gateway's clock, wrapping after 49 days; a live slot is looked at far more often.
+    /// Of a live slot the last use, of another the end of its mapping, in milliseconds on the gateway's clock. It wraps
+    /// after 49 days; whatever is not free is looked at far more often.
     last_use_ms: AtomicU32,
     /// The client's line, so that its end finds whose mapping it was.
     client: AtomicU32,
+    /// What fits the slot's number and the identity that it last began with.
+    seal: AtomicU64,
 }
 
 /// All slots of all gateway addresses.
 #[derive(Debug)]
-pub struct Slots(Box<[Slot]>);
+pub struct Slots {
+    slots: Storage<Slot>,
+    seal_key: u64,
+}
+
+/// Two odd constants whose bits look random (splitmix64's).
+const MULTIPLIERS: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
 
 /// The bytes of one slot.
 pub const SLOT_BYTES: usize = size_of::<Slot>();
@@ -121,19 +140,25 @@ impl Slots {
 
     /// The first `len` slots, free.
     pub(super) fn with_len(len: usize) -> Slots {
-        Slots((0..len).map(|_| Slot::default()).collect())
+        Slots { slots: Storage::own(len), seal_key: 0 }
+    }
+
+    /// These slots, 65,536 an address, as they are. `seal_key`: what they have been sealed with ever since they were free.
+    pub fn over(slots: &'static [Slot], seal_key: u64) -> Slots {
+        Slots { slots: Storage::Lent(slots), seal_key }
     }
 
     /// Whose the slot is. Acquire: pairs with the Release of `occupy`, so that a use marked under an identity comes after
     /// the time it began with, and is not undone by that. (Whatever the map promises: we do not rest on it.)
+    #[inline]
     pub fn identity(&self, index: SlotIndex) -> Identity {
-        Identity(self.0[index.position()].identity.load(Ordering::Acquire))
+        Identity(self.slots[index.position()].identity.load(Ordering::Acquire))
     }
 
     /// Reads the slot ahead of its use, so that a batch's cache misses overlap.
     pub fn read_ahead(&self, index: SlotIndex) {
         // Relaxed: the value is not used.
-        std::hint::black_box(self.0[index.position()].identity.load(Ordering::Relaxed));
+        std::hint::black_box(self.slots[index.position()].identity.load(Ordering::Relaxed));
     }
 
     /// Starts a mapping in a free slot. The caller owns its shard.
@@ -145,7 +170,7 @@ impl Slots {
         client_ident: u16,
         now: Instant,
     ) {
-        let slot = &self.0[index.position()];
+        let slot = &self.slots[index.position()];
         let before = Identity(slot.identity.load(Ordering::Relaxed)); // only the owner writes it: that is us
         debug_assert_eq!(before.state(), State::Free);
         // Relaxed: published by the Release below.
@@ -153,18 +178,60 @@ impl Slots {
         slot.client.store(line.to_word(), Ordering::Relaxed);
         let identity = Identity::new(client, client_ident, before.epoch() + 1, State::Live);
         // Release: pairs with the Acquire of `identity`.
+        slot.seal.store(self.seal(index, identity), Ordering::Relaxed);
         slot.identity.store(identity.0, Ordering::Release);
     }
 
     /// The line of the client whose mapping it is or was.
     pub(super) fn client(&self, index: SlotIndex) -> ClientIndex {
         // Relaxed: only the owner asks, who wrote it.
-        ClientIndex::from_word(self.0[index.position()].client.load(Ordering::Relaxed))
+        ClientIndex::from_word(self.slots[index.position()].client.load(Ordering::Relaxed))
     }
 
     /// Ends a mapping: nothing new leaves under it. The caller owns its shard.
-    pub(super) fn hold(&self, index: SlotIndex) -> Identity {
+    pub(super) fn hold(&self, index: SlotIndex, now: Instant) -> Identity {
+        self.touch(index, now);
         self.restate(index, State::Live, State::Held)
+    }
+
+    /// Makes sure that nobody gets what is asked for by this ident. The caller owns its shard.
+    pub(super) fn rest(&self, index: SlotIndex, now: Instant) {
+        let slot = &self.slots[index.position()];
+        let identity = Identity::new(Ipv4Addr::UNSPECIFIED, 0, 0, State::Resting);
+        // Relaxed, as in `occupy`: nobody else uses the table yet. The seal first, so that what is left is one that fits.
+        slot.last_use_ms.store(wrapped_millis(now), Ordering::Relaxed);
+        slot.seal.store(self.seal(index, identity), Ordering::Relaxed);
+        slot.identity.store(identity.0, Ordering::Relaxed);
+    }
+
+    /// Whether whoever wrote the slot came to an end with it.
+    pub(super) fn is_whole(&self, index: SlotIndex) -> bool {
+        let identity = self.identity(index);
+        let seal = self.slots[index.position()].seal.load(Ordering::Relaxed);
+        identity.state() == State::Free || seal == self.seal(index, identity)
+    }
+
+    /// Leaves the slot as somebody would who was stopped in the middle.
+    #[cfg(test)]
+    pub(super) fn damage(&self, index: SlotIndex) {
+        let seal = &self.slots[index.position()].seal;
+        seal.store(seal.load(Ordering::Relaxed) ^ 1 << 20, Ordering::Relaxed);
+    }
+
+    /// Another line for the slot's client, where lines have been dealt anew. The caller owns its shard.
+    pub(super) fn set_client(&self, index: SlotIndex, line: ClientIndex) {
+        // Relaxed: only the owner asks.
+        self.slots[index.position()].client.store(line.to_word(), Ordering::Relaxed);
+    }
+
+    /// What fits: all of the identity but the state, which changes alone.
+    fn seal(&self, index: SlotIndex, identity: Identity) -> u64 {
+        let mut mixed = identity.0 >> STATE_BITS ^ self.seal_key ^ (u64::from(index.0) << 32).rotate_left(23);
+        for multiplier in MULTIPLIERS {
+            mixed = (mixed ^ mixed >> 31).wrapping_mul(multiplier);
+        }
+        // Never that of a slot that nobody has written.
+        (mixed ^ mixed >> 31) | 1
     }
 
     /// Ends the hold-down, or gives back a slot whose mapping was never used. The caller owns its shard.
@@ -173,7 +240,7 @@ impl Slots {
     }
 
     fn restate(&self, index: SlotIndex, from: State, to: State) -> Identity {
-        let slot = &self.0[index.position()];
+        let slot = &self.slots[index.position()];
         let before = Identity(slot.identity.load(Ordering::Relaxed)); // only the owner writes it: that is us
         debug_assert_eq!(before.state(), from);
         let after = Identity::new(before.client(), before.client_ident(), before.epoch(), to);
@@ -184,8 +251,9 @@ impl Slots {
     }
 
     /// Marks the mapping as used now.
+    #[inline]
     pub fn touch(&self, index: SlotIndex, now: Instant) {
-        let last_use = &self.0[index.position()].last_use_ms;
+        let last_use = &self.slots[index.position()].last_use_ms;
         let now = wrapped_millis(now);
         // Relaxed both: a time stamp alone, read by the owner's sweep. The comparison keeps a busy mapping's line clean.
         if last_use.load(Ordering::Relaxed) != now {
@@ -195,19 +263,19 @@ impl Slots {
 
     /// Milliseconds since the mapping was used. A use that is later than `now` (another worker's batch) counts as 0.
     pub fn idle_ms(&self, index: SlotIndex, now: Instant) -> u32 {
-        let last_use = self.0[index.position()].last_use_ms.load(Ordering::Relaxed);
+        let last_use = self.slots[index.position()].last_use_ms.load(Ordering::Relaxed);
         let idle = wrapped_millis(now).wrapping_sub(last_use);
         if idle > u32::MAX / 2 { 0 } else { idle }
     }
 
     /// How many slots there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.slots.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.slots.is_empty()
     }
 }
 
@@ -245,7 +313,7 @@ mod tests {
         assert!(!slots.identity(INDEX).is_live_for(CLIENT, 0));
         assert!(!slots.identity(INDEX).is_live_for(Ipv4Addr::new(10, 66, 0, 3), 0xffff));
         assert_eq!(slots.client(INDEX), LINE);
-        slots.hold(INDEX);
+        slots.hold(INDEX, Instant::START);
         let held = slots.identity(INDEX);
         assert_eq!((held.state(), held.client(), held.client_ident()), (State::Held, CLIENT, 0xffff));
         assert!(!held.is_live_for(CLIENT, 0xffff));
@@ -261,7 +329,7 @@ mod tests {
             let identity = slots.identity(INDEX);
             assert_eq!(identity.epoch(), mapping % (1 << 14));
             assert!(identity.is_live_for(CLIENT, 7));
-            slots.hold(INDEX);
+            slots.hold(INDEX, Instant::START);
             slots.free(INDEX, State::Held);
         }
     }

@@ -45,7 +45,7 @@ fn when_one_workers_descriptor_is_closed_under_it_the_gateway_hears_why() {
 fn a_worker_that_is_moved_off_its_cpu_goes_on_and_says_so_once() {
     let scene = Scene::new(1);
     let gateway = scene.serve(&Setup { io: "uring", workers: 1 });
-    let tasks = format!("/proc/{}/task", gateway.id());
+    let tasks = format!("/proc/{}/task", gateway.packets_id());
     let worker = fs::read_dir(&tasks)
         .expect("the gateway runs")
         .map(|task| task.expect("it can be listed").path())

@@ -352,7 +352,7 @@ fn the_largest_pings_leave_memory_where_it_was() {
 }
 
 fn resident_bytes(gateway: &Echogate) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", gateway.id())).expect("it runs");
+    let status = fs::read_to_string(format!("/proc/{}/status", gateway.packets_id())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }

@@ -1,0 +1,115 @@
+//! The descriptors that a gateway moves packets through: what whoever sets it up opens, and what outlives those who use it.
+//!
+//! They can be handed to another process, each under a name. The kernel's side of them stays as it is meanwhile: packets wait in
+//! the device's and the sockets' queues, and the steering program stays attached.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::device;
+use crate::config::Config;
+use crate::error::SetupError;
+use crate::host::netlink::Netlink;
+use crate::io::raw::{self, ReceiveSocket, SendSocket, Shards, Wanted};
+use crate::io::tun::Tun;
+use crate::io::{Ports, Sizes, Waker, steering};
+
+/// What the names of descriptors begin with.
+const TUN: &str = "tun";
+const RECEIVE: &str = "receive";
+const SEND: &str = "send";
+
+/// The descriptors of every worker.
+#[derive(Debug)]
+pub struct Holding(Vec<Descriptors>);
+
+/// Those of one worker.
+#[derive(Debug)]
+struct Descriptors {
+    tun: Tun,
+    receive: ReceiveSocket,
+    /// By the addresses' numbers.
+    send: Vec<SendSocket>,
+}
+
+impl Holding {
+    /// Makes the device and opens the sockets. `seed`: see [`crate::proxy::Proxy::fragment_seed`].
+    pub fn open(config: &Config, seed: u64) -> Result<Holding, SetupError> {
+        let device = device(config);
+        let workers = config.run.workers as usize;
+        let tuns = Tun::open(&device.name, workers)?;
+        steer(&tuns, seed);
+        let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
+        device.configure(&mut netlink)?;
+        let wanted = Wanted::with_errors(config.echo.icmp_errors);
+        let send = |address: &_| SendSocket::open(*address, raw::SOCKET_BUFFER_BYTES);
+        let open = |(number, tun)| {
+            let shards = Shards::of_worker(number, workers);
+            Ok(Descriptors {
+                tun,
+                receive: ReceiveSocket::open(shards, wanted, raw::SOCKET_BUFFER_BYTES)?,
+                send: config.outside.addresses.iter().map(send).collect::<Result<_, _>>()?,
+            })
+        };
+        tuns.into_iter().enumerate().map(open).collect::<Result<_, _>>().map(Holding)
+    }
+
+    /// How many workers they are for.
+    pub fn workers(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Another handle to each send socket, by worker and by the addresses' numbers.
+    pub fn senders(&self) -> Result<Vec<Vec<SendSocket>>, SetupError> {
+        self.0.iter().map(|worker| worker.send.iter().map(SendSocket::try_clone).collect()).collect()
+    }
+
+    /// Each under its name.
+    pub fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut named = Vec::new();
+        for (number, Descriptors { tun, receive, send }) in self.0.iter().enumerate() {
+            named.push((format!("{TUN}-{number}"), tun.as_fd()));
+            named.push((format!("{RECEIVE}-{number}"), receive.as_fd()));
+            let sends = send.iter().enumerate();
+            named.extend(sends.map(|(address, socket)| (format!("{SEND}-{number}-{address}"), socket.as_fd())));
+        }
+        named
+    }
+
+    /// Those that another process has opened, under the names of [`Holding::descriptors`], which are taken from `find`. The
+    /// error says which is missing, or is not what its name says.
+    pub fn adopt(
+        workers: usize,
+        addresses: usize,
+        mut find: impl FnMut(&str) -> Option<OwnedFd>,
+    ) -> Result<Holding, SetupError> {
+        let mut take = |name: String| {
+            find(&name).ok_or_else(|| SetupError::new(format!("the descriptor {name} was not handed over")))
+        };
+        let mut all = Vec::with_capacity(workers);
+        for number in 0..workers {
+            let send = (0..addresses).map(|address| SendSocket::adopt(take(format!("{SEND}-{number}-{address}"))?));
+            let send = send.collect::<Result<_, _>>()?;
+            let tun = Tun::adopt(take(format!("{TUN}-{number}"))?)?;
+            all.push(Descriptors { tun, receive: ReceiveSocket::adopt(take(format!("{RECEIVE}-{number}"))?)?, send });
+        }
+        Ok(Holding(all))
+    }
+
+    /// Whether the device is still there.
+    pub fn is_attached(&self) -> bool {
+        self.0.iter().all(|worker| worker.tun.is_attached())
+    }
+
+    pub(super) fn into_ports(self, wakers: Vec<Waker>, sizes: Sizes) -> Vec<Ports> {
+        let ports = |(Descriptors { tun, receive, send }, waker)| Ports { tun, receive, send, waker, sizes };
+        self.0.into_iter().zip(wakers).map(ports).collect()
+    }
+}
+
+/// Lets the pings between one pair of hosts use all workers, where the kernel lets us say how.
+fn steer(tuns: &[Tun], seed: u64) {
+    let [first, _, ..] = tuns else { return };
+    if let Err(error) = steering::attach(first, seed) {
+        tracing::warn!(%error, "pings between one pair of hosts stay on one worker");
+    }
+}

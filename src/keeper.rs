@@ -1,0 +1,345 @@
+//! The keeper: a small process that has the privileges, and starts another that has the packets.
+//!
+//! ```text
+//! keeper    device, sockets, tables' memory (gateway::Kept), diversion, the host's news
+//!    |      a line: the configuration and the descriptors down; "serving", "alive" and faults up
+//! packets   workers, rings, tables: the same binary, `echogate packets`
+//! ```
+//!
+//! A process that parses what strangers send may be killed, may crash, and should have no privileges; what it takes privileges to
+//! make, and clients depend on, must not go with it. So whatever the packet process ends of, the keeper starts another one over
+//! the same descriptors and the same tables. Meanwhile packets wait in the queues of the device and the sockets; every mapping and
+//! every echo that is awaited is in the tables ([`crate::state`]). What is lost are the packets that were in the process's buffers.
+//!
+//! Who ends when:
+//!
+//! * the packet process dies: another one, at once. One that dies again and again by itself ([`FAILURES_MAX`]) is given up: the
+//!   diversion is undone, so that pings take the kernel's path, and the keeper ends with the reason;
+//! * the keeper is told to stop (SIGINT, SIGTERM): it undoes the diversion first, then the packet process answers what it can,
+//!   tells its totals and ends, then the rest is undone;
+//! * the keeper is killed: the kernel kills the packet process with it (PR_SET_PDEATHSIG; where that is lost, its line hangs
+//!   up), the nftables table goes with its owner's pipe, the device with its last descriptor. Pings take the kernel's path;
+//! * the packet process does not move (a worker has not turned for [`SILENCE_MAX`]): it is killed, and that is a death as above.
+//!
+//! The keeper never touches a packet, and reads nothing from outside this program but the host's news and its configuration.
+//!
+//! Rejected: one process that execs itself again. It keeps its privileges, and a crash takes descriptors and tables with it.
+//! Handing the descriptors over by their numbers: a child would inherit whatever else is open by mistake.
+
+mod line;
+mod packets;
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{self, Receiver, Sender};
+use serde_json::{Value, json};
+
+use crate::config::Source;
+use crate::control::Listeners;
+use crate::error::SetupError;
+use crate::gateway::Kept;
+use crate::sys::process;
+use line::Line;
+pub use packets::serve;
+
+/// The program that is running, also where its file has been replaced meanwhile.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// What the packet process is called on the command line, which nobody types.
+pub const SUBCOMMAND: &str = "packets";
+
+/// How long a packet process may take until it serves.
+const STARTING_MAX: Duration = Duration::from_secs(30);
+
+/// How long it may say nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// How long it may take to answer what it can and to end.
+const ENDING_MAX: Duration = Duration::from_secs(5);
+
+/// Packet processes that die by themselves, each within [`FAILURE_TIME`] of its start, until no other one is started.
+const FAILURES_MAX: u32 = 5;
+const FAILURE_TIME: Duration = Duration::from_secs(10);
+
+/// The name under which the tables' memory is handed over.
+const TABLES: &str = "tables";
+
+/// What a packet process says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Said {
+    /// It serves; in words what.
+    Serving(String),
+    /// Every worker has turned since it last said so.
+    Alive,
+    /// Why it is about to end.
+    Fault(String),
+}
+
+/// What the keeper waits for.
+#[derive(Debug)]
+enum Event {
+    Said(u64, Said),
+    /// The line has hung up.
+    Gone(u64),
+}
+
+/// A gateway whose packets are moved by another process.
+#[derive(Debug)]
+pub struct Keeper {
+    source: Source,
+    /// Arguments that make a packet process log as this one does.
+    log: Vec<String>,
+    kept: Kept,
+    listeners: Listeners,
+    packets: Packets,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    description: String,
+    failures: u32,
+}
+
+/// A packet process.
+#[derive(Debug)]
+struct Packets {
+    number: u64,
+    child: Child,
+    line: Line,
+    started: Instant,
+    heard: Instant,
+    serves: bool,
+    fault: Option<String>,
+}
+
+impl Keeper {
+    /// Sets a gateway up and has it served by a process of its own, which gets the arguments `log` for its log. The calling thread has to live as
+    /// long as the keeper. On an error nothing is left behind.
+    pub fn start(source: Source, log: Vec<String>) -> Result<Keeper, SetupError> {
+        let config = source.config()?;
+        // First: what cannot be listened at is no reason to touch the host.
+        let listeners = Listeners::open(&config)?;
+        let kept = Kept::open(&config)?;
+        let (sender, events) = channel::unbounded();
+        let packets = Packets::start(0, &source, &log, &kept, &listeners, &sender)?;
+        let description = String::new();
+        let mut keeper = Keeper { source, log, kept, listeners, packets, events, sender, description, failures: 0 };
+        keeper.await_serving()?;
+        keeper.kept.divert()?;
+        Ok(keeper)
+    }
+
+    /// The one line that says what it serves.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    fn await_serving(&mut self) -> Result<(), SetupError> {
+        let deadline = Instant::now() + STARTING_MAX;
+        while !self.packets.serves {
+            match self.events.recv_deadline(deadline) {
+                Ok(Event::Said(number, said)) if number == self.packets.number => self.hear(said),
+                Ok(Event::Gone(number)) if number == self.packets.number => {
+                    let status = self.packets.wait();
+                    return Err(self.packets.why(&status));
+                }
+                Ok(_) => {}
+                Err(_) => {
+                    return Err(SetupError::new(format!(
+                        "the packet process does not serve after {} s",
+                        STARTING_MAX.as_secs()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, said: Said) {
+        self.packets.heard = Instant::now();
+        match said {
+            Said::Serving(description) => {
+                self.packets.serves = true;
+                self.description = description;
+            }
+            Said::Alive => {}
+            Said::Fault(what) => self.packets.fault = Some(what),
+        }
+    }
+
+    /// Keeps the gateway until a signal arrives. An error: it cannot be kept any longer, and why.
+    pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<i32, SetupError> {
+        loop {
+            let silence = channel::at(self.packets.heard + SILENCE_MAX);
+            channel::select! {
+                recv(signals) -> signal => return Ok(signal.unwrap_or(0)),
+                recv(self.events) -> event => match event {
+                    Ok(Event::Said(number, said)) if number == self.packets.number => self.hear(said),
+                    Ok(Event::Gone(number)) if number == self.packets.number => self.replace()?,
+                    _ => {}
+                },
+                recv(silence) -> _ => {
+                    tracing::error!(seconds = SILENCE_MAX.as_secs(), "the packet process does not move: it is killed");
+                    self.packets.heard = Instant::now();
+                    self.packets.kill();
+                }
+            }
+        }
+    }
+
+    /// Starts another packet process in the place of one that has ended.
+    fn replace(&mut self) -> Result<(), SetupError> {
+        let status = self.packets.wait();
+        let why = self.packets.why(&status);
+        if !self.kept.is_attached() {
+            return Err(why);
+        }
+        // Who is killed from outside has not failed.
+        let failed =
+            !(self.packets.serves && status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL)));
+        if failed {
+            let again = self.packets.started.elapsed() < FAILURE_TIME;
+            self.failures = if again { self.failures + 1 } else { 1 };
+        }
+        if self.failures >= FAILURES_MAX {
+            let (what, remedy) = why.into_parts();
+            let error = SetupError::new(format!("given up after {FAILURES_MAX} packet processes in a row: {what}"));
+            return Err(remedy.into_iter().fold(error, SetupError::remedy));
+        }
+        tracing::error!("{why}: starting another one");
+        let number = self.packets.number + 1;
+        let (source, log) = (&self.source, &self.log);
+        self.packets = Packets::start(number, source, log, &self.kept, &self.listeners, &self.sender)?;
+        Ok(())
+    }
+
+    /// Undoes the diversion, lets the packet process answer what it can and tell its totals, and undoes the rest.
+    pub fn stop(mut self) -> Result<(), SetupError> {
+        let undone = self.kept.undivert();
+        let ended = self.packets.stop();
+        undone.and(ended)
+    }
+}
+
+impl Packets {
+    fn start(
+        number: u64,
+        source: &Source,
+        log: &[String],
+        kept: &Kept,
+        listeners: &Listeners,
+        events: &Sender<Event>,
+    ) -> Result<Packets, SetupError> {
+        let failed = |cause| SetupError::caused("starting the packet process", cause);
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = Command::new(OURSELVES);
+        command.arg0("echogate").arg(SUBCOMMAND).args(log);
+        // Ctrl-C in the gateway's terminal is for the keeper.
+        command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
+        process::kill_with_this_thread(&mut command);
+        let child = command.spawn().map_err(failed)?;
+        // Its end of the line is closed here, or nobody would hear of its death.
+        drop(command);
+        let now = Instant::now();
+        let line = Line::new(ours);
+        let packets = Packets { number, child, line, started: now, heard: now, serves: false, fault: None };
+        packets.listen(events.clone()).map_err(failed)?;
+        // One that is dead already is heard of by its silence.
+        let _ = packets.begin(source, kept, listeners);
+        Ok(packets)
+    }
+
+    /// Tells it everything that it needs.
+    fn begin(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
+        let mut named: Vec<(String, BorrowedFd<'_>)> = kept.holding().descriptors();
+        named.push((TABLES.to_owned(), kept.state().as_fd()));
+        named.extend(listeners.descriptors());
+        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.into_iter().unzip();
+        let addresses: Vec<String> = kept.state().addresses().iter().map(ToString::to_string).collect();
+        let order = json!({
+            "text": source.text, "path": source.path, "flags": source.flags, "addresses": addresses, "names": names,
+        });
+        self.line.send(&order, &descriptors)
+    }
+
+    /// Hears what it says on a thread of its own, until it hangs up.
+    fn listen(&self, events: Sender<Event>) -> io::Result<()> {
+        let (number, line) = (self.number, self.line.try_clone()?);
+        let hear = move || {
+            // The keeper is gone only when everything is.
+            while let Ok(Some(message)) = line.receive() {
+                if let Some(said) = Said::read(&message.value) {
+                    let _ = events.send(Event::Said(number, said));
+                }
+            }
+            let _ = events.send(Event::Gone(number));
+        };
+        thread::Builder::new().name("packets-line".to_owned()).spawn(hear).map(drop)
+    }
+
+    fn wait(&mut self) -> io::Result<ExitStatus> {
+        // Hung up, and yet alive: it is no use to anybody.
+        self.kill();
+        self.child.wait()
+    }
+
+    fn kill(&mut self) {
+        // It has ended already, then.
+        let _ = self.child.kill();
+    }
+
+    /// Why it has ended.
+    fn why(&self, status: &io::Result<ExitStatus>) -> SetupError {
+        match (&self.fault, status) {
+            (Some(fault), _) => SetupError::new(fault.clone()),
+            (None, Ok(status)) => SetupError::new(format!("the packet process has ended ({status})")),
+            (None, Err(error)) => SetupError::new(format!("the packet process has ended ({error})")),
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), SetupError> {
+        let _ = self.line.send(&json!("stop"), &[]);
+        let deadline = Instant::now() + ENDING_MAX;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(self.why(&Ok(status))),
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+                Ok(None) => {
+                    self.kill();
+                    return Err(SetupError::new("the packet process did not end and was killed"));
+                }
+                Err(error) => return Err(SetupError::caused("waiting for the packet process", error)),
+            }
+        }
+    }
+}
+
+impl Drop for Packets {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Said {
+    fn write(&self) -> Value {
+        match self {
+            Said::Serving(description) => json!({ "serving": description }),
+            Said::Alive => json!("alive"),
+            Said::Fault(what) => json!({ "fault": what }),
+        }
+    }
+
+    fn read(value: &Value) -> Option<Said> {
+        let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+        match value.as_str() {
+            Some("alive") => Some(Said::Alive),
+            _ => text("serving").map(Said::Serving).or_else(|| text("fault").map(Said::Fault)),
+        }
+    }
+}

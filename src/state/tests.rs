@@ -1,0 +1,109 @@
+//! What is taken up, and what is found foreign, each for its reason.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use super::*;
+use crate::proxy::{Proxy, Settings};
+
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+fn shape() -> Shape {
+    Shape { addresses: vec![GATEWAY], echo_words_log2: 14, echo_timeout: Duration::from_secs(60) }
+}
+
+fn copy_of(state: &State) -> OwnedFd {
+    state.as_fd().try_clone_to_owned().unwrap()
+}
+
+fn why(file: OwnedFd, shape: &Shape) -> String {
+    State::open(file, shape).expect_err("foreign").to_string()
+}
+
+/// Puts a word into the header, as somebody else would have written it; `honest`: with the sum that belongs to it.
+fn overwrite(state: &State, word: usize, value: u64, honest: bool) {
+    let file = File::from(copy_of(state));
+    let mut words = [0; FIXED_WORDS];
+    for (number, word) in words.iter_mut().enumerate() {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, number as u64 * 8).unwrap();
+        *word = u64::from_ne_bytes(bytes);
+    }
+    words[word] = value;
+    if honest {
+        words[FIXED_WORDS - 1] = sum(&words);
+    }
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    file.write_all_at(&bytes, 0).unwrap();
+}
+
+#[test]
+fn what_was_made_is_taken_up_with_its_keys() {
+    let made = State::create(&shape()).unwrap();
+    let opened = State::open(copy_of(&made), &shape()).unwrap();
+    assert_eq!(made.tables().keys, opened.tables().keys);
+    assert_ne!(made.tables().keys, State::create(&shape()).unwrap().tables().keys);
+    made.tables().lost[0].store(5, Ordering::Relaxed);
+    assert_eq!(opened.tables().lost[0].load(Ordering::Relaxed), 5);
+    assert_eq!(opened.addresses(), [GATEWAY]);
+}
+
+#[test]
+fn another_layout_another_boot_and_other_settings_are_foreign_and_say_so() {
+    let made = State::create(&shape()).unwrap();
+    let other = Shape { echo_words_log2: 15, ..shape() };
+    assert_eq!(why(copy_of(&made), &other), "its echo.table_words is another one");
+    let other = Shape { echo_timeout: Duration::from_secs(30), ..shape() };
+    assert_eq!(why(copy_of(&made), &other), "its echo.timeout is another one");
+    let other = Shape { addresses: vec![GATEWAY, Ipv4Addr::new(198, 51, 100, 2)], ..shape() };
+    assert_eq!(why(copy_of(&made), &other), "the number of its addresses is another one");
+    overwrite(&made, 3, 7, true);
+    assert_eq!(why(copy_of(&made), &shape()), "it is from before the machine was started");
+    overwrite(&made, 1, LAYOUT + 1, true);
+    let layouts = format!("it has layout {}, and this version knows layout {LAYOUT}", LAYOUT + 1);
+    assert_eq!(why(copy_of(&made), &shape()), layouts);
+    overwrite(&made, 0, 7, true);
+    assert_eq!(why(copy_of(&made), &shape()), "it is no table of this program's");
+}
+
+#[test]
+fn a_header_that_is_damaged_is_found() {
+    for word in 2..FIXED_WORDS {
+        let made = State::create(&shape()).unwrap();
+        overwrite(&made, word, 7, false);
+        assert_eq!(why(copy_of(&made), &shape()), "its header is damaged", "word {word}");
+    }
+}
+
+#[test]
+fn what_is_too_short_or_not_sealed_or_long_unused_is_foreign() {
+    let short = Region::create(HEADER_BYTES).unwrap();
+    let made = State::create(&shape()).unwrap();
+    for word in 0..FIXED_WORDS {
+        short.part::<AtomicU64>(0, FIXED_WORDS).unwrap()[word]
+            .store(made.header[word].load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+    assert_eq!(why(short.as_fd().try_clone_to_owned().unwrap(), &shape()), "it is too short");
+    let tiny = Region::create(8).unwrap();
+    assert_eq!(why(tiny.as_fd().try_clone_to_owned().unwrap(), &shape()), "it is too short");
+    let now = clock().unwrap().now();
+    if now.since(Instant::START) > ALL_ENDED {
+        let nanos = (now.since(Instant::START) - ALL_ENDED).as_nanos();
+        made.used(Instant::from_nanos(u64::try_from(nanos).unwrap()));
+        assert!(why(copy_of(&made), &shape()).starts_with("nobody has used it for 172800 s"));
+    }
+}
+
+#[test]
+fn the_settings_of_a_gateway_have_a_shape() {
+    let settings = Settings::new(vec!["10.66.0.0/24".parse().unwrap()], vec![GATEWAY]);
+    let state = State::create(&Shape {
+        addresses: settings.addresses.clone(),
+        echo_words_log2: settings.echo_words_log2,
+        echo_timeout: settings.echo_timeout,
+    })
+    .unwrap();
+    let now = clock().unwrap().now();
+    let (proxy, found) = Proxy::over(&settings, state.tables(), state.last_used(), now).unwrap();
+    assert_eq!((found, proxy.outstanding()), (crate::proxy::Found::default(), 0));
+}
