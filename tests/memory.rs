@@ -87,10 +87,6 @@ fn payload(number: u64) -> Vec<u8> {
     number.to_be_bytes().map(|byte| if byte == POISON { 0 } else { byte }).into_iter().chain(fill).collect()
 }
 
-fn flipped_bits(left: &[u8], right: &[u8]) -> u32 {
-    left.iter().zip(right).map(|(left, right)| (left ^ right).count_ones()).sum()
-}
-
 fn number_of(payload: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(payload.get(..8)?.try_into().ok()?))
 }
@@ -249,11 +245,9 @@ impl World {
             let number = number_of(echo.payload()).expect("an intact request is one of ours");
             let asked @ (_, _, sequence, remote) = self.asked[&number];
             assert_eq!((packet.destination(), echo.sequence()), (remote, sequence));
-            let intact = payload(number);
-            if whole.len() != bytes.len() && flipped_bits(echo.payload(), &intact) == 2 {
-                continue; // One bit in each of two pieces, and the checksum does not see it.
+            if self.was_damaged_unseen(number, echo.payload()) {
+                continue;
             }
-            assert_eq!(echo.payload(), intact, "request {number} was altered");
             let reply = build::echo_reply(remote, GATEWAY, echo.ident(), sequence, 60, echo.payload());
             *self.replies_left.entry(asked).or_default() += 1;
             self.answered += 1;
@@ -265,6 +259,16 @@ impl World {
                 self.complain(&whole);
             }
         }
+    }
+
+    /// Whether the wire has damaged a payload in bits of two fragments whose changes make up for one another in the checksum. It flips
+    /// one bit of a packet at most; any other difference is the gateway's.
+    fn was_damaged_unseen(&self, number: u64, found: &[u8]) -> bool {
+        let expected = payload(number);
+        let flipped: u32 = found.iter().zip(&expected).map(|(found, expected)| (found ^ expected).count_ones()).sum();
+        let alike = found.len() == expected.len() && (flipped == 0 || self.repeat && flipped == 2);
+        assert!(alike, "the payload of {number} was altered: {found:?} and not {expected:?}");
+        flipped > 0
     }
 
     /// A forged reply: a valid one with its source or sequence changed, or to an ident of nobody's.
@@ -307,7 +311,9 @@ impl World {
                 (client, ident, sequence, remote),
                 "reply {number} is somebody else's"
             );
-            assert_eq!(echo.payload(), payload(number), "reply {number} was altered");
+            if self.was_damaged_unseen(number, echo.payload()) {
+                continue;
+            }
             let left = self.replies_left.get_mut(&asked).expect("a reply to what no remote has seen");
             *left = left.checked_sub(1).expect("a reply was delivered more often than it was sent for");
             self.delivered += 1;
