@@ -77,6 +77,14 @@ fn a_deadline_ends_the_run_and_the_code_says_whether_anybody_answered() {
 }
 
 #[test]
+fn a_deadline_before_the_count_is_reached_is_exit_code_1_as_with_ping() {
+    let lab = scene();
+    let arguments = ["-q", "-w", "1", "-c", "100", "-i", "0.2", "127.0.0.1"];
+    let (ours, theirs) = (echogate(lab.gateway(), &arguments), run(lab.gateway(), "ping", &arguments));
+    assert_eq!((ours.status.code(), theirs.status.code()), (Some(1), Some(1)), "{}", stdout(&ours));
+}
+
+#[test]
 fn times_begin_on_the_wire_or_with_the_send_as_is_asked_for() {
     let lab = scene();
     for from in ["wire", "send"] {

@@ -235,7 +235,9 @@ fn is_good(host: &Host, arguments: &Arguments) -> bool {
     let answers = stats.received > 0 || arguments.max_loss.is_some_and(|most| most >= 100.0);
     let loss = arguments.max_loss.is_none_or(|most| stats.loss_percent(0) <= most);
     let rtt = arguments.max_rtt.is_none_or(|most| stats.times().is_none_or(|times| times.avg <= most));
-    answers && loss && rtt
+    // As with `ping`: who gives both a count and a deadline wants so many by then, unless --max-loss says how many may be missing.
+    let in_time = arguments.deadline.is_none() || arguments.count.is_none_or(|count| stats.received >= count);
+    answers && loss && rtt && (in_time || arguments.max_loss.is_some())
 }
 
 fn report(arguments: &Arguments, hosts: &session::Shared, one: bool) -> Result<Box<dyn Report>, SetupError> {
