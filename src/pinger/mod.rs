@@ -73,6 +73,8 @@ mod error;
 mod flights;
 mod handle;
 mod many;
+#[cfg(all(test, loom))]
+mod models;
 mod options;
 mod patience;
 mod payload;
@@ -81,6 +83,7 @@ mod reply;
 mod resolve;
 mod sequences;
 mod slots;
+mod sync;
 mod wheel;
 
 use std::fmt;
