@@ -63,7 +63,7 @@ pub struct EchoKey {
 pub enum Recorded {
     /// The echo has a word of its own.
     New,
-    /// The very same echo was outstanding already; it is as young as this one now.
+    /// The very same echo was outstanding already, in time; it is as young as this one now.
     Again,
     /// The echo took the word of one that had waited longer than the echo timeout: nobody answered that.
     OverExpired,
@@ -102,6 +102,10 @@ pub struct Bucket([AtomicU64; WAYS]);
 
 /// What scrambles the keys of a table.
 pub type RoundKeys = [u64; 4];
+
+/// The number of a bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BucketIndex(usize);
 
 /// The table of outstanding echoes.
 #[derive(Debug)]
@@ -173,10 +177,17 @@ impl Echoes {
         size_of_val(&*self.buckets)
     }
 
-    /// Reads the echo's bucket ahead of its use, so that a batch's cache misses overlap.
-    pub fn read_ahead(&self, key: EchoKey) {
+    /// Where the echo's bucket is, for `read_ahead`.
+    #[inline]
+    pub fn bucket(&self, key: EchoKey) -> BucketIndex {
+        BucketIndex(self.place(key).0)
+    }
+
+    /// Reads a bucket ahead of its use, so that a batch's cache misses overlap.
+    #[inline]
+    pub fn read_ahead(&self, bucket: BucketIndex) {
         // Relaxed: the value is not used.
-        std::hint::black_box(self.buckets[self.place(key).0].0[0].load(Ordering::Relaxed));
+        std::hint::black_box(self.buckets[bucket.0].0[0].load(Ordering::Relaxed));
     }
 
     /// Records an echo as outstanding from `now` on.
@@ -205,7 +216,9 @@ impl Echoes {
             if seen == 0 {
                 free = Some(way);
             } else if self.tag(seen) == tag {
-                return Choice { way, seen, outcome: Recorded::Again };
+                // Over, and not swept yet: this one is a new one, whatever becomes of it.
+                let over = self.age_ticks(seen, now) > self.timeout_ticks;
+                return Choice { way, seen, outcome: if over { Recorded::OverExpired } else { Recorded::Again } };
             }
         }
         match free {
@@ -374,6 +387,17 @@ mod tests {
 
     fn at(seconds: u64) -> Instant {
         Instant::START + Duration::from_secs(seconds)
+    }
+
+    /// Found by the simulator (seed 1041): the old echo passed for the new one, and when that could not be sent, a reply to the old
+    /// one was in time again.
+    #[test]
+    fn an_echo_that_is_over_is_not_renewed_by_its_like() {
+        let echoes = table(14);
+        assert_eq!(echoes.record(key(1, 1, 1), at(0)), Recorded::New);
+        assert_eq!(echoes.record(key(1, 1, 1), at(59)), Recorded::Again);
+        assert_eq!(echoes.record(key(1, 1, 1), at(130)), Recorded::OverExpired);
+        assert_eq!((echoes.occupied(), echoes.consume(key(1, 1, 1), at(131))), (1, Consumed::Matched));
     }
 
     #[test]
