@@ -112,8 +112,8 @@ pub(super) struct Model {
     failed: Vec<Vec<Key>>,
     assemblies: HashMap<(Ipv4Addr, Ipv4Addr, u16), Assembly>,
     budgets: HashMap<Ipv4Addr, Budget>,
-    /// When an address was last lost: mappings on it end early.
-    pub(super) lost: Vec<Option<Instant>>,
+    /// When each address was lost: mappings on it end early.
+    pub(super) lost: Vec<Vec<Instant>>,
     pub(super) seen: Seen,
     number: u64,
 }
@@ -146,7 +146,7 @@ const ASSEMBLY_TIME: Duration = Duration::from_secs(15);
 impl Model {
     pub(super) fn new(rules: Rules, workers: usize) -> Model {
         Model {
-            lost: vec![None; rules.gateways.len()],
+            lost: vec![Vec::new(); rules.gateways.len()],
             rules,
             requests: HashMap::new(),
             outstanding: HashMap::new(),
@@ -256,14 +256,14 @@ impl Model {
         }
         let Some((quoted, request)) = packet.quoted().filter(|_| self.rules.icmp_errors) else { return Ok(false) };
         let key = (address, request.ident, request.sequence, quoted.destination);
-        if quoted.source != packet.destination {
+        if quoted.source != packet.destination || !is_intact(packet.payload) {
             return Ok(false);
         }
         let Some((owner, must)) = self.waits(key, now) else { return Ok(false) };
         let told = next.ok_or_else(nothing).and_then(|next| self.is_error_told(&packet, owner, &next));
         if told.is_ok() {
             self.seen.told += 1;
-        } else if must && !ending && is_intact(packet.payload) && quoted.payload.len() >= 8 {
+        } else if must && !ending && quoted.payload.len() >= 8 {
             return told.map_err(|what| format!("an error is not told to whom it concerns: {what}")).map(|()| false);
         }
         Ok(told.is_ok())
@@ -464,11 +464,11 @@ impl Model {
     /// Whose ident it is: nobody else's until it has rested; and a client's ident has one at a time.
     fn holds(&mut self, now: Instant, slot: (u8, u16), client: Ipv4Addr, ident: u16) -> Judged<()> {
         let holder = self.holders.insert(slot, Holder { client, ident, last: now });
-        // A mapping whose address was lost has ended then.
-        let lost = |slot: u8| self.lost[usize::from(slot)];
+        // A mapping whose address was lost has ended then, the first time after it was used.
+        let lost = |slot: u8, used: Instant| self.lost[usize::from(slot)].iter().find(|lost| **lost >= used);
         if let Some(before) = holder.filter(|before| (before.client, before.ident) != (client, ident)) {
             let ends = before.last + self.rules.idle;
-            let ended = lost(slot.0).filter(|lost| *lost >= before.last).map_or(ends, |lost| lost.min(ends));
+            let ended = lost(slot.0, before.last).map_or(ends, |lost| ends.min(*lost));
             if now.since(ended) + MILLISECOND < self.rules.hold_down {
                 return Err(format!(
                     "ident {} of {} ident {} has rested {:?} only",
@@ -481,8 +481,7 @@ impl Model {
         }
         let before = self.mappings.insert((client, ident), (slot.0, slot.1, now));
         if let Some((address, gateway_ident, last)) = before.filter(|before| (before.0, before.1) != slot) {
-            let lost = lost(address).is_some_and(|lost| lost >= last);
-            if !lost && now.since(last) + MILLISECOND < self.rules.idle {
+            if lost(address, last).is_none() && now.since(last) + MILLISECOND < self.rules.idle {
                 return Err(format!("{client} ident {ident} had ident {gateway_ident} {:?} ago", now.since(last)));
             }
         }
@@ -490,7 +489,7 @@ impl Model {
             return Ok(());
         };
         let alive = self.mappings.iter().filter(|((of, _), (address, _, last))| {
-            *of == client && now.since(*last) < self.rules.idle && lost(*address).is_none()
+            *of == client && now.since(*last) < self.rules.idle && lost(*address, *last).is_none()
         });
         if alive.count() > limits.mappings as usize { Err("a client has too many mappings".into()) } else { Ok(()) }
     }

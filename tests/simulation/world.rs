@@ -337,7 +337,7 @@ impl<'c> World<'c> {
                 let number = self.rng.random_range(0..self.model.lost.len());
                 let address = u8::try_from(number).map_err(|_| "at most 16 addresses")?;
                 self.proxy.addresses().set_lost(address, true);
-                self.model.lost[number] = Some(self.clock.now());
+                self.model.lost[number].push(self.clock.now());
                 self.rounds_of_traffic(span)?;
                 self.proxy.addresses().set_lost(address, false);
             }
