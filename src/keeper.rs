@@ -19,6 +19,8 @@
 //!   tells its totals and ends, then the rest is undone;
 //! * the keeper is killed: the kernel kills the packet process with it (PR_SET_PDEATHSIG; where that is lost, its line hangs
 //!   up), the nftables table goes with its owner's pipe, the device with its last descriptor. Pings take the kernel's path;
+//! * another keeper takes over (an upgrade), or a supervisor that keeps the descriptors restarts this one: nothing is undone, and
+//!   everything goes on where it was (`takeover`, `supervisor`);
 //! * the packet process does not move (a worker has not turned for [`SILENCE_MAX`]): it is killed, and that is a death as above.
 //!
 //! The keeper never touches a packet, and reads nothing from outside this program but the host's news and its configuration.
@@ -28,9 +30,11 @@
 
 mod line;
 mod packets;
+mod supervisor;
+mod takeover;
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -42,10 +46,13 @@ use serde_json::{Value, json};
 
 use crate::config::Source;
 use crate::error::SetupError;
-use crate::gateway::Kept;
+use crate::gateway::{Kept, Left};
 use crate::sys::process;
 use line::Line;
-pub use packets::serve;
+pub use packets::{Served, serve};
+pub use supervisor::Supervisor;
+use takeover::Request;
+pub use takeover::restart;
 
 /// The program that is running, also where its file has been replaced meanwhile.
 const OURSELVES: &str = "/proc/self/exe";
@@ -66,8 +73,9 @@ const ENDING_MAX: Duration = Duration::from_secs(5);
 const FAILURES_MAX: u32 = 5;
 const FAILURE_TIME: Duration = Duration::from_secs(10);
 
-/// The name under which the tables' memory is handed over.
-const TABLES: &str = "tables";
+/// What a packet process is told: to answer what it can, tell its totals and end; or to end at once for another one.
+const STOP: &str = "stop";
+const LEAVE: &str = "leave";
 
 /// What a packet process says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -83,16 +91,41 @@ enum Said {
 /// What the keeper waits for.
 #[derive(Debug)]
 enum Event {
+    Asked(Request),
     Said(u64, Said),
     /// The line has hung up.
     Gone(u64),
 }
 
+/// What a keeper is started with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub source: Source,
+    /// What the packet process logs.
+    pub log: Option<String>,
+    /// Whether a gateway that runs is to leave everything to this one.
+    pub takeover: bool,
+}
+
+/// Why a keeper has come to an end of its keeping.
+#[derive(Debug)]
+pub enum Asked {
+    /// A signal.
+    Signal(i32),
+    /// Another keeper takes over.
+    Successor(Successor),
+}
+
+/// A keeper that takes over.
+#[derive(Debug)]
+pub struct Successor(Line);
+
 /// A gateway whose packets are moved by another process.
 #[derive(Debug)]
 pub struct Keeper {
-    source: Source,
-    log: Option<String>,
+    options: Options,
+    supervisor: Supervisor,
     kept: Kept,
     packets: Packets,
     events: Receiver<Event>,
@@ -114,17 +147,45 @@ struct Packets {
 }
 
 impl Keeper {
-    /// Sets a gateway up and has it served by a process of its own, which logs as `log` says. The calling thread has to live as
-    /// long as the keeper. On an error nothing is left behind.
-    pub fn start(source: Source, log: Option<&str>) -> Result<Keeper, SetupError> {
-        let kept = Kept::open(&source.config()?)?;
-        let (sender, events) = channel::unbounded();
-        let log = log.map(str::to_owned);
-        let packets = Packets::start(0, &source, log.as_deref(), &kept, &sender)?;
-        let mut keeper = Keeper { source, log, kept, packets, events, sender, description: String::new(), failures: 0 };
-        keeper.await_serving()?;
-        keeper.kept.divert()?;
+    /// Sets a gateway up and has it served by a process of its own. What another keeper, or the supervisor, has left is taken
+    /// up. The calling thread has to live as long as the keeper. On an error nothing is left behind.
+    pub fn start(options: Options, mut supervisor: Supervisor) -> Result<Keeper, SetupError> {
+        let stored = supervisor.left();
+        let config = options.source.config()?;
+        let running = if options.takeover { takeover::take(&config.inside.device)? } else { None };
+        if running.is_some() {
+            supervisor.tell(&format!("MAINPID={}", std::process::id()));
+        }
+        let keeper = Keeper::over(options, supervisor, running.or(stored), channel::unbounded())?;
+        if let Err(error) = takeover::listen(&config.inside.device, keeper.sender.clone()) {
+            tracing::warn!(%error, "this gateway can be neither restarted nor taken over by command");
+        }
         Ok(keeper)
+    }
+
+    fn over(
+        options: Options,
+        supervisor: Supervisor,
+        left: Option<Left>,
+        (sender, events): (Sender<Event>, Receiver<Event>),
+    ) -> Result<Keeper, SetupError> {
+        let names: Vec<String> = left.iter().flat_map(|left| left.descriptors.keys().cloned()).collect();
+        let refuse = || names.iter().for_each(|name| supervisor.forget(name));
+        let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
+        supervisor.store(&kept);
+        let packets = Packets::start(0, &options, &kept, &sender)?;
+        let mut keeper =
+            Keeper { options, supervisor, kept, packets, events, sender, description: String::new(), failures: 0 };
+        keeper.await_serving()?;
+        keeper.divert()?;
+        keeper.supervisor.tell(&format!("READY=1\nSTATUS={}", keeper.description));
+        Ok(keeper)
+    }
+
+    fn divert(&mut self) -> Result<(), SetupError> {
+        let failed = |cause| SetupError::caused("sharing the supervisor's socket", cause);
+        let supervisor = self.supervisor.try_clone().map_err(failed)?;
+        self.kept.divert(move |note, descriptors| supervisor.replace(note, descriptors))
     }
 
     /// The one line that says what it serves.
@@ -160,20 +221,22 @@ impl Keeper {
                 self.packets.serves = true;
                 self.description = description;
             }
-            Said::Alive => {}
+            Said::Alive => self.supervisor.alive(),
             Said::Fault(what) => self.packets.fault = Some(what),
         }
     }
 
-    /// Keeps the gateway until a signal arrives. An error: it cannot be kept any longer, and why.
-    pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<i32, SetupError> {
+    /// Keeps the gateway until somebody asks for something else. An error: it cannot be kept any longer, and why.
+    pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<Asked, SetupError> {
         loop {
             let silence = channel::at(self.packets.heard + SILENCE_MAX);
             channel::select! {
-                recv(signals) -> signal => return Ok(signal.unwrap_or(0)),
+                recv(signals) -> signal => return Ok(Asked::Signal(signal.unwrap_or(0))),
                 recv(self.events) -> event => match event {
                     Ok(Event::Said(number, said)) if number == self.packets.number => self.hear(said),
                     Ok(Event::Gone(number)) if number == self.packets.number => self.replace()?,
+                    Ok(Event::Asked(Request::TakeOver(line))) => return Ok(Asked::Successor(Successor(line))),
+                    Ok(Event::Asked(Request::Restart(line))) => self.restart(&line)?,
                     _ => {}
                 },
                 recv(silence) -> _ => {
@@ -205,31 +268,75 @@ impl Keeper {
             return Err(remedy.into_iter().fold(error, SetupError::remedy));
         }
         tracing::error!("{why}: starting another one");
+        self.start_another()
+    }
+
+    fn start_another(&mut self) -> Result<(), SetupError> {
         let number = self.packets.number + 1;
-        self.packets = Packets::start(number, &self.source, self.log.as_deref(), &self.kept, &self.sender)?;
+        self.packets = Packets::start(number, &self.options, &self.kept, &self.sender)?;
         Ok(())
+    }
+
+    /// Starts another packet process in the place of one that serves, and answers whoever has asked for it.
+    fn restart(&mut self, line: &Line) -> Result<(), SetupError> {
+        tracing::info!("another packet process was asked for");
+        if let Err(error) = self.packets.end(LEAVE) {
+            tracing::error!("{error}");
+        }
+        self.start_another()?;
+        let served = self.await_serving();
+        let answer = match &served {
+            Ok(()) => json!({ "serving": self.description }),
+            Err(error) => json!({ "fault": error.to_string() }),
+        };
+        // Whoever has asked may have gone meanwhile.
+        let _ = line.send(&answer, &[]);
+        served
     }
 
     /// Undoes the diversion, lets the packet process answer what it can and tell its totals, and undoes the rest.
     pub fn stop(mut self) -> Result<(), SetupError> {
+        self.supervisor.tell("STOPPING=1");
         let undone = self.kept.undivert();
-        let ended = self.packets.stop();
+        let ended = self.packets.end(STOP);
         undone.and(ended)
+    }
+
+    /// Ends, and undoes nothing: for the next keeper, if the supervisor keeps the descriptors until then. If it does not, the
+    /// kernel closes them, and pings take its path.
+    pub fn leave(mut self) -> Result<(), SetupError> {
+        self.supervisor.tell("STOPPING=1");
+        let ended = self.packets.end(LEAVE);
+        self.kept.leave().and(ended)
+    }
+
+    /// Leaves everything to the successor. It is this keeper again if that one does not take it.
+    pub fn hand_over(mut self, successor: &Successor) -> Result<Option<Keeper>, SetupError> {
+        tracing::info!("another gateway takes over");
+        if let Err(error) = self.packets.end(LEAVE) {
+            tracing::error!("{error}");
+        }
+        let left = self.kept.leave()?;
+        match takeover::give(&successor.0, &left) {
+            Ok(()) => Ok(None),
+            Err(error) => {
+                tracing::error!(%error, "the other gateway has not taken over: this one goes on");
+                let channel = (self.sender, self.events);
+                Keeper::over(self.options, self.supervisor, Some(left), channel).map(Some)
+            }
+        }
     }
 }
 
 impl Packets {
-    fn start(
-        number: u64,
-        source: &Source,
-        log: Option<&str>,
-        kept: &Kept,
-        events: &Sender<Event>,
-    ) -> Result<Packets, SetupError> {
+    fn start(number: u64, options: &Options, kept: &Kept, events: &Sender<Event>) -> Result<Packets, SetupError> {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(OURSELVES);
-        command.arg0("echogate").arg(SUBCOMMAND).args(log.map(|log| format!("--log={log}")));
+        command.arg0("echogate").arg(SUBCOMMAND).args(options.log.as_ref().map(|log| format!("--log={log}")));
+        for variable in supervisor::VARIABLES {
+            command.env_remove(variable);
+        }
         // Ctrl-C in the gateway's terminal is for the keeper.
         command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
         process::kill_with_this_thread(&mut command);
@@ -241,15 +348,13 @@ impl Packets {
         let packets = Packets { number, child, line, started: now, heard: now, serves: false, fault: None };
         packets.listen(events.clone()).map_err(failed)?;
         // One that is dead already is heard of by its silence.
-        let _ = packets.begin(source, kept);
+        let _ = packets.begin(&options.source, kept);
         Ok(packets)
     }
 
     /// Tells it everything that it needs.
     fn begin(&self, source: &Source, kept: &Kept) -> io::Result<()> {
-        let mut named: Vec<(String, BorrowedFd<'_>)> = kept.holding().descriptors();
-        named.push((TABLES.to_owned(), kept.state().as_fd()));
-        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.into_iter().unzip();
+        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = kept.descriptors().into_iter().unzip();
         let addresses: Vec<String> = kept.state().addresses().iter().map(ToString::to_string).collect();
         let order = json!({
             "text": source.text, "path": source.path, "flags": source.flags, "addresses": addresses, "names": names,
@@ -292,8 +397,10 @@ impl Packets {
         }
     }
 
-    fn stop(&mut self) -> Result<(), SetupError> {
-        let _ = self.line.send(&json!("stop"), &[]);
+    /// Has it end in the way that is named, and waits for that.
+    fn end(&mut self, how: &str) -> Result<(), SetupError> {
+        // One that is dead already does not hear it.
+        let _ = self.line.send(&json!(how), &[]);
         let deadline = Instant::now() + ENDING_MAX;
         loop {
             match self.child.try_wait() {

@@ -12,6 +12,7 @@ mod demo;
 mod flags;
 mod packets;
 mod ping;
+mod restart;
 mod run;
 mod totals;
 
@@ -44,6 +45,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Restart(restart::Arguments),
     /// Move packets for a keeper
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     Packets,
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = start_log(arguments.log.as_deref()).and_then(|()| match &arguments.command {
         Command::Run(options) => run::run(options, arguments.log.as_deref()),
+        Command::Restart(arguments) => restart::run(arguments),
         Command::Packets => packets::run(),
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
