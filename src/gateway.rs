@@ -47,7 +47,7 @@ use crate::state::{self, State};
 use crate::table::addresses::Addresses;
 use crate::worker::{Inbox, Post, Worker};
 pub use holding::Holding;
-pub use kept::{Kept, Left, TABLES};
+pub use kept::{COMMANDS, COMPLAINTS, Kept, Left, TABLES};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);

@@ -299,6 +299,7 @@ impl Keeper {
         self.supervisor.tell("STOPPING=1");
         let undone = self.kept.undivert();
         let ended = self.packets.end(STOP);
+        self.supervisor.forget_all(&self.kept);
         undone.and(ended)
     }
 

@@ -24,10 +24,12 @@ use crate::state::{Shape, State};
 use crate::table::Storage;
 use crate::table::addresses::Addresses;
 
-/// The names of what is left besides the descriptors of [`Holding`].
+/// The tables' memory, by the name under which it is left.
 pub const TABLES: &str = "tables";
-const COMMANDS: &str = "nft-commands";
-const COMPLAINTS: &str = "nft-complaints";
+/// The pipe to the nft that owns the diversion's table.
+pub const COMMANDS: &str = "nft-commands";
+/// The pipe from it.
+pub const COMPLAINTS: &str = "nft-complaints";
 
 /// A gateway's set-up, undone when dropped.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use std::{env, io, process};
 
 use serde_json::Value;
 
-use crate::gateway::{Kept, Left, TABLES};
+use crate::gateway::{COMMANDS, COMPLAINTS, Kept, Left, TABLES};
 use crate::sys::{mem, passing};
 
 /// The variables by which a supervisor speaks: not for the packet process.
@@ -112,6 +112,12 @@ impl Supervisor {
     /// Has what is kept under this name closed.
     pub(super) fn forget(&self, name: &str) {
         self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    }
+
+    /// Has nothing kept any more, and so nothing left in force.
+    pub(super) fn forget_all(&self, kept: &Kept) {
+        kept.descriptors().iter().for_each(|(name, _)| self.forget(name));
+        [NOTE, COMMANDS, COMPLAINTS].iter().for_each(|name| self.forget(name));
     }
 
     fn store_one(&self, name: &str, descriptor: BorrowedFd<'_>) {

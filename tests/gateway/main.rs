@@ -24,7 +24,9 @@ mod refuses;
 mod restarts;
 mod scene;
 mod serves;
+mod supervised;
 mod sys;
+mod takeover;
 mod tools;
 
 /// Makes tests of functions that take a set-up: one for each that moves packets in its own way.
