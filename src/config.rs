@@ -114,6 +114,8 @@ pub struct Run {
     pub io: Backend,
     /// What happens to packets that are none of the proxy's business.
     pub fall_through: FallThrough,
+    /// How long a worker looks for the next packet before it sleeps, in microseconds.
+    pub busy_poll_us: u32,
 }
 
 /// Table `mapping`: the life of a mapping.
@@ -163,7 +165,12 @@ impl Default for Inside {
 impl Default for Run {
     fn default() -> Run {
         let cores = thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-        Run { workers: cores.min(WORKERS_UNASKED_MAX), io: Backend::default(), fall_through: FallThrough::default() }
+        Run {
+            workers: cores.min(WORKERS_UNASKED_MAX),
+            io: Backend::default(),
+            fall_through: FallThrough::default(),
+            busy_poll_us: 0,
+        }
     }
 }
 

@@ -96,6 +96,7 @@ struct Crew {
     post: Post,
     counters: Arc<Counters>,
     fall_through: FallThrough,
+    busy_poll: Duration,
     clock: Monotonic,
     stop: Arc<AtomicU8>,
 }
@@ -245,6 +246,7 @@ impl Gateway {
                     post,
                     counters: Arc::clone(&gateway.counters),
                     fall_through: config.run.fall_through,
+                    busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
                     clock,
                     stop: Arc::clone(&gateway.stop),
                 },
@@ -374,7 +376,8 @@ impl Crew {
     ) -> Result<(), SetupError> {
         let mut pin = Pin::new(self.number, self.cpu);
         let io = open(self.ports)?;
-        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
+        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through)
+            .with_busy_poll(self.busy_poll);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         // Acquire: pairs with the Release of `end_workers`.

@@ -1,7 +1,8 @@
 //! A worker: one thread, one way to both sides, one handle of the proxy. It turns:
 //!
 //! ```text
-//! wait      submits what the last turn queued, sleeps until something happens, reaps
+//! wait      submits what the last turn queued, sleeps until something happens, reaps (it may be told to look for a while
+//!           before it sleeps)
 //! settle    sends that ended: count; one that failed withdraws its echo
 //! inbound   frames from outside -> proxy -> the TUN, or dropped
 //! outbound  frames from inside  -> proxy -> outside, or back to the TUN, or dropped
@@ -34,6 +35,7 @@ mod cut;
 mod post;
 
 use std::collections::VecDeque;
+use std::hint;
 use std::mem;
 use std::time::Duration;
 
@@ -86,6 +88,8 @@ pub struct Worker<'c, I> {
     handle: Handle,
     counters: &'c WorkerCounters,
     fall_through: FallThrough,
+    /// How long after the last event the next one is looked for without sleeping.
+    busy_poll: Duration,
     post: Post,
     events: Events,
     /// With how many other workers had no ident for it.
@@ -114,6 +118,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             handle,
             counters,
             fall_through,
+            busy_poll: Duration::ZERO,
             post,
             events: Events::with_capacity(),
             waiting: VecDeque::with_capacity(WAITING_MAX),
@@ -125,6 +130,12 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         }
     }
 
+    /// The same, but before it sleeps it looks for this long, again and again, whether something has happened: being woken
+    /// takes longer than that, and the core is not given away.
+    pub fn with_busy_poll(self, busy_poll: Duration) -> Worker<'c, I> {
+        Worker { busy_poll, ..self }
+    }
+
     /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
     pub fn turn(&mut self, clock: &impl Clock, sleep_max: Option<Duration>) -> Result<(), SetupError> {
         let sleep = if self.waiting.is_empty() {
@@ -134,9 +145,30 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         } else {
             Some(Duration::ZERO)
         };
-        self.io.wait(&mut self.events, sleep)?;
+        if !self.happens_soon(clock, sleep)? {
+            self.io.wait(&mut self.events, sleep)?;
+        }
         self.process(clock.now());
         Ok(())
+    }
+
+    /// Waits without sleeping, for `busy_poll` at most. Whether something has happened.
+    fn happens_soon(&mut self, clock: &impl Clock, sleep: Option<Duration>) -> Result<bool, SetupError> {
+        let spin = sleep.map_or(self.busy_poll, |sleep| sleep.min(self.busy_poll));
+        if spin.is_zero() {
+            return Ok(false);
+        }
+        let until = clock.now() + spin;
+        loop {
+            self.io.wait(&mut self.events, Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                return Ok(true);
+            }
+            if clock.now() >= until {
+                return Ok(false);
+            }
+            hint::spin_loop();
+        }
     }
 
     /// Lets what is in flight come back. What still arrives meanwhile is given up, by name.

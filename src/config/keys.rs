@@ -84,6 +84,9 @@ pub(super) const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
 const WORKERS_MAX: u32 = 64;
 const _: () = assert!(WORKERS_MAX as usize == SHARDS, "one worker a shard");
 
+/// A second: whoever wants more wants a core for good, and gets that with less.
+const BUSY_POLL_US_MAX: u32 = 1_000_000;
+
 /// A day: longer than any session that pings, short enough for every clock in the tables.
 const DAY_S: u64 = 86_400;
 
@@ -222,6 +225,20 @@ pub static KEYS: &[Key] = &[
                   the kernel's path, unchanged) or drop. With `divert` alone hardly any do",
         default: KeyDefault::Value("reinject"),
         kind: Kind::FallThrough(|config| &mut config.run.fall_through),
+    },
+    Key {
+        table: "run",
+        name: "busy_poll_us",
+        flag: Some("busy-poll-us"),
+        meaning: "How long a worker looks for the next packet, again and again, before it sleeps. Spares a ping the time \
+                  that waking up takes, if packets come more often than this, and costs up to a whole core a worker",
+        default: KeyDefault::Value("0"),
+        kind: Kind::Integer {
+            min: 0,
+            max: BUSY_POLL_US_MAX,
+            unit: "microseconds",
+            field: |config| &mut config.run.busy_poll_us,
+        },
     },
     Key {
         table: "mapping",

@@ -1,5 +1,5 @@
-//! The host around the gateway: its TUN device, the rules that lead clients' echo requests into it, and the
-//! preconditions of both.
+//! The host around the gateway: its TUN device, the rules that lead clients' echo requests into it, the preconditions of
+//! both, and what of the host is left to a process that only moves packets.
 
 pub mod addresses;
 pub mod cpus;
@@ -8,6 +8,7 @@ pub mod divert;
 pub mod netlink;
 pub mod nft;
 pub mod preflight;
+pub mod sandbox;
 #[cfg(test)]
 mod scene;
 

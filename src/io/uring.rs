@@ -12,6 +12,8 @@
 //!   queues. Failing ones pause (see `retry`).
 //! * Whatever the kernel may still touch outlives the ring: dropping cancels everything and waits for the completions;
 //!   what has not ended after a second is leaked, not freed.
+//! * A ring takes only the five operations that are used here, and only on the registered files: what goes through a ring is no
+//!   system call, so nothing else would keep whoever got into this process from opening files by it.
 //! * MSG_TRUNC is never asked for: it makes a result longer than its buffer. The pool refuses such a result anyway.
 //!
 //! Rejected: zero-copy sends (raw sockets refuse them), SQPOLL (its thread fights with pinned workers), waiting for
@@ -30,6 +32,7 @@ use std::os::unix::net::UnixDatagram;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use io_uring::register::Restriction;
 use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
@@ -125,6 +128,7 @@ impl UringIo {
         ring.submitter()
             .register_files(&descriptors)
             .map_err(|error| explain("io_uring does not take the descriptors", error))?;
+        restrict(&ring).map_err(|error| explain("io_uring cannot be restricted to what it is for", error))?;
         Ok(UringIo {
             ring,
             inside,
@@ -440,6 +444,7 @@ fn build(completions: usize) -> io::Result<IoUring> {
     let completions = u32::try_from(completions).unwrap_or(u32::MAX).max(SUBMISSIONS_MAX);
     // A kernel that has multishot read has all of these.
     IoUring::builder()
+        .setup_r_disabled()
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
@@ -447,6 +452,25 @@ fn build(completions: usize) -> io::Result<IoUring> {
         .setup_clamp()
         .setup_cqsize(completions)
         .build(SUBMISSIONS_MAX)
+}
+
+/// What may be registered once the ring runs (linux/io_uring.h): what its end takes.
+const REGISTRATIONS: [u8; 2] = [UNREGISTER_FILES, REGISTER_SYNC_CANCEL];
+const UNREGISTER_FILES: u8 = 3;
+const REGISTER_SYNC_CANCEL: u8 = 24;
+
+const OPERATIONS: [u8; 5] =
+    [opcode::PollAdd::CODE, opcode::ReadMulti::CODE, opcode::RecvMulti::CODE, opcode::Write::CODE, opcode::Send::CODE];
+
+/// Lets the ring run, with what this module does through it and with nothing else.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let registered = squeue::Flags::FIXED_FILE.bits();
+    let mut restrictions: Vec<_> = REGISTRATIONS.map(Restriction::register_op).into();
+    restrictions.extend(OPERATIONS.map(Restriction::sqe_op));
+    restrictions.push(Restriction::sqe_flags_required(registered));
+    restrictions.push(Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()));
+    ring.submitter().register_restrictions(&mut restrictions)?;
+    ring.submitter().register_enable_rings()
 }
 
 fn explain(what: &str, error: io::Error) -> SetupError {

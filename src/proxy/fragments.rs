@@ -70,7 +70,7 @@ impl Batch<'_> {
         let verdict = match Echo::check(packet.payload()).map(|echo| echo.kind()) {
             Ok(EchoKind::Request) => match self.may_leave(packet) {
                 // Whoever is asked about a fragment is asked last: the others must not have to know of it.
-                Ok(()) => self.judge_request(packet, Asked::Last),
+                Ok(place) => self.judge_request(packet, place, Asked::Last),
                 Err(reason @ Reason::RemoteDenied) => self.refuse(series.client, reason),
                 Err(reason) => Outbound::Drop(reason),
             },

@@ -15,6 +15,8 @@ pub mod passing;
 pub mod ping;
 pub mod poll;
 #[cfg(feature = "gateway")]
+pub mod privileges;
+#[cfg(feature = "gateway")]
 pub mod process;
 #[cfg(feature = "gateway")]
 pub mod time;
