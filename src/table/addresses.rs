@@ -60,7 +60,7 @@ impl Addresses {
     pub fn number_of(&self, address: Ipv4Addr) -> Option<u8> {
         let wanted = u32::from(address);
         (0..)
-            .zip(&self.current)
+            .zip(self.current.iter())
             .find(|(_, current)| current.load(Ordering::Relaxed) == wanted)
             .map(|(number, _)| number)
     }
