@@ -143,6 +143,7 @@ struct Packets {
     started: Instant,
     heard: Instant,
     serves: bool,
+    over: bool,
     fault: Option<String>,
 }
 
@@ -252,12 +253,15 @@ impl Keeper {
     fn replace(&mut self) -> Result<(), SetupError> {
         let status = self.packets.wait();
         let why = self.packets.why(&status);
+        // Who is killed from outside has not failed.
+        let killed = self.packets.serves && status.is_ok_and(|status| status.signal() == Some(libc::SIGKILL));
+        self.go_on_after(why, !killed)
+    }
+
+    fn go_on_after(&mut self, why: SetupError, failed: bool) -> Result<(), SetupError> {
         if !self.kept.is_attached() {
             return Err(why);
         }
-        // Who is killed from outside has not failed.
-        let failed =
-            !(self.packets.serves && status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL)));
         if failed {
             let again = self.packets.started.elapsed() < FAILURE_TIME;
             self.failures = if again { self.failures + 1 } else { 1 };
@@ -291,7 +295,7 @@ impl Keeper {
         };
         // Whoever has asked may have gone meanwhile.
         let _ = line.send(&answer, &[]);
-        served
+        served.or_else(|why| self.go_on_after(why, true))
     }
 
     /// Undoes the diversion, lets the packet process answer what it can and tell its totals, and undoes the rest.
@@ -346,7 +350,8 @@ impl Packets {
         drop(command);
         let now = Instant::now();
         let line = Line::new(ours);
-        let packets = Packets { number, child, line, started: now, heard: now, serves: false, fault: None };
+        let packets =
+            Packets { number, child, line, started: now, heard: now, serves: false, over: false, fault: None };
         packets.listen(events.clone()).map_err(failed)?;
         // One that is dead already is heard of by its silence.
         let _ = packets.begin(&options.source, kept);
@@ -381,6 +386,7 @@ impl Packets {
     fn wait(&mut self) -> io::Result<ExitStatus> {
         // Hung up, and yet alive: it is no use to anybody.
         self.kill();
+        self.over = true;
         self.child.wait()
     }
 
@@ -400,6 +406,10 @@ impl Packets {
 
     /// Has it end in the way that is named, and waits for that.
     fn end(&mut self, how: &str) -> Result<(), SetupError> {
+        if self.over {
+            // Whoever was to hear why has heard it.
+            return Ok(());
+        }
         // One that is dead already does not hear it.
         let _ = self.line.send(&json!(how), &[]);
         let deadline = Instant::now() + ENDING_MAX;

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
 use std::{env, io, process};
 
 use serde_json::Value;
@@ -40,7 +41,9 @@ const NOTE_MAX: u64 = 1 << 20;
 pub struct Supervisor {
     socket: Option<UnixDatagram>,
     note: Option<File>,
-    watchdog: bool,
+    /// How often it wants to hear that all is well, and when it last has.
+    watchdog: Option<Duration>,
+    told_alive: Option<Instant>,
     left: Option<Left>,
 }
 
@@ -52,8 +55,7 @@ impl Supervisor {
                 .inspect_err(|error| tracing::warn!(%error, %path, "the supervisor cannot be told anything"))
                 .ok()
         });
-        let watchdog = env::var_os("WATCHDOG_USEC").is_some() && is_for_us("WATCHDOG_PID").unwrap_or(true);
-        let mut supervisor = Supervisor { socket, note: None, watchdog, left: None };
+        let mut supervisor = Supervisor { socket, watchdog: watchdog(), ..Supervisor::default() };
         supervisor.left = supervisor.inherit();
         if supervisor.socket.is_some() && supervisor.note.is_none() {
             supervisor.note = mem::memory_file(c"echogate-note").ok().map(File::from);
@@ -65,7 +67,7 @@ impl Supervisor {
     pub(super) fn try_clone(&self) -> io::Result<Supervisor> {
         let socket = self.socket.as_ref().map(UnixDatagram::try_clone).transpose()?;
         let note = self.note.as_ref().map(File::try_clone).transpose()?;
-        Ok(Supervisor { socket, note, watchdog: self.watchdog, left: None })
+        Ok(Supervisor { socket, note, ..Supervisor::default() })
     }
 
     /// Tells it `NAME=VALUE` lines.
@@ -74,8 +76,10 @@ impl Supervisor {
     }
 
     /// Tells it that every worker has moved, if it wants to know.
-    pub(super) fn alive(&self) {
-        if self.watchdog {
+    pub(super) fn alive(&mut self) {
+        let Some(interval) = self.watchdog else { return };
+        if self.told_alive.is_none_or(|told| told.elapsed() >= interval) {
+            self.told_alive = Some(Instant::now());
             self.tell("WATCHDOG=1");
         }
     }
@@ -164,6 +168,12 @@ impl Supervisor {
 /// Whether this variable names this process; none if it is not set.
 fn is_for_us(variable: &str) -> Option<bool> {
     Some(env::var(variable).ok()?.parse() == Ok(process::id()))
+}
+
+/// Four times within the time that it waits for.
+fn watchdog() -> Option<Duration> {
+    let micros = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    is_for_us("WATCHDOG_PID").unwrap_or(true).then(|| Duration::from_micros(micros) / 4)
 }
 
 fn connect(path: &str) -> io::Result<UnixDatagram> {
