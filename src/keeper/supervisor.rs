@@ -15,6 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, io, process};
 
@@ -33,6 +35,9 @@ const NOTE: &str = "note";
 /// The most that a supervisor may hand over; more is a mistake.
 const DESCRIPTORS_MAX: usize = 4096;
 
+/// How long one that does not listen is waited for, once.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// The longest note, in bytes.
 const NOTE_MAX: u64 = 1 << 20;
 
@@ -40,6 +45,8 @@ const NOTE_MAX: u64 = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Supervisor {
     socket: Option<UnixDatagram>,
+    /// It has not listened.
+    deaf: Arc<AtomicBool>,
     note: Option<File>,
     /// How often it wants to hear that all is well, and when it last has.
     watchdog: Option<Duration>,
@@ -67,7 +74,7 @@ impl Supervisor {
     pub(super) fn try_clone(&self) -> io::Result<Supervisor> {
         let socket = self.socket.as_ref().map(UnixDatagram::try_clone).transpose()?;
         let note = self.note.as_ref().map(File::try_clone).transpose()?;
-        Ok(Supervisor { socket, note, ..Supervisor::default() })
+        Ok(Supervisor { socket, deaf: Arc::clone(&self.deaf), note, ..Supervisor::default() })
     }
 
     /// Tells it `NAME=VALUE` lines.
@@ -85,9 +92,11 @@ impl Supervisor {
     }
 
     fn send(&self, lines: &str, descriptors: &[BorrowedFd<'_>]) {
-        let Some(socket) = &self.socket else { return };
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.deaf.load(Ordering::Relaxed)) else { return };
         if let Err(error) = passing::send(socket.as_fd(), lines.as_bytes(), descriptors) {
-            tracing::debug!(%error, lines, "telling the supervisor");
+            tracing::warn!(%error, lines, "the supervisor cannot be told anything");
+            // Relaxed: a remark by itself. One that does not listen must not be waited for a second time.
+            self.deaf.store(true, Ordering::Relaxed);
         }
     }
 
@@ -153,9 +162,11 @@ impl Supervisor {
             .ok()?;
         let mut descriptors: HashMap<String, OwnedFd> = names.split(':').map(str::to_owned).zip(inherited).collect();
         // Written on by us: so it is the one that is stored already.
-        self.note = descriptors.remove(NOTE).map(File::from);
-        let note = self.note.as_ref().and_then(read_note);
+        let file = descriptors.remove(NOTE).map(File::from);
+        let note = file.as_ref().and_then(read_note);
+        self.note = file.filter(|_| note.is_some());
         if note.is_none() {
+            self.forget(NOTE);
             tracing::warn!(
                 "the supervisor has handed over descriptors without a note of what they are: they are closed"
             );
@@ -178,6 +189,7 @@ fn watchdog() -> Option<Duration> {
 
 fn connect(path: &str) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
     match path.strip_prefix('@') {
         Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
         None => socket.connect(path)?,

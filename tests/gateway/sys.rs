@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -30,24 +30,23 @@ pub(crate) fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
 
 /// Lets the command have these descriptors as its numbers 3, 4 and so on.
 #[expect(unsafe_code, reason = "system calls between fork and exec")]
-pub(crate) fn hand_down(command: &mut Command, descriptors: &[BorrowedFd<'_>]) {
-    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+pub(crate) fn hand_down(command: &mut Command, descriptors: Vec<OwnedFd>) {
     // SAFETY: `place` makes system calls and allocates nothing, which is allowed after fork.
-    unsafe { command.pre_exec(move || place(&numbers)) };
+    unsafe { command.pre_exec(move || place(&descriptors)) };
 }
 
 #[expect(unsafe_code, reason = "fcntl(2) and dup2(2) have no safe wrapper that takes a number")]
-fn place(numbers: &[RawFd]) -> io::Result<()> {
+fn place(descriptors: &[OwnedFd]) -> io::Result<()> {
     // Out of the way first, so that none is overwritten before it is in its place. What is left there is closed on exec.
     const ASIDE: RawFd = 512;
-    for (aside, number) in (ASIDE..).zip(numbers) {
+    for (aside, descriptor) in (ASIDE..).zip(descriptors) {
         // SAFETY: takes integers.
-        let moved = unsafe { libc::dup3(*number, aside, libc::O_CLOEXEC) };
+        let moved = unsafe { libc::dup3(descriptor.as_raw_fd(), aside, libc::O_CLOEXEC) };
         if moved < 0 {
             return Err(io::Error::last_os_error());
         }
     }
-    for (aside, wanted) in (ASIDE..).zip(3..).take(numbers.len()) {
+    for (aside, wanted) in (ASIDE..).zip(3..).take(descriptors.len()) {
         // SAFETY: takes integers; the process that this is done to runs nothing but this and exec.
         let placed = unsafe { libc::dup2(aside, wanted) };
         if placed < 0 {
