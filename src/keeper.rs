@@ -157,7 +157,7 @@ impl Keeper {
         if running.is_some() {
             supervisor.tell(&format!("MAINPID={}", std::process::id()));
         }
-        let keeper = Keeper::over(options, supervisor, running.or(stored), channel::unbounded())?;
+        let keeper = Keeper::over(options, supervisor, running.or(stored), 0, channel::unbounded())?;
         if let Err(error) = takeover::listen(&config.inside.device, keeper.sender.clone()) {
             tracing::warn!(%error, "this gateway can be neither restarted nor taken over by command");
         }
@@ -168,13 +168,14 @@ impl Keeper {
         options: Options,
         supervisor: Supervisor,
         left: Option<Left>,
+        number: u64,
         (sender, events): (Sender<Event>, Receiver<Event>),
     ) -> Result<Keeper, SetupError> {
         let names: Vec<String> = left.iter().flat_map(|left| left.descriptors.keys().cloned()).collect();
         let refuse = || names.iter().for_each(|name| supervisor.forget(name));
         let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
         supervisor.store(&kept);
-        let packets = Packets::start(0, &options, &kept, &sender)?;
+        let packets = Packets::start(number, &options, &kept, &sender)?;
         let mut keeper =
             Keeper { options, supervisor, kept, packets, events, sender, description: String::new(), failures: 0 };
         keeper.await_serving()?;
@@ -326,8 +327,9 @@ impl Keeper {
             Ok(()) => Ok(None),
             Err(error) => {
                 tracing::error!(%error, "the other gateway has not taken over: this one goes on");
-                let channel = (self.sender, self.events);
-                Keeper::over(self.options, self.supervisor, Some(left), channel).map(Some)
+                // Another number, for there may be news of the one that has ended.
+                let (number, channel) = (self.packets.number + 1, (self.sender, self.events));
+                Keeper::over(self.options, self.supervisor, Some(left), number, channel).map(Some)
             }
         }
     }
