@@ -45,6 +45,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use serde_json::{Value, json};
 
 use crate::config::Source;
+use crate::control::Listeners;
 use crate::error::SetupError;
 use crate::gateway::{Kept, Left};
 use crate::sys::process;
@@ -102,8 +103,8 @@ enum Event {
 pub struct Options {
     /// The configuration.
     pub source: Source,
-    /// What the packet process logs.
-    pub log: Option<String>,
+    /// Arguments that make a packet process log as this one does.
+    pub log: Vec<String>,
     /// Whether a gateway that runs is to leave everything to this one.
     pub takeover: bool,
 }
@@ -127,6 +128,7 @@ pub struct Keeper {
     options: Options,
     supervisor: Supervisor,
     kept: Kept,
+    listeners: Listeners,
     packets: Packets,
     events: Receiver<Event>,
     sender: Sender<Event>,
@@ -157,16 +159,18 @@ impl Keeper {
         if running.is_some() {
             supervisor.tell(&format!("MAINPID={}", std::process::id()));
         }
-        let keeper = Keeper::over(options, supervisor, running.or(stored), 0, channel::unbounded())?;
-        if let Err(error) = takeover::listen(&config.inside.device, keeper.sender.clone()) {
-            tracing::warn!(%error, "this gateway can be neither restarted nor taken over by command");
-        }
+        // Before the host is touched, and after whoever listened there has ended.
+        let listeners = Listeners::open(&config)?;
+        let left = running.or(stored);
+        let keeper = Keeper::over(options, supervisor, listeners, left, 0, channel::unbounded())?;
+        takeover::listen(&config.inside.device, keeper.sender.clone());
         Ok(keeper)
     }
 
     fn over(
         options: Options,
         supervisor: Supervisor,
+        listeners: Listeners,
         left: Option<Left>,
         number: u64,
         (sender, events): (Sender<Event>, Receiver<Event>),
@@ -175,9 +179,10 @@ impl Keeper {
         let refuse = || names.iter().for_each(|name| supervisor.forget(name));
         let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
         supervisor.store(&kept);
-        let packets = Packets::start(number, &options, &kept, &sender)?;
+        let packets = Packets::start(number, &options, &kept, &listeners, &sender)?;
+        let description = String::new();
         let mut keeper =
-            Keeper { options, supervisor, kept, packets, events, sender, description: String::new(), failures: 0 };
+            Keeper { options, supervisor, kept, listeners, packets, events, sender, description, failures: 0 };
         keeper.await_serving()?;
         keeper.divert()?;
         keeper.supervisor.tell(&format!("READY=1\nSTATUS={}", keeper.description));
@@ -278,7 +283,7 @@ impl Keeper {
 
     fn start_another(&mut self) -> Result<(), SetupError> {
         let number = self.packets.number + 1;
-        self.packets = Packets::start(number, &self.options, &self.kept, &self.sender)?;
+        self.packets = Packets::start(number, &self.options, &self.kept, &self.listeners, &self.sender)?;
         Ok(())
     }
 
@@ -329,18 +334,24 @@ impl Keeper {
                 tracing::error!(%error, "the other gateway has not taken over: this one goes on");
                 // Another number, for there may be news of the one that has ended.
                 let (number, channel) = (self.packets.number + 1, (self.sender, self.events));
-                Keeper::over(self.options, self.supervisor, Some(left), number, channel).map(Some)
+                Keeper::over(self.options, self.supervisor, self.listeners, Some(left), number, channel).map(Some)
             }
         }
     }
 }
 
 impl Packets {
-    fn start(number: u64, options: &Options, kept: &Kept, events: &Sender<Event>) -> Result<Packets, SetupError> {
+    fn start(
+        number: u64,
+        options: &Options,
+        kept: &Kept,
+        listeners: &Listeners,
+        events: &Sender<Event>,
+    ) -> Result<Packets, SetupError> {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(OURSELVES);
-        command.arg0("echogate").arg(SUBCOMMAND).args(options.log.as_ref().map(|log| format!("--log={log}")));
+        command.arg0("echogate").arg(SUBCOMMAND).args(&options.log);
         for variable in supervisor::VARIABLES {
             command.env_remove(variable);
         }
@@ -356,13 +367,14 @@ impl Packets {
             Packets { number, child, line, started: now, heard: now, serves: false, over: false, fault: None };
         packets.listen(events.clone()).map_err(failed)?;
         // One that is dead already is heard of by its silence.
-        let _ = packets.begin(&options.source, kept);
+        let _ = packets.begin(&options.source, kept, listeners);
         Ok(packets)
     }
 
     /// Tells it everything that it needs.
-    fn begin(&self, source: &Source, kept: &Kept) -> io::Result<()> {
-        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = kept.descriptors().into_iter().unzip();
+    fn begin(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
+        let named = kept.descriptors().into_iter().chain(listeners.descriptors());
+        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.unzip();
         let addresses: Vec<String> = kept.state().addresses().iter().map(ToString::to_string).collect();
         let order = json!({
             "text": source.text, "path": source.path, "flags": source.flags, "addresses": addresses, "names": names,

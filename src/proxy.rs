@@ -26,6 +26,7 @@ mod settings;
 mod verdict;
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -61,6 +62,9 @@ pub const CREATIONS_MAX: usize = 32;
 
 /// The longest that a batch may take. A hold-down exceeds an echo's longest life by two of them.
 pub const BATCH_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// Into so many ranges the identifications are divided that handles which only receive give.
+const RECEIVER_RANGES: usize = 4;
 
 /// The well-known port of DNS (RFC 1035, section 4.2).
 const DNS_PORT: u16 = 53;
@@ -103,6 +107,8 @@ pub struct Proxy {
     echoes: Echoes,
     lifetimes: Lifetimes,
     echo_timeout: Duration,
+    /// How many handles that only receive there have been.
+    receivers: AtomicUsize,
     /// What a handle is made of, until it is taken.
     owners: Mutex<Vec<Option<Owner>>>,
 }
@@ -271,6 +277,7 @@ impl Proxy {
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
+            receivers: AtomicUsize::new(0),
             owners: Mutex::new(owners),
         };
         Ok((Arc::new(proxy), recovered))
@@ -286,9 +293,15 @@ impl Proxy {
     }
 
     /// A handle for a thread that only receives: it owns no idents, so it makes no mappings and has nothing to expire.
-    /// As many as there are such threads; they do not count as [`Settings::workers`].
+    /// As many as there are such threads; they do not count as [`Settings::workers`]. Of four that are asked for one after the
+    /// other none gives a reply that has to be cut for its client the identification of another's; with more of them two may,
+    /// and the client then loses both replies now and then.
     pub fn receiver(self: &Arc<Proxy>) -> Handle {
-        Handle { proxy: Arc::clone(self), owner: self.owner_of_nothing(), worker: None }
+        let mut owner = self.owner_of_nothing();
+        // Relaxed: the numbers need to differ and nothing else.
+        let range = self.receivers.fetch_add(1, Ordering::Relaxed) % RECEIVER_RANGES;
+        owner.identifications = Identifications::new(range, RECEIVER_RANGES, &mut idents::generator(None));
+        Handle { proxy: Arc::clone(self), owner, worker: None }
     }
 
     fn owner_of_nothing(&self) -> Owner {

@@ -33,15 +33,13 @@ pub(super) struct Arguments {
     takeover: bool,
 }
 
-pub(super) fn run(arguments: &Arguments, log: Option<&str>) -> Result<ExitCode, SetupError> {
-    // Before anything else is opened.
-    let supervisor = Supervisor::from_environment();
+pub(super) fn run(arguments: &Arguments, log: Vec<String>, supervisor: Supervisor) -> Result<ExitCode, SetupError> {
     let source = arguments.flags.source()?;
     // What is wrong with it is said before anything else.
     source.config()?;
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.
     let signals = watch_signals()?;
-    let options = Options { source, log: log.map(str::to_owned), takeover: arguments.takeover };
+    let options = Options { source, log, takeover: arguments.takeover };
     let mut keeper = Keeper::start(options, supervisor)?;
     print(&format!("{}\n", keeper.description()));
 

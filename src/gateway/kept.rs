@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use super::holding::{Holding, steer};
-use super::{divert_settings, examine, follow, resolved, settings};
+use super::{act_on, divert_settings, examine, resolved, settings};
 use crate::config::Config;
 use crate::error::SetupError;
-use crate::host::addresses::AddressWatch;
+use crate::host::addresses::{AddressWatch, Follow};
 use crate::host::divert::{Divert, Ownership};
 use crate::state::{Shape, State};
 use crate::table::Storage;
@@ -84,8 +84,9 @@ impl Kept {
         let send = holding.senders()?;
         let tables = state.tables();
         let addresses = Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.lost));
-        let follow = move |change| follow(&addresses, &send, change);
-        let watch = AddressWatch::start(state.addresses(), follow_default, follow)?;
+        let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
+        let act = move |change| act_on(&addresses, &send, change);
+        let watch = AddressWatch::start(state.addresses(), follow, act)?;
         Ok(Kept {
             config,
             follow_default,

@@ -21,7 +21,7 @@ use std::os::fd::AsFd as _;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 use serde_json::{Value, json};
@@ -34,6 +34,9 @@ use crate::sys::{namespace, passing};
 
 /// How long each side waits for the other's next word.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a taken name is tried.
+const BIND_PAUSE: Duration = Duration::from_millis(5);
 
 const TAKE_OVER: &str = "take over";
 const RESTART: &str = "restart";
@@ -59,9 +62,16 @@ fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
 }
 
 /// Listens on a thread of its own for as long as the process runs.
-pub(super) fn listen(device: &str, events: Sender<Event>) -> io::Result<()> {
-    let listener = UnixListener::bind_addr(&name(device)?)?;
+pub(super) fn listen(device: &str, events: Sender<Event>) {
+    let device = device.to_owned();
     let answer = move || {
+        let listener = match name(&device).and_then(|name| bind(&name)) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, "this gateway can be neither restarted nor taken over by command");
+                return;
+            }
+        };
         for stream in listener.incoming().flatten() {
             match request(stream) {
                 Ok(Some(request)) => drop(events.send(Event::Asked(request))),
@@ -70,7 +80,21 @@ pub(super) fn listen(device: &str, events: Sender<Event>) -> io::Result<()> {
             }
         }
     };
-    thread::Builder::new().name("requests".to_owned()).spawn(answer).map(drop)
+    // A machine that has no room for a thread has other troubles.
+    let _ = thread::Builder::new().name("requests".to_owned()).spawn(answer);
+}
+
+/// The name of one that is just ending is free a moment later.
+fn bind(name: &SocketAddr) -> io::Result<UnixListener> {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        match UnixListener::bind_addr(name) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
+                thread::sleep(BIND_PAUSE);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// What is asked, if it is anything, by somebody who may.
