@@ -14,6 +14,7 @@ mod log;
 mod packets;
 mod ping;
 mod reach;
+mod restart;
 mod run;
 mod stats;
 mod top;
@@ -27,7 +28,7 @@ use clap::{Parser, Subcommand};
 
 use self::log::{Log, LogFormat, Patience};
 use crate::error::SetupError;
-use crate::keeper;
+use crate::keeper::{self, Supervisor};
 
 /// It could not start: as clap's own, for arguments that are none.
 const EXIT_USAGE: u8 = 2;
@@ -53,6 +54,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Restart(restart::Arguments),
     Stats(stats::Arguments),
     Top(top::Arguments),
     Trace(trace::Arguments),
@@ -80,9 +82,12 @@ pub fn main() -> ExitCode {
         Command::Run(_) | Command::Packets => Patience::None,
         _ => Patience::Writer,
     };
+    // Before anything else is opened.
+    let supervisor = Supervisor::from_environment();
     let log = Log::start(arguments.log.as_deref(), arguments.log_format, patience);
     let done = log.and_then(|log| match &arguments.command {
-        Command::Run(options) => run::run(options, arguments.log_arguments()),
+        Command::Run(options) => run::run(options, arguments.log_arguments(), supervisor),
+        Command::Restart(arguments) => restart::run(arguments),
         Command::Packets => packets::run(log.lost()),
         Command::Stats(arguments) => stats::run(arguments),
         Command::Top(arguments) => top::run(arguments),

@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{print, totals};
 use crate::error::SetupError;
-use crate::keeper;
+use crate::keeper::{self, Served};
 
 pub(super) fn run(log_lines_lost: Arc<AtomicU64>) -> Result<ExitCode, SetupError> {
     // A supervisor that asks every process of a gateway to end means the keeper, which tells this one when it is time.
@@ -20,10 +20,11 @@ pub(super) fn run(log_lines_lost: Arc<AtomicU64>) -> Result<ExitCode, SetupError
     // It was started by a name that says nothing (/proc/self/exe): this is what `top` shows. It is for people only.
     let _ = fs::write("/proc/self/comm", "echogate-packet");
     Ok(match keeper::serve(log_lines_lost) {
-        Some(snapshot) => {
+        Served::Stopped(snapshot) => {
             print(&totals::table(&snapshot));
             ExitCode::SUCCESS
         }
-        None => ExitCode::FAILURE,
+        Served::Left => ExitCode::SUCCESS,
+        Served::Failed => ExitCode::FAILURE,
     })
 }

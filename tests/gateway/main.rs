@@ -28,7 +28,9 @@ mod refuses;
 mod restarts;
 mod scene;
 mod serves;
+mod supervised;
 mod sys;
+mod takeover;
 mod tools;
 mod web;
 
