@@ -114,6 +114,8 @@ pub struct Run {
     pub io: Backend,
     /// What happens to packets that are none of the proxy's business.
     pub fall_through: FallThrough,
+    /// Whether the process that moves the packets gives up all else.
+    pub sandbox: bool,
 }
 
 /// Table `mapping`: the life of a mapping.
@@ -163,7 +165,12 @@ impl Default for Inside {
 impl Default for Run {
     fn default() -> Run {
         let cores = thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-        Run { workers: cores.min(WORKERS_UNASKED_MAX), io: Backend::default(), fall_through: FallThrough::default() }
+        Run {
+            workers: cores.min(WORKERS_UNASKED_MAX),
+            io: Backend::default(),
+            fall_through: FallThrough::default(),
+            sandbox: true,
+        }
     }
 }
 
@@ -189,6 +196,13 @@ impl Config {
                  ident between two pings",
                 humantime::format_duration(self.mapping.idle)
             ));
+        }
+        if !self.run.sandbox {
+            warnings.push(
+                "run.sandbox is off: the process that reads strangers' packets keeps the gateway's capabilities, its user's \
+                 files, and every system call"
+                    .to_owned(),
+            );
         }
         warnings
     }

@@ -10,10 +10,12 @@ mod bench;
 mod check;
 mod demo;
 mod flags;
+mod generate;
 mod packets;
 mod ping;
 mod run;
 mod totals;
+mod undo;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -48,9 +50,11 @@ enum Command {
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     Packets,
     Check(check::Arguments),
+    Undo(undo::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
     Ping(Box<ping::Arguments>),
+    Generate(generate::Arguments),
 }
 
 /// Runs the command that the process's arguments name.
@@ -60,9 +64,11 @@ pub fn main() -> ExitCode {
         Command::Run(options) => run::run(options, arguments.log.as_deref()),
         Command::Packets => packets::run(),
         Command::Check(arguments) => check::run(arguments),
+        Command::Undo(arguments) => undo::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Ping(arguments) => ping::run(arguments),
+        Command::Generate(arguments) => generate::run(arguments),
     });
     done.unwrap_or_else(|error| {
         complain(&error);

@@ -25,10 +25,20 @@ use crate::keeper::Keeper;
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: ConfigFlags,
+
+    /// Let the process that moves the packets keep capabilities, files and system calls
+    ///
+    /// As run.sandbox = "off" in the file. For a debugger, a profiler or a kernel without seccomp: it gives up what keeps somebody
+    /// who got into that process by a packet (there is no way that is known) from having the gateway's privileges.
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, log: Option<&str>) -> Result<ExitCode, SetupError> {
-    let source = arguments.flags.source()?;
+    let mut source = arguments.flags.source()?;
+    if arguments.no_sandbox {
+        source.flags.push(("run.sandbox".to_owned(), "off".to_owned()));
+    }
     // What is wrong with it is said before anything else.
     source.config()?;
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.

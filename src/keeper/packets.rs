@@ -1,4 +1,4 @@
-//! The packet process: takes what the keeper hands over, serves, and says so.
+//! The packet process: takes what the keeper hands over, gives up all else, serves, and says so.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,6 +16,7 @@ use super::{Said, TABLES};
 use crate::config::Source;
 use crate::error::SetupError;
 use crate::gateway::Gateway;
+use crate::host::sandbox::{self, Files};
 use crate::metrics::Snapshot;
 
 /// How often the workers are asked whether they move, and the tables are marked as in use.
@@ -47,7 +48,16 @@ fn begin(line: &Line) -> Result<Gateway, SetupError> {
     let Handed { source, addresses, mut descriptors } = Handed::read(message).ok_or_else(nobody)?;
     let tables = descriptors.remove(TABLES).ok_or_else(nobody)?;
     let find = |name: &str| descriptors.remove(name);
-    Gateway::resume(&source.config()?, tables, find, &addresses)
+    let config = source.config()?;
+    if !config.run.sandbox {
+        return Gateway::resume(&config, tables, find, &addresses);
+    }
+    if sandbox::give_up_privileges()? != Files::OnlyLooking {
+        tracing::debug!("this kernel's Landlock does not take away all of the file system");
+    }
+    let gateway = Gateway::resume(&config, tables, find, &addresses)?;
+    sandbox::allow_only_packets()?;
+    Ok(gateway)
 }
 
 /// Serves until the end. None: the keeper is gone, and nobody wants totals.

@@ -88,6 +88,18 @@ impl Table {
         }
     }
 
+    /// Removes a table of this name, if there is one. One that is owned is a living gateway's, and the kernel refuses.
+    pub(super) fn clear(name: &str) -> Result<(), SetupError> {
+        let operation = "removing the nftables table";
+        match nft::run(&["list", "table", "ip", name], "") {
+            Ok(_) => {}
+            Err(Failure::Refused(_)) => return Ok(()),
+            Err(failure) => return Err(failure.into_setup_error(operation)),
+        }
+        let deleted = nft::run(&["delete", "table", "ip", name], "");
+        deleted.map(drop).map_err(|failure| failure.into_setup_error(operation))
+    }
+
     /// Makes one that nobody owns.
     pub(super) fn install_plain(settings: &DivertSettings) -> Result<Table, SetupError> {
         let (name, stamp) = (settings.table_name(), new_stamp());
