@@ -10,6 +10,7 @@
 
 /// The one's-complement sum of `bytes` as big-endian 16-bit words, folded; an odd last byte counts as a word's upper
 /// half. Bytes that include a valid checksum sum to 0xFFFF. Right for up to 16 GiB.
+#[inline]
 pub fn sum(bytes: &[u8]) -> u16 {
     // RFC 1071, section 2 (B): the sum does not depend on the byte order, except that its own bytes come out swapped.
     // So add native words, as wide as the compiler cares to make them, and swap once. Carries collect in the upper
@@ -31,11 +32,13 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 
 /// The checksum after a 16-bit word that it covers changed from `old` to `new`: RFC 1624, equation 3,
 /// `HC' = ~(~HC + ~m + m')`.
+#[inline]
 pub fn update(check: u16, old: u16, new: u16) -> u16 {
-    !fold(u64::from(!check) + u64::from(!old) + u64::from(new))
+    !add(add(!check, !old), new)
 }
 
 /// The checksum after a 32-bit field (an address), aligned to 16 bits, changed from `old` to `new`.
+#[inline]
 pub fn update_u32(check: u16, old: u32, new: u32) -> u16 {
     // A 32-bit word is congruent to the sum of its halves modulo 65,535, so it need not be taken apart.
     !fold(u64::from(!check) + u64::from(!old) + u64::from(new))
@@ -43,18 +46,26 @@ pub fn update_u32(check: u16, old: u32, new: u32) -> u16 {
 
 /// The checksum after fields that it covers, aligned to 16 bits, changed, given the sum of their old values and the sum of
 /// their new ones as numbers, each below 2^33.
+#[inline]
 pub fn update_sums(check: u16, old: u64, new: u64) -> u16 {
     // The negative of a number of 48 bits, in one's complement.
     !fold(u64::from(!check) + (0xFFFF_FFFF_FFFF - old) + new)
 }
 
-/// Adds the carries back in until none is left. Zero only for zero.
+/// Adds in one's complement: the carry comes back in at the other end. Zero only for zeros.
+#[inline]
+fn add(one: u16, other: u16) -> u16 {
+    let (sum, carry) = one.overflowing_add(other);
+    sum + u16::from(carry) // with a carry the sum is 0xFFFE at most
+}
+
+/// The sum of a number's 16-bit words. Zero only for zero.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "takes words apart")]
 fn fold(total: u64) -> u16 {
-    let total = (total & 0xFFFF_FFFF) + (total >> 32); // at most 33 bits
-    let total = (total & 0xFFFF) + (total >> 16); // at most 18 bits
-    let total = (total & 0xFFFF) + (total >> 16); // at most 0x1_0000
-    let total = (total & 0xFFFF) + (total >> 16);
-    (total & 0xFFFF) as u16
+    let (half, carry) = (total as u32).overflowing_add((total >> 32) as u32);
+    let half = half + u32::from(carry); // as in `add`
+    add(half as u16, (half >> 16) as u16)
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ mod sources;
 mod tests;
 mod validate;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub struct Config {
     pub remotes: Remotes,
     /// What each client may do.
     pub limits: ClientLimits,
+    /// How the running gateway is looked at.
+    pub observe: Observe,
 }
 
 /// Table `inside`: the TUN device and what is led into it.
@@ -116,6 +119,8 @@ pub struct Run {
     pub fall_through: FallThrough,
     /// Whether the process that moves the packets gives up all else.
     pub sandbox: bool,
+    /// How long a worker looks for the next packet before it sleeps, in microseconds.
+    pub busy_poll_us: u32,
 }
 
 /// Table `mapping`: the life of a mapping.
@@ -144,6 +149,27 @@ pub struct Echo {
     pub table_words: u32,
 }
 
+/// Table `observe`: how the running gateway is looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Observe {
+    /// Where the control socket is.
+    pub control: ControlSocket,
+    /// Where scrapers and health checks connect to; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where the control socket is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ControlSocket {
+    /// In the run directory, under the TUN device's name.
+    #[default]
+    ByDevice,
+    /// Here.
+    At(PathBuf),
+    /// There is none.
+    Nowhere,
+}
+
 impl Default for Inside {
     fn default() -> Inside {
         Inside {
@@ -170,6 +196,7 @@ impl Default for Run {
             io: Backend::default(),
             fall_through: FallThrough::default(),
             sandbox: true,
+            busy_poll_us: 0,
         }
     }
 }

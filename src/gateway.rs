@@ -17,12 +17,15 @@
 
 mod holding;
 mod kept;
+mod observer;
+mod pulse;
 
+use std::iter;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -32,7 +35,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::error::SetupError;
-use crate::host::addresses::{AddressWatch, Change};
+use crate::host::addresses::{AddressWatch, Change, Follow};
 use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertSettings};
@@ -45,9 +48,12 @@ use crate::metrics::{Counters, Snapshot};
 use crate::proxy::{Found, Handle, IdentPolicy, Proxy, Settings, Sizes};
 use crate::state::{self, State};
 use crate::table::addresses::Addresses;
-use crate::worker::{Inbox, Post, Worker};
+use crate::worker::{Basin, Inbox, Post, Tap, Worker};
 pub use holding::Holding;
 pub use kept::Kept;
+use observer::Observed;
+pub use observer::Observer;
+pub use pulse::{PULSE_INTERVAL, Pulse, Still};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
@@ -60,7 +66,6 @@ const CLIENT_PATH_MTU: usize = 576;
 /// A gateway that is serving.
 #[derive(Debug)]
 pub struct Gateway {
-    description: String,
     counters: Arc<Counters>,
     faults: Receiver<SetupError>,
     stop: Arc<AtomicBool>,
@@ -71,6 +76,7 @@ pub struct Gateway {
     state: Option<(State, Monotonic)>,
     divert: Option<Divert>,
     addresses: Option<AddressWatch>,
+    observer: Observer,
 }
 
 /// A worker's thread.
@@ -90,7 +96,9 @@ struct Crew {
     handle: Handle,
     post: Post,
     counters: Arc<Counters>,
+    tap: Tap,
     fall_through: FallThrough,
+    busy_poll: Duration,
     clock: Monotonic,
     stop: Arc<AtomicBool>,
 }
@@ -167,8 +175,9 @@ impl Gateway {
         let send = holding.senders()?;
         let mut gateway = Gateway::serve(&config, engine, &proxy, holding, Monotonic::new())?;
         let watched = config.outside.addresses.clone();
-        let follow = move |change| follow(proxy.addresses(), &send, change);
-        gateway.addresses = Some(AddressWatch::start(watched, follow_default, follow)?);
+        let act = move |change| act_on(proxy.addresses(), &send, change);
+        let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
+        gateway.addresses = Some(AddressWatch::start(watched, follow, act)?);
         if !config.inside.divert.is_empty() {
             gateway.divert = Some(Divert::install(&divert_settings(&config))?);
         }
@@ -219,10 +228,25 @@ impl Gateway {
     ) -> Result<Gateway, SetupError> {
         let cpus = cpus::allowed()?;
         let workers = holding.workers();
+        let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
+        let counters = Arc::new(Counters::new(workers, 1 + config.limits.overrides.len()));
+        let basin = Basin::new();
+        let observer = Observer::from(Observed {
+            description: description(config, engine),
+            engine,
+            device: config.inside.device.clone(),
+            counters: Arc::clone(&counters),
+            wakers: wakers.clone(),
+            basin: basin.clone(),
+            classes: classes(config),
+            sizes: proxy.sizes(),
+            receivers: Mutex::default(),
+            started: Instant::now(),
+        });
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
-            description: description(config, engine),
-            counters: Arc::new(Counters::new(workers, 1 + config.limits.overrides.len())),
+            counters,
+            observer,
             faults,
             stop: Arc::new(AtomicBool::new(false)),
             workers: Vec::with_capacity(workers),
@@ -234,10 +258,10 @@ impl Gateway {
         if workers > cpus.len() {
             tracing::warn!(workers, cpus = cpus.len(), "more workers than CPUs: some share one");
         }
-        let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let posts = Post::ring(&wakers);
         let sizes = io::Sizes::for_mtu(config.inside.mtu);
         for (number, (ports, post)) in holding.into_ports(wakers, sizes).into_iter().zip(posts).enumerate() {
+            gateway.observer.add_receiver(ports.receive.try_clone()?);
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
             gateway.spawn(
                 Crew {
@@ -248,7 +272,9 @@ impl Gateway {
                     handle,
                     post,
                     counters: Arc::clone(&gateway.counters),
+                    tap: Tap::new(&basin, number),
                     fall_through: config.run.fall_through,
+                    busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
                     clock,
                     stop: Arc::clone(&gateway.stop),
                 },
@@ -290,7 +316,12 @@ impl Gateway {
 
     /// The one line that says what it serves.
     pub fn description(&self) -> &str {
-        &self.description
+        self.observer.description()
+    }
+
+    /// A handle to look at it by.
+    pub fn observer(&self) -> Observer {
+        self.observer.clone()
     }
 
     /// The counters' sum now.
@@ -316,6 +347,7 @@ impl Gateway {
 
     fn end_workers(&mut self) {
         drop(self.addresses.take());
+        self.observer.release();
         // Release: pairs with the workers' Acquire.
         self.stop.store(true, Ordering::Release);
         for running in &self.workers {
@@ -371,7 +403,9 @@ impl Crew {
     ) -> Result<(), SetupError> {
         let mut pin = Pin::new(self.number, self.cpu);
         let io = open(self.ports)?;
-        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through);
+        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through)
+            .with_busy_poll(self.busy_poll)
+            .seen_through(self.tap);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         // Acquire: pairs with the Release of `end_workers`.
@@ -489,8 +523,14 @@ fn divert_settings(config: &Config) -> DivertSettings {
     }
 }
 
+/// The classes of clients by their numbers, as the policy has them.
+fn classes(config: &Config) -> Vec<String> {
+    let exceptions = config.limits.overrides.iter().map(|exception| exception.prefix.to_string());
+    iter::once("everybody".to_owned()).chain(exceptions).collect()
+}
+
 /// Acts on a change of the host's addresses. `send`: each worker's send sockets, by the addresses' numbers.
-fn follow(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) {
+fn act_on(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) -> Result<(), SetupError> {
     match change {
         Change::Lost(number, address) => {
             tracing::warn!(%address, "the host has this outside address no more: its mappings end");
@@ -500,17 +540,26 @@ fn follow(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) {
             tracing::info!(%address, "the host has this outside address again");
             addresses.set_lost(number, false);
         }
+        Change::Unfit(_, address) => tracing::error!(
+            %address,
+            remedy = "name the address that pings are to leave from: --outside, or outside.addresses",
+            "the default route's source is among the clients' addresses: pings do not leave from it"
+        ),
         Change::Replaced(number, address) => {
             let sockets = send.iter().filter_map(|sockets| sockets.get(usize::from(number)));
             let rebound: Result<Vec<()>, _> = sockets.map(|socket| socket.rebind(address)).collect();
-            match rebound {
-                Ok(_) => tracing::info!(%address, "the default route has another source: pings leave from it now"),
-                Err(error) => tracing::error!(%error, "the default route has another source"),
+            if let Err(error) = rebound {
+                // Some may leave by the old way and some by the new: none leaves, until all are bound.
+                addresses.set_lost(number, true);
+                tracing::error!(%error, "the default route has another source; it is tried again in a second");
+                return Err(error);
             }
+            tracing::info!(%address, "the default route has another source: pings leave from it now");
             addresses.replace(number, address);
             addresses.set_lost(number, false);
         }
     }
+    Ok(())
 }
 
 fn description(config: &Config, engine: Engine) -> String {
@@ -535,6 +584,42 @@ fn description(config: &Config, engine: Engine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::scene::{OUTSIDE, Scene};
+    use crate::io::raw::SOCKET_BUFFER_BYTES;
+    use crate::policy::Prefix;
+    use crate::proxy::Outbound;
+    use crate::wire::build;
+
+    /// An address that is gone again when the sockets are to be bound to it, for one; and one that stays.
+    #[test]
+    fn while_a_socket_cannot_be_bound_anew_no_ping_leaves_and_then_from_the_new_address() {
+        Scene::new().at_gateway(|| {
+            let other = Ipv4Addr::new(198, 18, 0, 99);
+            let proxy = Proxy::new(&Settings::new(vec![Prefix::host(Ipv4Addr::new(10, 66, 0, 2))], vec![OUTSIDE]));
+            let proxy = proxy.expect("they are possible");
+            let open = |_| vec![SendSocket::open(OUTSIDE, SOCKET_BUFFER_BYTES).expect("run as root")];
+            let send: Vec<Vec<SendSocket>> = (0..2).map(open).collect();
+            let mut handle = proxy.handle(0).expect("nobody has it");
+            let mut ask = || {
+                let (client, remote) = (Ipv4Addr::new(10, 66, 0, 2), Ipv4Addr::new(198, 18, 0, 2));
+                let mut packet = build::echo_request(client, remote, 1, 1, 64, b"payload");
+                let now = crate::clock::Instant::START;
+                let mut batch = handle.batch(now);
+                // A mapping on a lost address ends first.
+                batch.expire();
+                let forwarded = matches!(batch.outbound(&mut packet), Outbound::Forward { .. });
+                forwarded.then(|| packet[12..16].to_vec())
+            };
+            assert_eq!(ask(), Some(OUTSIDE.octets().to_vec()));
+            assert!(act_on(proxy.addresses(), &send, Change::Replaced(0, other)).is_err(), "the host does not have it");
+            assert_eq!(ask(), None);
+            let added =
+                std::process::Command::new("ip").args(["address", "add", "198.18.0.99/32", "dev", "w0"]).status();
+            assert!(added.expect("iproute2 is installed").success());
+            act_on(proxy.addresses(), &send, Change::Replaced(0, other)).expect("it has it now");
+            assert_eq!(ask(), Some(other.octets().to_vec()));
+        });
+    }
 
     #[test]
     fn a_worker_that_fails_or_panics_is_heard_of_and_one_that_ends_well_is_not() {

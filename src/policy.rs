@@ -182,10 +182,26 @@ impl From<Limits> for Allowance {
 /// A class of clients: 0 is everybody, 1 and up the overrides in their order.
 pub type Class = usize;
 
+/// The addresses of one of the clients' prefixes, as each packet needs them.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    first: u32,
+    mask: u32,
+    /// How many addresses the prefixes before it have.
+    before: u64,
+}
+
+impl Range {
+    #[inline]
+    fn contains(self, address: Ipv4Addr) -> bool {
+        u32::from(address) & self.mask == self.first
+    }
+}
+
 /// Who may ping whom, and how much.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    clients: Vec<Prefix>,
+    clients: Vec<Range>,
     everybody: Allowance,
     overrides: Vec<Override>,
     remotes: Remotes,
@@ -194,11 +210,22 @@ pub struct Policy {
 impl Policy {
     /// The policy for these clients.
     pub fn new(clients: &[Prefix], everybody: Allowance, overrides: &[Override], remotes: Remotes) -> Policy {
-        Policy { clients: clients.to_vec(), everybody, overrides: overrides.to_vec(), remotes }
+        let mut before = 0;
+        let ranges = clients.iter().map(|prefix| {
+            let range = Range { first: prefix.address.into(), mask: mask(prefix.length), before };
+            before += prefix.addresses();
+            range
+        });
+        Policy { clients: ranges.collect(), everybody, overrides: overrides.to_vec(), remotes }
     }
 
     /// What the client may do, and in which class it is: the longest prefix decides.
+    #[inline]
     pub fn allowance(&self, client: Ipv4Addr) -> (Class, &Allowance) {
+        if self.overrides.is_empty() { (0, &self.everybody) } else { self.special_allowance(client) }
+    }
+
+    fn special_allowance(&self, client: Ipv4Addr) -> (Class, &Allowance) {
         let of_client = self.overrides.iter().enumerate().filter(|(_, special)| special.prefix.contains(client));
         of_client
             .max_by_key(|(_, special)| special.prefix.length())
@@ -207,39 +234,40 @@ impl Policy {
 
     /// How many addresses clients can have.
     pub fn client_addresses(&self) -> u64 {
-        self.clients.iter().map(|prefix| prefix.addresses()).sum()
+        self.clients.iter().map(|range| u64::from(!range.mask) + 1).sum()
     }
 
-    /// The place of a client among all clients' addresses; 0 for an address that is no client's.
+    /// The place of a client among all clients' addresses; `None` for an address that is no client's.
+    #[inline]
+    pub fn place_of(&self, client: Ipv4Addr) -> Option<u64> {
+        let range = self.clients.iter().find(|range| range.contains(client))?;
+        Some(range.before + u64::from(u32::from(client) - range.first))
+    }
+
+    /// As `place_of`, with 0 for an address that is no client's.
     pub fn place(&self, client: Ipv4Addr) -> u64 {
-        let mut before = 0;
-        for prefix in &self.clients {
-            if prefix.contains(client) {
-                return before + u64::from(u32::from(client) - u32::from(prefix.address()));
-            }
-            before += prefix.addresses();
-        }
-        0
+        self.place_of(client).unwrap_or(0)
     }
 
     /// Whether the address is among the clients' own.
+    #[inline]
     pub fn is_inside(&self, address: Ipv4Addr) -> bool {
-        self.clients.iter().any(|prefix| prefix.contains(address))
+        self.clients.iter().any(|range| range.contains(address))
     }
 
-    /// Whether an echo request from `source` to `remote` may be forwarded by a gateway with addresses of its `own`.
-    pub fn check(&self, source: Ipv4Addr, remote: Ipv4Addr, own: &Addresses) -> Result<(), Refusal> {
-        if own.number_of(source).is_some() {
+    /// Whether an echo request from `source` to `remote` may be forwarded by a gateway with addresses of its `own`: then the
+    /// client's place ([`Policy::place_of`]).
+    #[inline]
+    pub fn check(&self, source: Ipv4Addr, remote: Ipv4Addr, own: &Addresses) -> Result<u64, Refusal> {
+        if own.has(source) {
             return Err(Refusal::OwnSource);
         }
-        if !self.is_inside(source) {
-            return Err(Refusal::NotClient);
-        }
-        if own.number_of(remote).is_some() {
+        let place = self.place_of(source).ok_or(Refusal::NotClient)?;
+        if own.has(remote) {
             return Err(Refusal::OwnRemote);
         }
         match self.remotes.standing(remote) {
-            Standing::Allowed => Ok(()),
+            Standing::Allowed => Ok(place),
             Standing::Denied => Err(Refusal::Denied),
             Standing::Never => Err(Refusal::Remote),
         }
@@ -299,8 +327,8 @@ mod tests {
         let client = Ipv4Addr::new(10, 66, 0, 2);
         let addresses = Addresses::new(&[own]);
         let check = |source, remote| policy.check(source, remote, &addresses);
-        assert_eq!(check(client, remote), Ok(()));
-        assert_eq!(check(Ipv4Addr::new(192, 168, 7, 9), remote), Ok(()));
+        assert_eq!(check(client, remote), Ok(2));
+        assert_eq!(check(Ipv4Addr::new(192, 168, 7, 9), remote), Ok(256 + 9));
         assert_eq!(check(Ipv4Addr::new(10, 66, 1, 2), remote), Err(Refusal::NotClient));
         assert_eq!(check(own, remote), Err(Refusal::OwnSource));
         assert_eq!(check(client, own), Err(Refusal::OwnRemote));
@@ -331,6 +359,8 @@ mod tests {
         assert_eq!(policy.place(Ipv4Addr::new(10, 66, 0, 255)), 255);
         assert_eq!(policy.place(Ipv4Addr::new(192, 168, 7, 0)), 256);
         assert_eq!(policy.place(Ipv4Addr::new(192, 168, 7, 3)), 259);
+        let stranger = Ipv4Addr::new(192, 168, 7, 4);
+        assert_eq!((policy.place_of(stranger), policy.place(stranger)), (None, 0));
         assert_eq!(prefix("0.0.0.0/0").addresses(), 1 << 32);
     }
 

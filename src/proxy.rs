@@ -26,6 +26,7 @@ mod settings;
 mod verdict;
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -61,6 +62,9 @@ pub const CREATIONS_MAX: usize = 32;
 
 /// The longest that a batch may take. A hold-down exceeds an echo's longest life by two of them.
 pub const BATCH_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// Into so many ranges the identifications are divided that handles which only receive give.
+const RECEIVER_RANGES: usize = 4;
 
 /// The well-known port of DNS (RFC 1035, section 4.2).
 const DNS_PORT: u16 = 53;
@@ -103,6 +107,8 @@ pub struct Proxy {
     echoes: Echoes,
     lifetimes: Lifetimes,
     echo_timeout: Duration,
+    /// How many handles that only receive there have been.
+    receivers: AtomicUsize,
     /// What a handle is made of, until it is taken.
     owners: Mutex<Vec<Option<Owner>>>,
 }
@@ -271,6 +277,7 @@ impl Proxy {
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
+            receivers: AtomicUsize::new(0),
             owners: Mutex::new(owners),
         };
         Ok((Arc::new(proxy), recovered))
@@ -286,9 +293,15 @@ impl Proxy {
     }
 
     /// A handle for a thread that only receives: it owns no idents, so it makes no mappings and has nothing to expire.
-    /// As many as there are such threads; they do not count as [`Settings::workers`].
+    /// As many as there are such threads; they do not count as [`Settings::workers`]. Of four that are asked for one after the
+    /// other none gives a reply that has to be cut for its client the identification of another's; with more of them two may,
+    /// and the client then loses both replies now and then.
     pub fn receiver(self: &Arc<Proxy>) -> Handle {
-        Handle { proxy: Arc::clone(self), owner: self.owner_of_nothing(), worker: None }
+        let mut owner = self.owner_of_nothing();
+        // Relaxed: the numbers need to differ and nothing else.
+        let range = self.receivers.fetch_add(1, Ordering::Relaxed) % RECEIVER_RANGES;
+        owner.identifications = Identifications::new(range, RECEIVER_RANGES, &mut idents::generator(None));
+        Handle { proxy: Arc::clone(self), owner, worker: None }
     }
 
     fn owner_of_nothing(&self) -> Owner {
@@ -348,7 +361,9 @@ impl Proxy {
         self.mappings.addresses.number_of(address)
     }
 
-    fn may_ping(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<(), Refusal> {
+    /// The client's place, if it may ping the remote.
+    #[inline]
+    fn may_ping(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<u64, Refusal> {
         self.policy.check(source, remote, &self.mappings.addresses)
     }
 }
@@ -460,7 +475,7 @@ impl Batch<'_> {
             Err(malformed) => return Outbound::Drop(malformed.into()),
         };
         match self.business(&packet) {
-            Ok(Business::Request) => self.judge_request(&mut packet, asked),
+            Ok(Business::Request { place }) => self.judge_request(&mut packet, place, asked),
             Ok(Business::Fragment) => self.outbound_fragment(&mut packet),
             Ok(Business::Others(passing)) => Outbound::FallThrough(passing),
             Err(reason @ Reason::RemoteDenied) => self.refuse(packet.source(), reason),
@@ -468,13 +483,13 @@ impl Batch<'_> {
         }
     }
 
-    /// Admits a request that may leave, and rewrites it: a whole one, or its first fragment.
-    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, asked: Asked) -> Outbound {
+    /// Admits a request that may leave, of the client at `place`, and rewrites it: a whole one, or its first fragment.
+    fn judge_request(&mut self, packet: &mut Ipv4<&mut [u8]>, place: u64, asked: Asked) -> Outbound {
         let (client, remote) = (packet.source(), packet.destination());
         let length = packet.total_len();
         let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Outbound::Drop(Reason::IcmpTruncated) };
 
-        let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
+        let line = self.proxy.mappings.clients.index(place);
         let asker = Asker { client, line, client_ident: echo.ident() };
         let live = self.proxy.mappings.find(client, asker.client_ident, &self.guard);
         match live {
@@ -509,6 +524,7 @@ impl Batch<'_> {
     }
 
     /// What keeps this batch from making a mapping, if anything does.
+    #[inline(never)]
     fn before_making(&self, asker: Asker, asked: Asked) -> Option<Outbound> {
         if self.creations_left == 0 {
             return Some(Outbound::Later);
@@ -527,6 +543,7 @@ impl Batch<'_> {
     }
 
     /// Makes the packet one of the gateway's own: under its address and, where it needs one, an identification.
+    #[inline]
     fn leave_from(&self, packet: &mut Ipv4<&mut [u8]>, address: u8, identification: Option<u16>) {
         let source = self.proxy.mappings.addresses.get(address).unwrap_or(Ipv4Addr::UNSPECIFIED);
         match identification {
@@ -538,6 +555,7 @@ impl Batch<'_> {
         }
     }
 
+    #[cold]
     fn refuse(&self, client: Ipv4Addr, reason: Reason) -> Outbound {
         let clients = &self.proxy.mappings.clients;
         let tell = clients.may_be_told(clients.index(self.proxy.policy.place(client)), self.now);
@@ -546,6 +564,7 @@ impl Batch<'_> {
     }
 
     /// Whose business the packet is, or why it goes nowhere.
+    #[inline]
     fn business(&self, packet: &Ipv4<&mut [u8]>) -> Result<Business, Reason> {
         if transport::destination_port(packet) == Some(DNS_PORT) {
             return Ok(Business::Others(Passing::Dns));
@@ -563,7 +582,7 @@ impl Batch<'_> {
             return Ok(Business::Fragment);
         }
         match Echo::check(packet.payload()).map(|echo| echo.kind()) {
-            Ok(EchoKind::Request) => self.may_leave(packet).map(|()| Business::Request),
+            Ok(EchoKind::Request) => self.may_leave(packet).map(|place| Business::Request { place }),
             Err(icmpv4::Malformed::Truncated) => Err(Reason::IcmpTruncated),
             Ok(EchoKind::Reply) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => {
                 Ok(Business::Others(Passing::NotEchoRequest))
@@ -571,8 +590,9 @@ impl Batch<'_> {
         }
     }
 
-    /// Whether an echo request, or a fragment of one, may go outside.
-    fn may_leave(&self, packet: &Ipv4<&mut [u8]>) -> Result<(), Reason> {
+    /// Whether an echo request, or a fragment of one, may go outside: then its client's place.
+    #[inline]
+    fn may_leave(&self, packet: &Ipv4<&mut [u8]>) -> Result<u64, Reason> {
         // The kernel writes a new header checksum when it sends: a damaged header must not leave as an intact one.
         if !packet.header_is_intact() {
             return Err(Reason::HeaderChecksum);
@@ -588,6 +608,7 @@ impl Batch<'_> {
     }
 
     /// Charges the client for the packet; then its live mapping, or a new one.
+    #[inline]
     fn admit(
         &mut self,
         live: Option<SlotIndex>,
@@ -601,6 +622,12 @@ impl Batch<'_> {
             mappings.slots.touch(index, self.now);
             return Ok(index);
         }
+        self.make(asker, allowance)
+    }
+
+    #[inline(never)]
+    fn make(&mut self, asker: Asker, allowance: &Allowance) -> Result<SlotIndex, Reason> {
+        let mappings = &self.proxy.mappings;
         let choose = |pairing| self.proxy.choose(asker.client, pairing);
         let address = mappings.clients.enter(asker.line, allowance, self.now, choose)?;
         self.creations_left -= 1;
@@ -626,6 +653,7 @@ impl Batch<'_> {
     }
 
     /// Addresses what came from outside to the client, over one more hop.
+    #[inline]
     fn readdress(&mut self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
         packet.set_destination(client);
         if self.proxy.ttl == Ttl::Decrement {
@@ -641,6 +669,7 @@ impl Batch<'_> {
     }
 
     /// Whose outstanding echo the packet answers; that echo is used up.
+    #[inline]
     fn answered(&self, packet: &Ipv4<&mut [u8]>) -> Result<Receiver, Reason> {
         if packet.protocol() != ipv4::ICMP {
             return Err(Reason::NotEchoReply);
@@ -792,8 +821,8 @@ enum Asked {
 
 /// Whose business an outbound packet is.
 enum Business {
-    /// A whole echo request that may leave.
-    Request,
+    /// A whole echo request that may leave, of the client at this place.
+    Request { place: u64 },
     /// A fragment of ICMP: of what, only the first tells.
     Fragment,
     /// Somebody else's.

@@ -1,7 +1,8 @@
 //! A worker: one thread, one way to both sides, one handle of the proxy. It turns:
 //!
 //! ```text
-//! wait      submits what the last turn queued, sleeps until something happens, reaps
+//! wait      submits what the last turn queued, sleeps until something happens, reaps (it may be told to look for a while
+//!           before it sleeps)
 //! settle    sends that ended: count; one that failed withdraws its echo
 //! inbound   frames from outside -> proxy -> the TUN, or dropped
 //! outbound  frames from inside  -> proxy -> outside, or back to the TUN, or dropped
@@ -32,14 +33,17 @@
 
 mod cut;
 mod post;
+mod tap;
 
 use std::collections::VecDeque;
+use std::hint;
 use std::mem;
 use std::time::Duration;
 
 use self::cut::{Narrow, PIECES_MAX};
 use self::post::{INBOX_MAX, Parcel};
 pub use self::post::{Inbox, Post};
+pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Subject, Tap, Trace};
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
 use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
@@ -86,6 +90,8 @@ pub struct Worker<'c, I> {
     handle: Handle,
     counters: &'c WorkerCounters,
     fall_through: FallThrough,
+    /// How long after the last event the next one is looked for without sleeping.
+    busy_poll: Duration,
     post: Post,
     events: Events,
     /// With how many other workers had no ident for it.
@@ -95,6 +101,7 @@ pub struct Worker<'c, I> {
     /// Room for what is cut off one packet.
     pieces: Vec<Frame>,
     narrow: Narrow,
+    tap: Tap,
     /// In flight, and no packets that came in: errors of our own (their packets have been dropped), pieces of others.
     originated: usize,
     cut_off: usize,
@@ -114,15 +121,29 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             handle,
             counters,
             fall_through,
+            busy_poll: Duration::ZERO,
             post,
             events: Events::with_capacity(),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             early: VecDeque::with_capacity(EARLY_MAX),
             pieces: Vec::with_capacity(PIECES_MAX),
             narrow: [(u16::MAX, Instant::START); ADDRESSES_MAX],
+            tap: Tap::new(&Basin::new(), 0),
             originated: 0,
             cut_off: 0,
         }
+    }
+
+    /// The same, seen through this tap.
+    #[must_use]
+    pub fn seen_through(self, tap: Tap) -> Worker<'c, I> {
+        Worker { tap, ..self }
+    }
+
+    /// The same, but before it sleeps it looks for this long, again and again, whether something has happened: being woken
+    /// takes longer than that, and the core is not given away.
+    pub fn with_busy_poll(self, busy_poll: Duration) -> Worker<'c, I> {
+        Worker { busy_poll, ..self }
     }
 
     /// One turn. Sleeps at most `sleep_max`, and no longer than the tables allow.
@@ -134,9 +155,30 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         } else {
             Some(Duration::ZERO)
         };
-        self.io.wait(&mut self.events, sleep)?;
+        if !self.happens_soon(clock, sleep)? {
+            self.io.wait(&mut self.events, sleep)?;
+        }
         self.process(clock.now());
         Ok(())
+    }
+
+    /// Waits without sleeping, for `busy_poll` at most. Whether something has happened.
+    fn happens_soon(&mut self, clock: &impl Clock, sleep: Option<Duration>) -> Result<bool, SetupError> {
+        let spin = sleep.map_or(self.busy_poll, |sleep| sleep.min(self.busy_poll));
+        if spin.is_zero() {
+            return Ok(false);
+        }
+        let until = clock.now() + spin;
+        loop {
+            self.io.wait(&mut self.events, Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                return Ok(true);
+            }
+            if clock.now() >= until {
+                return Ok(false);
+            }
+            hint::spin_loop();
+        }
     }
 
     /// Lets what is in flight come back. What still arrives meanwhile is given up, by name.
@@ -160,6 +202,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
     }
 
     fn process(&mut self, now: Instant) {
+        self.tap.begin_turn(now);
         let mut turn = Turn {
             batch: self.handle.batch(now),
             io: &mut self.io,
@@ -170,6 +213,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             early: &mut self.early,
             pieces: &mut self.pieces,
             narrow: &mut self.narrow,
+            tap: &mut self.tap,
             originated: &mut self.originated,
             cut_off: &mut self.cut_off,
         };
@@ -234,6 +278,7 @@ struct Turn<'t, I> {
     early: &'t mut VecDeque<(Frame, Instant)>,
     pieces: &'t mut Vec<Frame>,
     narrow: &'t mut Narrow,
+    tap: &'t mut Tap,
     originated: &'t mut usize,
     cut_off: &'t mut usize,
 }
@@ -275,7 +320,9 @@ impl<I: PacketIo> Turn<'_, I> {
 
     fn inbound(&mut self, mut frame: Frame) {
         self.counters.outside_in.count(frame.len());
-        match self.batch.inbound(&mut frame) {
+        let verdict =
+            if self.tap.picks_inbound(&frame) { self.inbound_seen(&mut frame) } else { self.batch.inbound(&mut frame) };
+        match verdict {
             Inbound::Deliver { length, .. } => {
                 self.counters.outstanding.sub(1);
                 frame.truncate(length);
@@ -299,8 +346,28 @@ impl<I: PacketIo> Turn<'_, I> {
     }
 
     fn outbound(&mut self, mut frame: Frame) {
-        let verdict = self.batch.outbound(&mut frame);
+        let verdict =
+            if self.tap.picks_outbound() { self.outbound_seen(&mut frame) } else { self.batch.outbound(&mut frame) };
         self.carry_out(verdict, frame, 0);
+    }
+
+    /// Judges a packet that others are to see.
+    #[cold]
+    fn outbound_seen(&mut self, frame: &mut Frame) -> Outbound {
+        let seen = self.tap.look_outbound(frame);
+        let verdict = self.batch.outbound(frame);
+        if let Some(seen) = seen {
+            self.tap.note_outbound(seen, &verdict, frame, self.batch.now(), self.counters);
+        }
+        verdict
+    }
+
+    #[cold]
+    fn inbound_seen(&mut self, frame: &mut Frame) -> Inbound {
+        let seen = self.tap.look_inbound(frame);
+        let verdict = self.batch.inbound(frame);
+        self.tap.note_inbound(seen, &verdict, self.batch.now(), self.counters);
+        verdict
     }
 
     /// Does with an outbound packet what the proxy says. `refusals`: how many other workers had no ident for it.
@@ -345,11 +412,16 @@ impl<I: PacketIo> Turn<'_, I> {
     }
 
     fn judge(&mut self, frame: &mut Frame, refusals: usize) -> Outbound {
-        match refusals {
+        let seen = self.tap.look_again(frame);
+        let verdict = match refusals {
             0 => self.batch.outbound(frame),
             some if some < self.post.workers() => self.batch.outbound_again(frame),
             _ => self.batch.outbound_at_last(frame),
+        };
+        if let Some(seen) = seen {
+            self.tap.note_outbound(seen, &verdict, frame, self.batch.now(), self.counters);
         }
+        verdict
     }
 
     /// To the next worker, or, if all have been asked, judged here at last.

@@ -2,22 +2,38 @@
 
 use std::fs;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{print, totals};
 use crate::error::SetupError;
+use crate::host::sandbox;
 use crate::keeper;
 
-pub(super) fn run() -> Result<ExitCode, SetupError> {
-    // A supervisor that asks every process of a gateway to end means the keeper, which tells this one when it is time.
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, std::sync::Arc::default())
-            .map_err(|cause| SetupError::caused("signals cannot be watched", cause))?;
-    }
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Keep the privileges of who started it
+    #[arg(long)]
+    no_sandbox: bool,
+}
+
+/// Before anything else, and before any thread: the name, and no privileges.
+pub(super) fn begin(arguments: &Arguments) -> Result<(), SetupError> {
     // It was started by a name that says nothing (/proc/self/exe): this is what `top` shows. It is for people only.
     let _ = fs::write("/proc/self/comm", "echogate-packet");
-    Ok(match keeper::serve() {
+    // What the kernel's Landlock lacks is lacking on every start: no reason to say so on each.
+    if arguments.no_sandbox { Ok(()) } else { sandbox::give_up_privileges().map(drop) }
+}
+
+pub(super) fn run(log_lines_lost: Arc<AtomicU64>) -> Result<ExitCode, SetupError> {
+    // A supervisor that asks every process of a gateway to end means the keeper, which tells this one when it is time.
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::default())
+            .map_err(|cause| SetupError::caused("signals cannot be watched", cause))?;
+    }
+    Ok(match keeper::serve(log_lines_lost) {
         Some(snapshot) => {
             print(&totals::table(&snapshot));
             ExitCode::SUCCESS

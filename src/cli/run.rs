@@ -34,7 +34,7 @@ pub(super) struct Arguments {
     no_sandbox: bool,
 }
 
-pub(super) fn run(arguments: &Arguments, log: Option<&str>) -> Result<ExitCode, SetupError> {
+pub(super) fn run(arguments: &Arguments, log: Vec<String>) -> Result<ExitCode, SetupError> {
     let mut source = arguments.flags.source()?;
     if arguments.no_sandbox {
         source.flags.push(("run.sandbox".to_owned(), "off".to_owned()));

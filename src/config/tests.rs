@@ -69,6 +69,7 @@ fn every_key_of_a_file_arrives() {
         workers = 3
         io = "syscalls"
         fall_through = "drop"
+        busy_poll_us = 50
         [mapping]
         idle = "90s"
         hold_down = "2m"
@@ -90,6 +91,7 @@ fn every_key_of_a_file_arrives() {
     assert_eq!((config.inside.table, config.inside.rule_priority), (77, 78));
     assert_eq!(config.outside.addresses, [Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 2)]);
     assert_eq!((config.run.workers, config.run.io, config.run.fall_through), (3, Backend::Syscalls, FallThrough::Drop));
+    assert_eq!(config.run.busy_poll_us, 50);
     assert_eq!(
         (config.mapping.idle, config.mapping.hold_down),
         (Duration::from_secs(90), Some(Duration::from_secs(120)))

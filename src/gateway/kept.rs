@@ -4,10 +4,10 @@
 //! diversion. All of it is looked after here while packets are moved elsewhere.
 
 use super::holding::Holding;
-use super::{divert_settings, examine, follow, resolved, settings};
+use super::{act_on, divert_settings, examine, resolved, settings};
 use crate::config::Config;
 use crate::error::SetupError;
-use crate::host::addresses::AddressWatch;
+use crate::host::addresses::{AddressWatch, Follow};
 use crate::host::divert::Divert;
 use crate::state::{Shape, State};
 use crate::table::Storage;
@@ -35,8 +35,9 @@ impl Kept {
         let send = holding.senders()?;
         let tables = state.tables();
         let addresses = Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.lost));
-        let follow = move |change| follow(&addresses, &send, change);
-        let watch = AddressWatch::start(config.outside.addresses.clone(), follow_default, follow)?;
+        let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
+        let act = move |change| act_on(&addresses, &send, change);
+        let watch = AddressWatch::start(config.outside.addresses.clone(), follow, act)?;
         Ok(Kept { config, holding, state, _addresses: watch, divert: None })
     }
 

@@ -4,6 +4,9 @@
 //! lost, one is back, or (where nobody named the addresses) the default route's source is another one now. News only
 //! wakes; the state itself is compared each time, so that a lost event costs nothing.
 //!
+//! A change that whoever is told cannot act on (a socket that cannot be bound anew, say) is told again a second later, and until it
+//! is acted on. An address among the clients' is nobody's to follow to: the gateway would take its own pings for a client's.
+//!
 //! An address counts as the host's if the kernel takes it for local, by an address of a device or by a local route (AnyIP). Where
 //! the default route goes altogether the address stays: the kernel says by itself that there is no way.
 
@@ -17,6 +20,7 @@ use std::time::Duration;
 use super::default_source;
 use super::netlink::{Events, Group, Netlink};
 use crate::error::SetupError;
+use crate::policy::Prefix;
 use crate::sys::poll;
 
 /// News comes in bursts: one look for all of it, at most ten a second.
@@ -34,6 +38,17 @@ pub enum Change {
     Back(u8, Ipv4Addr),
     /// The number stands for this address from now on, which is the host's.
     Replaced(u8, Ipv4Addr),
+    /// The default route's source is this address, which is among the clients': the number stands for what it stood for.
+    Unfit(u8, Ipv4Addr),
+}
+
+/// Whether the first address is the default route's source, and goes with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Follow {
+    /// The addresses were named, and stay.
+    No,
+    /// It goes with it, but to none of these clients'.
+    Except(Vec<Prefix>),
 }
 
 /// The thread, until dropped.
@@ -49,21 +64,24 @@ struct Known {
     netlink: Netlink,
     addresses: Vec<Ipv4Addr>,
     lost: Vec<bool>,
-    follow_default: bool,
+    follow: Follow,
+    /// What has been told of as unfit.
+    unfit: Option<Ipv4Addr>,
 }
 
 impl AddressWatch {
-    /// Watches these addresses in the network namespace of the calling thread, and calls `changed` on a thread of its own.
-    /// `follow_default`: the first is the default route's source, and goes with it.
+    /// Watches these addresses in the network namespace of the calling thread, and calls `changed` on a thread of its own. An
+    /// error from it means that the change has not been acted on.
     pub fn start(
         addresses: Vec<Ipv4Addr>,
-        follow_default: bool,
-        mut changed: impl FnMut(Change) + Send + 'static,
+        follow: Follow,
+        mut changed: impl FnMut(Change) -> Result<(), SetupError> + Send + 'static,
     ) -> Result<AddressWatch, SetupError> {
         let failed = |error| SetupError::caused("watching the outside addresses", error);
         let mut news = Events::open(&[Group::Link, Group::Ipv4Address, Group::Ipv4Route]).map_err(failed)?;
         let lost = vec![false; addresses.len()];
-        let mut known = Known { netlink: Netlink::open().map_err(failed)?, addresses, lost, follow_default };
+        let netlink = Netlink::open().map_err(failed)?;
+        let mut known = Known { netlink, addresses, lost, follow, unfit: None };
         let (stop, stopped) = UnixStream::pair().map_err(failed)?;
         let thread = thread::Builder::new()
             .name("address-watch".to_owned())
@@ -74,7 +92,7 @@ impl AddressWatch {
                     let looked = known.look(&mut changed);
                     retry = looked.is_err().then_some(RETRY);
                     if let Err(error) = looked {
-                        tracing::debug!(%error, "looking at the outside addresses");
+                        tracing::debug!(%error, "looking at the outside addresses, again in a second");
                     }
                 }
             })
@@ -101,20 +119,28 @@ fn wait(news: &mut Events, stopped: &UnixStream, retry: Option<Duration>) -> io:
 }
 
 impl Known {
-    fn look(&mut self, changed: &mut impl FnMut(Change)) -> io::Result<()> {
+    /// Compares what is with what is known, and tells what differs. What could not be told, or acted on, is not known yet.
+    fn look(&mut self, changed: &mut impl FnMut(Change) -> Result<(), SetupError>) -> Result<(), SetupError> {
+        let asking = |error| SetupError::caused("asking the kernel for an address", error);
         for number in 0..self.addresses.len() {
             let Ok(named) = u8::try_from(number) else { break };
-            if let Some(address) = self.successor(number)? {
-                self.addresses[number] = address;
-                self.lost[number] = false;
-                changed(Change::Replaced(named, address));
-                continue;
+            match self.successor(number).map_err(asking)? {
+                Some(address) if !self.is_unfit(address) => {
+                    changed(Change::Replaced(named, address))?;
+                    (self.addresses[number], self.lost[number], self.unfit) = (address, false, None);
+                    continue;
+                }
+                Some(unfit) if self.unfit != Some(unfit) => {
+                    changed(Change::Unfit(named, unfit))?;
+                    self.unfit = Some(unfit);
+                }
+                Some(_) | None => {}
             }
             let address = self.addresses[number];
-            let lost = !self.has(address)?;
+            let lost = !self.has(address).map_err(asking)?;
             if lost != self.lost[number] {
+                changed(if lost { Change::Lost(named, address) } else { Change::Back(named, address) })?;
                 self.lost[number] = lost;
-                changed(if lost { Change::Lost(named, address) } else { Change::Back(named, address) });
             }
         }
         Ok(())
@@ -122,7 +148,7 @@ impl Known {
 
     /// What follows the address of this number, if something does.
     fn successor(&mut self, number: usize) -> io::Result<Option<Ipv4Addr>> {
-        if !self.follow_default || number != 0 {
+        if self.follow == Follow::No || number != 0 {
             return Ok(None);
         }
         let now = default_source().ok().filter(|source| *source != self.addresses[0]);
@@ -131,6 +157,10 @@ impl Known {
             Some(source) if self.has(source)? => Some(source),
             _ => None,
         })
+    }
+
+    fn is_unfit(&self, address: Ipv4Addr) -> bool {
+        matches!(&self.follow, Follow::Except(clients) if clients.iter().any(|clients| clients.contains(address)))
     }
 
     fn has(&mut self, address: Ipv4Addr) -> io::Result<bool> {
@@ -151,13 +181,74 @@ mod tests {
         assert!(done.expect("iproute2 is installed: apt-get install iproute2").success(), "ip {arguments}");
     }
 
+    const CLIENTS: Prefix = Prefix::host(Ipv4Addr::new(10, 66, 0, 1));
+
+    fn told(changed: &mpsc::Sender<Change>, change: Change) -> Result<(), SetupError> {
+        // Nobody listens any more once all that was expected has come.
+        changed.send(change).unwrap_or_default();
+        Ok(())
+    }
+
+    #[test]
+    fn a_change_that_could_not_be_acted_on_is_told_again() {
+        let other = Ipv4Addr::new(198, 18, 0, 99);
+        Scene::new().at_gateway(|| {
+            let (changed, changes) = mpsc::channel();
+            let mut failures = 2;
+            let fail_twice = move |change| {
+                told(&changed, change)?;
+                if failures == 0 {
+                    return Ok(());
+                }
+                failures -= 1;
+                Err(SetupError::new("a socket that cannot be bound anew"))
+            };
+            let watch = AddressWatch::start(vec![OUTSIDE], Follow::Except(vec![CLIENTS]), fail_twice);
+            let watch = watch.expect("it starts");
+            ip("address add 198.18.0.99/32 dev w0");
+            ip("route replace default via 198.18.0.2 src 198.18.0.99");
+            for _ in 0..3 {
+                assert_eq!(changes.recv_timeout(Duration::from_secs(10)), Ok(Change::Replaced(0, other)));
+            }
+            // Acted on, it is known.
+            ip("address del 198.18.0.99/32 dev w0");
+            assert_eq!(changes.recv_timeout(Duration::from_secs(10)), Ok(Change::Lost(0, other)));
+            drop(watch);
+        });
+    }
+
+    #[test]
+    fn nobody_is_followed_to_an_address_among_the_clients() {
+        let clients: Prefix = "198.51.100.0/24".parse().expect("a prefix");
+        let (unfit, other) = (Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(198, 18, 0, 99));
+        Scene::new().at_gateway(|| {
+            let (changed, changes) = mpsc::channel();
+            let send = move |change| told(&changed, change);
+            let watch = AddressWatch::start(vec![OUTSIDE], Follow::Except(vec![clients]), send).expect("it starts");
+            let next = || changes.recv_timeout(Duration::from_secs(10)).expect("a change is noticed");
+            ip("address add 198.51.100.7/32 dev w0");
+            ip("route replace default via 198.18.0.2 src 198.51.100.7");
+            assert_eq!(next(), Change::Unfit(0, unfit));
+            // Said once; what is there still counts.
+            ip("address add 198.18.0.99/32 dev w0");
+            ip("address del 198.18.0.1/24 dev w0");
+            assert_eq!(next(), Change::Lost(0, OUTSIDE));
+            // The route by that network has gone too.
+            ip("address replace 198.18.0.99/24 dev w0");
+            ip("route replace default via 198.18.0.2 src 198.18.0.99");
+            assert_eq!(next(), Change::Replaced(0, other));
+            drop(watch);
+            assert_eq!(changes.try_iter().collect::<Vec<_>>(), [], "nothing else");
+        });
+    }
+
     #[test]
     fn an_address_that_was_lost_before_there_was_news_of_it_is_noticed() {
         Scene::new().at_gateway(|| {
             let (changed, changes) = mpsc::channel();
-            let send = move |change| changed.send(change).unwrap_or_default();
+            let send = move |change| told(&changed, change);
             let gone = Ipv4Addr::new(198, 51, 100, 7);
-            let _watch = AddressWatch::start(vec![OUTSIDE, gone], false, send).expect("it starts");
+            let _watch = AddressWatch::start(vec![OUTSIDE, gone], Follow::No, send).expect("it starts");
             assert_eq!(changes.recv_timeout(Duration::from_secs(10)), Ok(Change::Lost(1, gone)));
         });
     }
@@ -165,13 +256,14 @@ mod tests {
     #[test]
     fn an_address_that_goes_and_comes_and_a_default_that_changes_are_noticed() {
         let (anyip, other) = (Ipv4Addr::new(198, 51, 100, 7), Ipv4Addr::new(198, 18, 0, 99));
-        for (follow_default, at_last) in [(false, Change::Lost(0, OUTSIDE)), (true, Change::Replaced(0, other))] {
+        let anybody = Follow::Except(vec![CLIENTS]);
+        for (follow, at_last) in [(Follow::No, Change::Lost(0, OUTSIDE)), (anybody, Change::Replaced(0, other))] {
             Scene::new().at_gateway(|| {
                 ip("route add local 198.51.100.0/24 dev lo");
                 let (changed, changes) = mpsc::channel();
-                // Nobody listens any more once all that was expected has come.
-                let send = move |change| changed.send(change).unwrap_or_default();
-                let watch = AddressWatch::start(vec![OUTSIDE, anyip], follow_default, send).expect("it starts");
+                let send = move |change| told(&changed, change);
+                let follow_default = follow != Follow::No;
+                let watch = AddressWatch::start(vec![OUTSIDE, anyip], follow, send).expect("it starts");
                 let next = || changes.recv_timeout(Duration::from_secs(10)).expect("a change is noticed");
                 ip("route del local 198.51.100.0/24 dev lo");
                 assert_eq!(next(), Change::Lost(1, anyip));

@@ -10,7 +10,7 @@ pub mod nft;
 pub mod preflight;
 pub mod sandbox;
 #[cfg(test)]
-mod scene;
+pub(crate) mod scene;
 
 use std::net::Ipv4Addr;
 

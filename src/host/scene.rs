@@ -27,7 +27,7 @@ pub(super) const ROOT: &str = "these tests make namespaces and devices: run them
 
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 pub(super) const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
-pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 pub(super) const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 
 pub(super) const ECHO_REQUEST: u8 = 8;
@@ -36,14 +36,14 @@ pub(super) const ECHO_REPLY: u8 = 0;
 /// How long nothing must have come for "that was all".
 const QUIET: Duration = Duration::from_millis(150);
 
-pub(super) struct Scene {
+pub(crate) struct Scene {
     pub(super) client: OwnedFd,
     pub(super) gateway: OwnedFd,
     pub(super) remote: OwnedFd,
 }
 
 impl Scene {
-    pub(super) fn new() -> Scene {
+    pub(crate) fn new() -> Scene {
         let [client, gateway, remote] = [(), (), ()].map(|()| new_network().expect(ROOT));
         let scene = Scene { client, gateway, remote };
         scene.at_gateway(|| {
@@ -66,7 +66,7 @@ impl Scene {
         scene
     }
 
-    pub(super) fn at_gateway<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn at_gateway<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         run_in(self.gateway.as_fd(), work).expect(ROOT)
     }
 

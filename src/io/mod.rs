@@ -114,6 +114,11 @@ impl Events {
             woken: false,
         }
     }
+
+    /// Whether nothing has happened.
+    pub fn is_empty(&self) -> bool {
+        self.from_inside.is_empty() && self.from_outside.is_empty() && self.sent.is_empty() && !self.woken
+    }
 }
 
 /// One worker's way to both sides. Not `Send`: made on the thread that uses it.

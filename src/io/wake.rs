@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::SetupError;
-use crate::sys::event;
+use crate::sys::{event, poll};
 
 /// Ends a worker's wait. Clones wake the same worker.
 ///
@@ -29,8 +30,21 @@ impl Waker {
         let _ = event::write(self.0.as_fd(), &1u64.to_ne_bytes());
     }
 
+    /// Sleeps until woken, or until `timeout` has passed (`None`: no limit).
+    #[cfg(feature = "pinger")]
+    pub(super) fn sleep(&self, timeout: Option<Duration>) -> Result<(), SetupError> {
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Ok(());
+        }
+        let fault = |error| SetupError::caused("cannot wait to be woken", error);
+        match poll::readable([self.as_fd()], timeout).map_err(fault)? {
+            [true] => self.clear().map_err(fault),
+            [false] => Ok(()),
+        }
+    }
+
     /// Forgets the wake-ups so far.
-    pub(super) fn clear(&self) -> io::Result<()> {
+    pub(crate) fn clear(&self) -> io::Result<()> {
         match event::read(self.0.as_fd(), &mut [0; 8]) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),

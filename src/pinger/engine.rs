@@ -4,26 +4,29 @@
 //! until something arrives, a timer runs out or a command comes; the error queues are read (departures first of all, or a
 //! reply could not be measured from its request's), then the replies; then the timers, by the time *before* the wait. So a
 //! reply that had arrived before its ping's time was over is seen before that, however long this thread did not run.
+//!
+//! While nobody is in a hurry (`patience`), most turns do not look at what has arrived: they send, and sleep until the next
+//! timer or command. A ping whose time runs out in such a turn is overdue: it times out in the next turn that looks, once
+//! what had arrived has been seen.
 
 mod answers;
+mod requests;
 
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::Sender;
-use rand::Rng as _;
 use rand::rngs::StdRng;
 
 use super::error::{self, PingError};
 use super::flights::{Flight, Flights, Phase};
-use super::handle::{Ask, Command, Settings, Shared};
+use super::handle::{Command, Settings, Shared};
 use super::many::Gathering;
-use super::options::{self, Target};
-use super::payload::{self, COOKIE_LEN};
-use super::resolve::{Job, Resolving};
+use super::patience::Patience;
+use super::resolve::Resolving;
 use super::sequences::Sequences;
 use super::slots::{Key, Outcome};
 use super::wheel::Wheel;
@@ -46,11 +49,8 @@ const ATTEMPTS_MAX: u8 = 32;
 /// fails, on which this thread would spin for ever.
 const FUTILE_MAX: u32 = 1_000_000;
 
-/// Turns in a row that leave the timers alone because more replies are waiting.
-const TIMERS_LEFT_MAX: u32 = 8;
-
-/// More arrivals than this in one turn: there may be others waiting.
-const ARRIVALS_FULL: usize = 192;
+/// Turns in a row that leave the timers alone because more replies are waiting; each brings some dozens.
+const TIMERS_LEFT_MAX: u32 = 64;
 
 /// How old the known number of a socket's drops may be.
 const DROPS_AGE_MAX: Duration = Duration::from_millis(10);
@@ -137,10 +137,15 @@ struct Engine<I> {
     /// Whose requests were too long in this turn, and what fits.
     too_long: Vec<(IpAddr, u32)>,
     over: Vec<u32>,
+    patience: Patience,
+    /// Their time ran out in a turn that did not look at what had arrived.
+    overdue: Vec<(u32, Key)>,
     #[expect(clippy::vec_box, reason = "what is being sent must not move")]
     spare: Vec<Box<Outgoing>>,
     /// Streams that have an outcome they have not been woken for.
     to_wake: Vec<Arc<Gathering>>,
+    /// One of these outcomes is to be told at once.
+    urgent: bool,
     timers_left: u32,
     futile: u32,
 }
@@ -163,8 +168,11 @@ impl<I: PingIo> Engine<I> {
             reported: Vec::new(),
             too_long: Vec::new(),
             over: Vec::new(),
+            patience: Patience::new(now),
+            overdue: Vec::new(),
             spare: Vec::new(),
             to_wake: Vec::new(),
+            urgent: false,
             timers_left: 0,
             futile: 0,
         }
@@ -208,29 +216,37 @@ impl<I: PingIo> Engine<I> {
                 Command::Resolved { flight, key, found } => self.resolved(flight, key, found),
             }
         }
-        self.wake_streams();
-        let timeout = match self.shared.may_sleep() {
-            true => self.wheel.next().map(|next| next.since(now)),
-            false => Some(Duration::ZERO),
+        let next = self.wheel.next();
+        let look = self.patience.is_due(now, next);
+        self.tell_streams(false);
+        let by = next.into_iter().chain(self.patience.look_by()).min();
+        let may_sleep = self.shared.may_sleep();
+        // What is overdue, or is looked at for patience's sake, is not to wait for something to arrive.
+        let at_once = !may_sleep || look && (self.patience.look_by().is_some() || !self.overdue.is_empty());
+        let timeout = if at_once { Some(Duration::ZERO) } else { by.map(|by| by.since(now)) };
+        let waited = match look {
+            true => self.io.wait(&mut self.events, timeout),
+            false => self.io.pause(&mut self.events, timeout),
         };
-        let waited = self.io.wait(&mut self.events, timeout);
         self.shared.woke();
         waited?;
-        self.settle(now);
-        self.wake_streams();
+        let seen_all = self.settle(now, look);
+        self.tell_streams(seen_all);
         if self.futile > FUTILE_MAX {
             return Err(SetupError::new("a ping socket fails again and again, and does not say why"));
         }
         Ok(())
     }
 
-    /// Deals with what a wait has brought.
-    fn settle(&mut self, before: Instant) {
+    /// Deals with what a wait has brought. Whether all that had arrived has been seen: it was `looked` at, and is no more.
+    fn settle(&mut self, before: Instant, looked: bool) -> bool {
         let mut events = mem::take(&mut self.events);
         let had_reason = events.troubled.is_empty() || !events.arrivals.is_empty() || !events.sent.is_empty();
         self.futile = if had_reason { 0 } else { self.futile + 1 };
+        // Whatever is to be measured: a pause too brings what has been received without its doing.
+        let measures = looked || !events.arrivals.is_empty();
         for number in 0..self.channels.len() {
-            let departing = mem::take(&mut self.channels[number].departing);
+            let departing = measures && mem::take(&mut self.channels[number].departing);
             if departing || events.troubled.contains(&number) {
                 self.read_reports(number);
             }
@@ -240,7 +256,7 @@ impl<I: PingIo> Engine<I> {
             self.sent(sent);
         }
         self.too_long.clear();
-        let full = events.arrivals.len() >= ARRIVALS_FULL && self.timers_left < TIMERS_LEFT_MAX;
+        let more = mem::take(&mut events.more) && self.timers_left < TIMERS_LEFT_MAX;
         if !events.arrivals.is_empty() {
             let (now, wall_nanos) = (self.shared.clock.now(), wall_clock_nanos());
             for arrival in events.arrivals.drain(..) {
@@ -248,186 +264,22 @@ impl<I: PingIo> Engine<I> {
             }
         }
         self.events = events;
-        if full {
+        if more {
             self.timers_left += 1;
-        } else {
-            self.timers_left = 0;
-            self.run_timers(before);
+            return false;
         }
+        self.timers_left = 0;
+        if looked {
+            self.patience.looked(before);
+        }
+        self.run_timers(before, looked);
+        looked
     }
 
-    fn begin(&mut self, key: Key, ask: Ask, asked: Instant, now: Instant) {
-        let Ask { target, options, at, number: in_stream, refill, gathering } = ask;
-        let begins = at.unwrap_or(asked);
-        let (to, name) = match target {
-            Target::Address(address) => (address, None),
-            Target::Name(name) => (SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), Some(name)),
-        };
-        let flight = Flight {
-            key,
-            gathering,
-            number: in_stream,
-            refill,
-            options,
-            phase: Phase::Due,
-            begins,
-            deadline: begins + options.timeout,
-            to,
-            socket: 0,
-            sequence: 0,
-            cookie: [0; COOKIE_LEN],
-            attempts: 0,
-            sent: now,
-            sent_wall_nanos: 0,
-            departed_nanos: None,
-            dropped_before: 0,
-            errors_before: 0,
-        };
-        let (deadline, family) = (flight.deadline, options.family);
-        let number = self.flights.insert(flight);
-        let invalid = |what: String| PingError::InvalidOption(what.into());
-        if options.timeout.is_zero() {
-            self.fail(number, PingError::Timeout { after: Duration::ZERO });
-        } else if let Some(name) = name {
-            // In advance of its time, if there is some left: the name may take long.
-            self.resolve(number, key, name, family);
-            if let Some(flight) = self.flights.get(number) {
-                flight.phase = Phase::Resolving;
-            }
-            self.wheel.set(number, deadline);
-        } else if !family.admits(to.ip()) {
-            self.fail(number, invalid(format!("{} is not of the wanted address family", to.ip())));
-        } else if begins > now {
-            self.wheel.set(number, begins);
-        } else {
-            self.launch(number);
+    fn run_timers(&mut self, now: Instant, looked: bool) {
+        if looked {
+            self.time_out_overdue();
         }
-    }
-
-    fn resolve(&mut self, flight: u32, key: Key, name: String, family: super::options::Family) {
-        let (asking, telling) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
-        self.resolving.start(Job {
-            name,
-            family,
-            wanted: Box::new(move || asking.slots.is_waiting(key)),
-            done: Box::new(move |found| telling.command(Command::Resolved { flight, key, found })),
-        });
-    }
-
-    fn resolved(&mut self, number: u32, key: Key, found: Result<SocketAddr, PingError>) {
-        let Some(flight) = self.flights.get(number) else { return };
-        // Its time may be over, and its number another's.
-        if flight.key != key || flight.phase != Phase::Resolving {
-            return;
-        }
-        match found {
-            Ok(address) => {
-                flight.to = address;
-                flight.phase = Phase::Due;
-                match flight.begins > self.shared.clock.now() {
-                    true => self.wheel.set(number, flight.begins),
-                    false => self.launch(number),
-                }
-            }
-            Err(error) => self.fail(number, error),
-        }
-    }
-
-    /// Gives a flight a socket and a number, and sends it.
-    fn launch(&mut self, number: u32) {
-        let Some(flight) = self.flights.get(number) else { return };
-        if flight.refill
-            && let Some((gathering, _)) = &flight.gathering
-        {
-            gathering.wake();
-        }
-        if !self.shared.slots.is_waiting(flight.key) {
-            self.wheel.clear(number);
-            return self.flights.remove(number);
-        }
-        flight.to = options::reachable(flight.to);
-        let kind = Kind { v6: flight.to.is_ipv6(), path_mtu: flight.options.path_mtu };
-        if flight.options.source.is_some_and(|source| source.is_ipv6() != kind.v6) {
-            let what = "the source is not of the target's address family";
-            return self.fail(number, PingError::InvalidOption(what.into()));
-        }
-        let open = self.channels.iter().position(|channel| channel.kind == kind && channel.sequences.has_free());
-        let socket = match open.map_or_else(|| self.open(kind), Ok) {
-            Ok(socket) => socket,
-            Err(error) => return self.fail(number, error),
-        };
-        let Some((sequence, before)) = self.channels[socket].sequences.take(number) else { return };
-        if let Some(before) = before {
-            self.flights.remove(before);
-        }
-        let dropped_before = self.known_drops(socket);
-        let cookie = self.random.next_u64().to_ne_bytes();
-        let Some(flight) = self.flights.get(number) else { return };
-        flight.phase = Phase::Flying;
-        (flight.socket, flight.sequence, flight.cookie) = (socket, sequence, cookie);
-        flight.dropped_before = dropped_before;
-        let deadline = flight.deadline;
-        self.wheel.set(number, deadline);
-        let mut outgoing = self.spare.pop().unwrap_or_else(Outgoing::new);
-        self.write(number, &mut outgoing);
-        self.send(number, outgoing);
-    }
-
-    fn write(&mut self, number: u32, outgoing: &mut Outgoing) {
-        let Some(flight) = self.flights.get(number) else { return };
-        let (options, v6) = (flight.options, flight.to.is_ipv6());
-        outgoing.address(flight.to);
-        if let Some(ttl) = options.ttl {
-            ping::set_ttl(outgoing, v6, ttl);
-        }
-        if let Some(tos) = options.tos {
-            ping::set_tos(outgoing, v6, tos);
-        }
-        if options.source.is_some() || options.interface.is_some() {
-            ping::set_source(outgoing, v6, options.source, options.interface);
-        }
-        if self.transmit_times {
-            ping::ask_transmit_time(outgoing, number);
-        }
-        let request = if v6 { ECHO_REQUEST_6 } else { ECHO_REQUEST };
-        payload::write_request(&options, request, flight.sequence, flight.cookie, outgoing.bytes_mut());
-    }
-
-    fn send(&mut self, number: u32, outgoing: Box<Outgoing>) {
-        let Some(flight) = self.flights.get(number) else { return };
-        flight.attempts += 1;
-        flight.sent = self.shared.clock.now();
-        flight.sent_wall_nanos = wall_clock_nanos();
-        flight.departed_nanos = None;
-        let socket = flight.socket;
-        flight.errors_before = self.channels[socket].errors;
-        self.channels[socket].departing |= self.transmit_times;
-        self.io.send(socket, number, outgoing);
-    }
-
-    /// A send has ended.
-    fn sent(&mut self, sent: ping::Sent) {
-        let ping::Sent { socket, tag, errno, outgoing } = sent;
-        if errno == 0 {
-            self.shared.counters.sent.one();
-            return self.spare.push(outgoing);
-        }
-        // Reading the queue has cleared whatever error was pending.
-        self.read_reports(socket);
-        let Some(flight) = self.flights.get(tag) else { return };
-        let remote = flight.to.ip();
-        let others_errors = self.channels[socket].errors != flight.errors_before;
-        if flight.phase == Phase::Flying && (flight.attempts < 2 || others_errors && flight.attempts < ATTEMPTS_MAX) {
-            return self.send(tag, outgoing);
-        }
-        self.spare.push(outgoing);
-        self.shared.counters.send_failures.one();
-        let too_long = self.too_long.iter().rev().find(|(to, _)| *to == remote);
-        let mtu = too_long.filter(|_| errno == libc::EMSGSIZE).map(|(_, mtu)| *mtu);
-        self.fail(tag, PingError::SendFailed { errno, mtu });
-    }
-
-    fn run_timers(&mut self, now: Instant) {
         let mut over = mem::take(&mut self.over);
         self.wheel.turn(now, &mut over);
         for number in over.drain(..) {
@@ -438,6 +290,7 @@ impl<I: PingIo> Engine<I> {
                     let after = flight.options.timeout;
                     self.fail(number, PingError::Timeout { after });
                 }
+                Phase::Flying if !looked => self.overdue.push((number, flight.key)),
                 Phase::Flying => {
                     // An error may lie there that nothing has woken us for.
                     let socket = flight.socket;
@@ -454,6 +307,19 @@ impl<I: PingIo> Engine<I> {
             }
         }
         self.over = over;
+    }
+
+    /// What had arrived has been seen; whoever still waits waits in vain.
+    fn time_out_overdue(&mut self) {
+        let mut overdue = mem::take(&mut self.overdue);
+        for (number, key) in overdue.drain(..) {
+            // It may be over, and its number another's.
+            let waits = |flight: &mut Flight| flight.key == key && flight.phase == Phase::Flying;
+            if self.flights.get(number).is_some_and(waits) {
+                self.time_out(number);
+            }
+        }
+        self.overdue = overdue;
     }
 
     fn time_out(&mut self, number: u32) {
@@ -487,14 +353,18 @@ impl<I: PingIo> Engine<I> {
     fn finish(&mut self, number: u32, phase: Phase, outcome: Outcome) -> bool {
         let Some(flight) = self.flights.get(number) else { return false };
         let had_number = flight.phase == Phase::Flying;
-        let gathering = flight.gathering.take();
+        let (gathering, patience) = (flight.gathering.take(), flight.patience);
         let told = self.shared.slots.finish(flight.key, outcome);
         if told && let Some((gathering, place)) = gathering {
             gathering.announce(place);
+            self.urgent |= patience.is_zero();
             // Of one stream there are often many in a row: it is woken once a turn.
             if !self.to_wake.last().is_some_and(|last| Arc::ptr_eq(last, &gathering)) {
                 self.to_wake.push(gathering);
             }
+        }
+        if had_number {
+            self.patience.end(patience);
         }
         if !had_number {
             self.wheel.clear(number);
@@ -505,10 +375,19 @@ impl<I: PingIo> Engine<I> {
             self.wheel.clear(number);
             self.channels[socket].sequences.give_back(sequence);
         } else {
-            // The number rests until the timer, which stays set.
+            // The number rests until the timer; that of what is overdue has run out, and is set again.
             flight.phase = Phase::Cancelled;
+            let deadline = flight.deadline;
+            self.wheel.set(number, deadline);
         }
         told
+    }
+
+    /// Wakes those whose outcomes have come, unless they have time and there are more to come.
+    fn tell_streams(&mut self, seen_all: bool) {
+        if mem::take(&mut self.urgent) || seen_all || self.patience.look_by().is_none() {
+            self.wake_streams();
+        }
     }
 
     fn wake_streams(&mut self) {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::many::Gathering;
 use super::options::PingOptions;
@@ -37,6 +38,8 @@ pub(super) struct Flight {
     pub(super) number: u64,
     /// Whether its sending is announced.
     pub(super) refill: bool,
+    /// How late its outcome may be told.
+    pub(super) patience: Duration,
     pub(super) options: PingOptions,
     pub(super) phase: Phase,
     /// When it is, or was, due to be sent.

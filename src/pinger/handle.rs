@@ -62,6 +62,8 @@ pub(super) struct Ask {
     pub(super) number: u64,
     /// Whether its sending is announced: the stream then hands over more.
     pub(super) refill: bool,
+    /// How late its outcome may be told.
+    pub(super) patience: Duration,
     /// Where its end is announced besides its slot.
     pub(super) gathering: Option<(Arc<Gathering>, u32)>,
 }

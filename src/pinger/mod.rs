@@ -73,13 +73,17 @@ mod error;
 mod flights;
 mod handle;
 mod many;
+#[cfg(all(test, loom))]
+mod models;
 mod options;
+mod patience;
 mod payload;
 mod ping;
 mod reply;
 mod resolve;
 mod sequences;
 mod slots;
+mod sync;
 mod wheel;
 
 use std::fmt;

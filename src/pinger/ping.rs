@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
 use super::error::PingError;
 use super::handle::{Ask, Handle, Ticket};
@@ -26,8 +27,16 @@ enum State {
 
 impl Ping {
     pub(super) fn start(handle: &Arc<Handle>, target: Target, options: &PingOptions) -> Ping {
-        let started =
-            handle.ask(Ask { target, options: *options, at: None, number: 0, refill: false, gathering: None });
+        let ask = Ask {
+            target,
+            options: *options,
+            at: None,
+            number: 0,
+            refill: false,
+            patience: Duration::ZERO,
+            gathering: None,
+        };
+        let started = handle.ask(ask);
         Ping(started.map_or_else(State::Failed, State::UnderWay))
     }
 

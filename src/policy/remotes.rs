@@ -69,6 +69,7 @@ impl Remotes {
     }
 
     /// What holds for `remote`.
+    #[inline]
     pub fn standing(&self, remote: Ipv4Addr) -> Standing {
         let [octet, ..] = remote.octets();
         self.by_octet[usize::from(octet)].unwrap_or_else(|| self.standings[self.range(remote)])

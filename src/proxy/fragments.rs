@@ -17,6 +17,7 @@
 //! dropped too: the remote could do nothing with it.
 
 use super::{Asked, Batch, Outbound, Passing, Reason};
+use crate::policy::Refusal;
 use crate::table::fragments::{Decision, Part, Refused, Series, worker_of};
 use crate::wire::icmpv4::{self, ECHO_HEADER_LEN, Echo, EchoKind};
 use crate::wire::ipv4::Ipv4;
@@ -42,11 +43,14 @@ impl Batch<'_> {
         }
     }
 
-    /// Nothing is kept of it: who is no client has no place in the table, and must not take a client's.
+    /// Nothing is kept of it: who is no client has no place in the table, and must not take a client's. So a later fragment is not
+    /// known to be of an echo request, and goes the way of all that is none; without the first one, which is dropped if it is of a
+    /// request, it comes to nothing. But not with the gateway's own source: it would go round in a circle.
     fn fragment_of_no_client(&self, packet: &Ipv4<&mut [u8]>) -> Outbound {
         let is_request = || Echo::check(packet.payload()).is_ok_and(|echo| echo.kind() == EchoKind::Request);
         match self.proxy.may_ping(packet.source(), packet.destination()) {
-            Err(refusal) if packet.is_later_fragment() || is_request() => Outbound::Drop(refusal.into()),
+            Err(refusal @ Refusal::OwnSource) if packet.is_later_fragment() => Outbound::Drop(refusal.into()),
+            Err(refusal) if packet.is_first_fragment() && is_request() => Outbound::Drop(refusal.into()),
             _ => Outbound::FallThrough(Passing::NotEchoRequest),
         }
     }
@@ -70,7 +74,7 @@ impl Batch<'_> {
         let verdict = match Echo::check(packet.payload()).map(|echo| echo.kind()) {
             Ok(EchoKind::Request) => match self.may_leave(packet) {
                 // Whoever is asked about a fragment is asked last: the others must not have to know of it.
-                Ok(()) => self.judge_request(packet, Asked::Last),
+                Ok(place) => self.judge_request(packet, place, Asked::Last),
                 Err(reason @ Reason::RemoteDenied) => self.refuse(series.client, reason),
                 Err(reason) => Outbound::Drop(reason),
             },

@@ -49,16 +49,27 @@ impl Addresses {
     }
 
     /// The address of this number.
+    #[inline]
     pub fn get(&self, number: u8) -> Option<Ipv4Addr> {
         // Relaxed, as all here: each word is all there is.
         Some(Ipv4Addr::from(self.current.get(usize::from(number))?.load(Ordering::Relaxed)))
     }
 
     /// The number of this address.
+    #[inline]
     pub fn number_of(&self, address: Ipv4Addr) -> Option<u8> {
         let wanted = u32::from(address);
-        let found = self.current.iter().position(|current| current.load(Ordering::Relaxed) == wanted);
-        found.and_then(|number| u8::try_from(number).ok())
+        (0..)
+            .zip(self.current.iter())
+            .find(|(_, current)| current.load(Ordering::Relaxed) == wanted)
+            .map(|(number, _)| number)
+    }
+
+    /// Whether this is one of them.
+    #[inline]
+    pub fn has(&self, address: Ipv4Addr) -> bool {
+        let wanted = u32::from(address);
+        self.current.iter().any(|current| current.load(Ordering::Relaxed) == wanted)
     }
 
     /// Lets the number stand for another address.
@@ -77,11 +88,13 @@ impl Addresses {
     }
 
     /// The lost ones, by bit.
+    #[inline]
     pub fn lost(&self) -> u32 {
         self.lost.first().map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Whether the address of this number is lost.
+    #[inline]
     pub fn is_lost(&self, number: u8) -> bool {
         self.lost() >> (u32::from(number) % u32::BITS) & 1 != 0
     }

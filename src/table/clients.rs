@@ -54,6 +54,7 @@ impl Rate {
     }
 
     /// What `units` cost, in nanoseconds.
+    #[inline]
     const fn cost_ns(self, units: u64) -> u64 {
         self.unit_cost.saturating_mul(units) >> COST_PLACES
     }
@@ -87,6 +88,7 @@ struct Bucket(AtomicU64);
 
 impl Bucket {
     /// Takes `units` at `now` if the bucket holds them.
+    #[inline]
     fn take(&self, rate: Rate, units: u64, now: Instant) -> bool {
         if rate.unit_cost == 0 {
             return true;
@@ -188,11 +190,15 @@ impl Clients {
     }
 
     /// The line of the client at this place among all clients' addresses.
+    #[inline]
     pub fn index(&self, place: u64) -> ClientIndex {
         let lines = self.0.len() as u64;
-        ClientIndex(u32::try_from(place % lines).unwrap_or(0))
+        // Most have a line for each: then nothing is divided.
+        let line = if place < lines { place } else { place % lines };
+        ClientIndex(u32::try_from(line).unwrap_or(0))
     }
 
+    #[inline]
     fn line(&self, client: ClientIndex) -> &Line {
         &self.0[client.0 as usize]
     }
@@ -204,6 +210,7 @@ impl Clients {
     }
 
     /// Charges a client for a packet of `bytes` bytes.
+    #[inline]
     pub fn charge(&self, client: ClientIndex, allowance: &Allowance, bytes: usize, now: Instant) -> Result<(), Over> {
         let line = self.line(client);
         if !line.packets.take(allowance.packets, 1, now) {

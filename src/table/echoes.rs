@@ -197,20 +197,33 @@ impl Echoes {
     /// The word that an echo with this tag goes to: its own, a free one, an expired one, or the oldest.
     fn choose(&self, bucket: &[AtomicU64; WAYS], tag: u64, now: Instant) -> Choice {
         let mut free = None;
-        let mut oldest = (0, 0, 0);
-        for (way, word) in bucket.iter().enumerate() {
+        // From the end, so that the echoes of a bucket stand at its beginning, where `consume` looks first.
+        for (way, word) in bucket.iter().enumerate().rev() {
             // Relaxed: the compare-and-swap that follows decides.
             let seen = word.load(Ordering::Relaxed);
             if seen == 0 {
-                free = free.or(Some(way));
+                free = Some(way);
             } else if self.tag(seen) == tag {
                 return Choice { way, seen, outcome: Recorded::Again };
-            } else if self.age_ticks(seen, now) >= oldest.0 {
-                oldest = (self.age_ticks(seen, now), way, seen);
             }
         }
-        if let Some(way) = free {
-            return Choice { way, seen: 0, outcome: Recorded::New };
+        match free {
+            Some(way) => Choice { way, seen: 0, outcome: Recorded::New },
+            None => self.choose_of_full(bucket, now),
+        }
+    }
+
+    /// The word that gives way in a bucket that was full a moment ago.
+    #[cold]
+    fn choose_of_full(&self, bucket: &[AtomicU64; WAYS], now: Instant) -> Choice {
+        let mut oldest = (0, 0, 0);
+        for (way, word) in bucket.iter().enumerate() {
+            // Relaxed: as in `choose`.
+            let seen = word.load(Ordering::Relaxed);
+            if seen == 0 {
+                return Choice { way, seen, outcome: Recorded::New };
+            }
+            oldest = oldest.max((self.age_ticks(seen, now), way, seen));
         }
         let (age, way, seen) = oldest;
         let outcome = if age > self.timeout_ticks {

@@ -33,8 +33,10 @@ use crate::clock::Instant;
 /// Requests in fragments of one client at once.
 pub const WAYS: usize = 8;
 
-/// The most clients that have a set each.
-pub const SETS_MAX: usize = 512;
+/// The most clients that have a set each (2.25 MiB for each worker). Beyond, those whose places among the clients differ by a
+/// multiple of it share one: whoever floods with fragments can then hold up the fragments of the others in it, and nothing else of
+/// theirs.
+pub const SETS_MAX: usize = 4096;
 
 /// How long a request's fragments may take, from its first on.
 pub const DECISION_TIME: Duration = Duration::from_secs(10);
@@ -223,11 +225,16 @@ struct Set {
     unfinished_at: Instant,
 }
 
+/// What is forgotten of a client's unfinished requests in this time: all of them in that for which hosts keep fragments.
+fn forgotten_in(time: Duration) -> u32 {
+    let forgotten = u128::from(UNFINISHED_MAX) * time.as_nanos() / KEPT_TIME.as_nanos();
+    u32::try_from(forgotten).unwrap_or(u32::MAX)
+}
+
 impl Set {
-    /// What the unfinished requests occupy now: all of it is forgotten within the time for which hosts keep fragments.
+    /// What the unfinished requests occupy now.
     fn unfinished(&self, now: Instant) -> u32 {
-        let forgotten = u128::from(UNFINISHED_MAX) * now.since(self.unfinished_at).as_nanos() / KEPT_TIME.as_nanos();
-        self.unfinished.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
+        self.unfinished.saturating_sub(forgotten_in(now.since(self.unfinished_at)))
     }
 
     fn set_unfinished(&mut self, unfinished: u32, now: Instant) {
@@ -294,7 +301,10 @@ impl Fragments {
         let occupied = unfinished + part.cost();
         let occupied = if complete {
             entry.stage = Stage::Void;
-            occupied.saturating_sub(entry.cost)
+            // What has been forgotten since it began was its own, as far as is known: given back as well, it would be
+            // the other requests' that are not complete.
+            let still_counted = entry.cost.saturating_sub(forgotten_in(now.since(entry.begun)));
+            occupied.saturating_sub(still_counted)
         } else {
             occupied
         };
@@ -454,6 +464,30 @@ mod tests {
             (1..12).map(|number| fragments.note(1, series(1), part(number * 24, 8, true), NOW)).collect();
         assert_eq!(noted.iter().filter(|noted| noted.is_ok()).count(), PARTS_MAX - 1);
         assert_eq!(noted.last(), Some(&Err(Refused::Scattered)));
+    }
+
+    /// One request comes whole, but slowly, and beside it others that never do.
+    #[test]
+    fn what_completes_late_gives_back_no_more_than_is_still_counted() {
+        let begin = part(0, 64_000, true);
+        let mut fragments = Fragments::new(256);
+        for number in 1..=4 {
+            assert!(fragments.may_begin(1, begin, NOW), "{number}");
+            fragments.decide(1, series(number), begin, CARRIED, NOW);
+        }
+        let late = NOW + Duration::from_secs(9);
+        let before = fragments.sets[1].unfinished(late);
+        fragments.note(1, series(1), part(64_000, 8, false), late).unwrap();
+        let after = fragments.sets[1].unfinished(late);
+        // Three are still unfinished, and of the four's bytes nine seconds' worth are forgotten: more than the first one's.
+        assert!(forgotten_in(Duration::from_secs(9)) > begin.cost());
+        assert!(after >= before, "{before} became {after}");
+
+        // At once, all of it is given back.
+        let mut fragments = Fragments::new(256);
+        fragments.decide(1, series(1), begin, CARRIED, NOW);
+        fragments.note(1, series(1), part(64_000, 8, false), NOW).unwrap();
+        assert_eq!(fragments.sets[1].unfinished(NOW), 0);
     }
 
     #[test]

@@ -41,6 +41,7 @@ impl Identifications {
     }
 
     /// The next one for a datagram to, or from, `remote`.
+    #[inline]
     pub fn next(&mut self, remote: Ipv4Addr) -> u16 {
         let hash = (u64::from(u32::from(remote)) ^ self.key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let place = usize::try_from(hash >> (u64::BITS - COUNTERS_LOG2)).unwrap_or(0);

@@ -173,6 +173,7 @@ impl Mappings {
     }
 
     /// The live mapping of a client's ident.
+    #[inline]
     pub fn find(&self, client: Ipv4Addr, client_ident: u16, guard: &Guard<'_>) -> Option<SlotIndex> {
         let index = self.forward.get(client, client_ident, guard)?;
         self.slots.identity(index).is_live_for(client, client_ident).then_some(index)

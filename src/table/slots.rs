@@ -93,8 +93,9 @@ impl Identity {
     }
 
     /// Whether it is the live mapping of this client and ident.
+    #[inline]
     pub fn is_live_for(self, client: Ipv4Addr, client_ident: u16) -> bool {
-        self.state() == State::Live && self.client() == client && self.client_ident() == client_ident
+        self.0 & !(EPOCH_MASK << STATE_BITS) == Identity::new(client, client_ident, 0, State::Live).0
     }
 }
 
@@ -149,6 +150,7 @@ impl Slots {
 
     /// Whose the slot is. Acquire: pairs with the Release of `occupy`, so that a use marked under an identity comes after
     /// the time it began with, and is not undone by that. (Whatever the map promises: we do not rest on it.)
+    #[inline]
     pub fn identity(&self, index: SlotIndex) -> Identity {
         Identity(self.slots[index.position()].identity.load(Ordering::Acquire))
     }
@@ -209,6 +211,13 @@ impl Slots {
         identity.state() == State::Free || seal == self.seal(index, identity)
     }
 
+    /// Leaves the slot as somebody would who was stopped in the middle.
+    #[cfg(test)]
+    pub(super) fn damage(&self, index: SlotIndex) {
+        let seal = &self.slots[index.position()].seal;
+        seal.store(seal.load(Ordering::Relaxed) ^ 1 << 20, Ordering::Relaxed);
+    }
+
     /// Another line for the slot's client, where lines have been dealt anew. The caller owns its shard.
     pub(super) fn set_client(&self, index: SlotIndex, line: ClientIndex) {
         // Relaxed: only the owner asks.
@@ -242,6 +251,7 @@ impl Slots {
     }
 
     /// Marks the mapping as used now.
+    #[inline]
     pub fn touch(&self, index: SlotIndex, now: Instant) {
         let last_use = &self.slots[index.position()].last_use_ms;
         let now = wrapped_millis(now);

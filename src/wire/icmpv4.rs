@@ -100,6 +100,7 @@ pub struct Echo<B> {
 
 impl<B: AsRef<[u8]>> Echo<B> {
     /// Checks length, type and code. Not the checksum: a damaged echo is passed on, damaged.
+    #[inline]
     pub fn check(bytes: B) -> Result<Echo<B>, Malformed> {
         let message = bytes.as_ref();
         if message.len() < ECHO_HEADER_LEN {
@@ -117,11 +118,13 @@ impl<B: AsRef<[u8]>> Echo<B> {
     }
 
     /// Request or reply.
+    #[inline]
     pub fn kind(&self) -> EchoKind {
         self.kind
     }
 
     /// The checksum as it stands.
+    #[inline]
     pub fn checksum(&self) -> u16 {
         word_at(self.bytes.as_ref(), field::CHECKSUM)
     }
@@ -132,11 +135,13 @@ impl<B: AsRef<[u8]>> Echo<B> {
     }
 
     /// The identifier.
+    #[inline]
     pub fn ident(&self) -> u16 {
         word_at(self.bytes.as_ref(), field::IDENT)
     }
 
     /// The sequence number.
+    #[inline]
     pub fn sequence(&self) -> u16 {
         word_at(self.bytes.as_ref(), field::SEQUENCE)
     }
@@ -147,6 +152,7 @@ impl<B: AsRef<[u8]>> Echo<B> {
     }
 
     /// Whether the message is zero from end to end, the checksum aside.
+    #[cold]
     fn is_zero(&self) -> bool {
         self.kind == EchoKind::Reply && self.bytes.as_ref()[field::IDENT..].iter().all(|&byte| byte == 0)
     }
@@ -154,6 +160,7 @@ impl<B: AsRef<[u8]>> Echo<B> {
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Echo<B> {
     /// Replaces the identifier. An intact message stays intact and a damaged one damaged.
+    #[inline]
     pub fn set_ident(&mut self, ident: u16) {
         let (old_ident, old_check) = (self.ident(), self.checksum());
         if ident == old_ident {

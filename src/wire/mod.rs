@@ -17,12 +17,14 @@ pub mod quote;
 pub mod transport;
 
 /// The big-endian 16-bit word at `at`. Panics outside `bytes`: only for offsets that a `check` has covered.
+#[inline]
 fn word_at(bytes: &[u8], at: usize) -> u16 {
     // As a slice: one bounds check and one load, where two indexes would be two of each.
     u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
 }
 
 /// Writes the big-endian 16-bit word at `at`. Panics outside `bytes`: only for offsets that a `check` has covered.
+#[inline]
 fn put_word(bytes: &mut [u8], at: usize, word: u16) {
     bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }

@@ -8,6 +8,7 @@ const DESTINATION_PORT: usize = 2;
 
 /// The UDP or TCP port that the packet goes to. None for other protocols, for later fragments (the port is in the
 /// first) and for a payload that ends before it.
+#[inline]
 pub fn destination_port<B: AsRef<[u8]>>(packet: &Ipv4<B>) -> Option<u16> {
     if !matches!(packet.protocol(), ipv4::UDP | ipv4::TCP) || packet.is_later_fragment() {
         return None;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 
 use echogate::wire::build;
+use echogate::wire::icmpv4::EchoKind;
 use tempfile::NamedTempFile;
 
 use crate::ear::{Ear, Injector};
@@ -17,6 +18,8 @@ in_every_setup!(
     where_one_address_has_no_ident_left_its_clients_keep_theirs_and_new_ones_go_on_to_the_next,
     what_is_on_a_lost_address_goes_on_from_another,
     the_default_address_is_followed,
+    the_default_address_is_not_followed_to_one_among_the_clients,
+    a_clients_own_ident_leaves_where_it_is_free_and_none_that_is_the_hosts,
 );
 
 /// One by a device, two by local routes (AnyIP), and none next to another.
@@ -164,6 +167,58 @@ fn the_default_address_is_followed(setup: &Setup) {
     }
     let ended = gateway.stop();
     assert!(ended.complaints.contains("another source"), "{}", ended.complaints);
+}
+
+/// The default route leads into a tunnel of the clients', say. A ping from there would be taken for a client's.
+fn the_default_address_is_not_followed_to_one_among_the_clients(setup: &Setup) {
+    let scene = Scene::new(1);
+    let arguments = scene.arguments(setup).join(" ").replace("--outside 198.18.0.1 ", "");
+    let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+    let gateway = Echogate::serve(scene.gateway(), &arguments);
+    let remote = Ear::at(scene.internet(), scene.remote(0));
+    run(scene.gateway(), "ip address add 10.66.0.250/32 dev lo");
+    run(scene.gateway(), &format!("ip route replace default via {} src 10.66.0.250", scene.remote(0)));
+    wait_until("it is said", || gateway.has_said("the default route's source is among the clients' addresses"));
+    scene.assert_pings("from the address that it began with");
+    for _ in 0..3 {
+        assert_eq!(remote.next().source, POOL[0]);
+    }
+    let ended = gateway.stop();
+    assert!(ended.complaints.contains("10.66.0.250"), "{}", ended.complaints);
+}
+
+/// With `mapping.preserve_idents`, whichever worker reads the request; two clients have the same ident all the same.
+fn a_clients_own_ident_leaves_where_it_is_free_and_none_that_is_the_hosts(setup: &Setup) {
+    let scene = Scene::new(2);
+    let mut config = NamedTempFile::new().expect("a temporary file");
+    let file = "[mapping]\npreserve_idents = \"on\"\nreserved_idents = [\"1000-1999\"]\n";
+    config.write_all(file.as_bytes()).expect("it is written");
+    let mut arguments = scene.arguments(setup);
+    arguments.extend(["--config".to_owned(), config.path().display().to_string()]);
+    let gateway = Echogate::serve(scene.gateway(), &arguments);
+    let remote = Ear::at(scene.internet(), scene.remote(0));
+    let clients = [0, 1].map(|number| Ear::at(scene.client(number), scene.client_address(number)));
+    let leaves_as = |client: usize, ident| {
+        clients[client].ask(scene.remote(0), ident, 1, b"payload");
+        let heard = remote.next_request();
+        let reply = clients[client].next();
+        assert_eq!((reply.kind, reply.ident), (EchoKind::Reply, ident), "it is the client's own again");
+        heard.ident
+    };
+    // Of many shards, and so of each worker.
+    let idents = [0, 1, 7, 999, 2000, 4098, 30_003, 65_535];
+    assert_eq!(idents.map(|ident| leaves_as(0, ident)), idents);
+    assert_eq!(idents.map(|ident| leaves_as(0, ident)), idents, "and again");
+    for ident in idents {
+        let other = leaves_as(1, ident);
+        assert!(!idents.contains(&other) && !(1000..2000).contains(&other), "{other} for {ident}, which is another's");
+    }
+    for ident in [1000, 1500, 1999] {
+        let other = leaves_as(0, ident);
+        assert!(!(1000..2000).contains(&other), "{other} for {ident}, which is the host's");
+    }
+    let ended = gateway.stop();
+    assert_eq!((ended.total("replies delivered"), ended.total("mappings at most")), (27, 19), "{}", ended.printed);
 }
 
 #[test]

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use echogate::lab::Namespace;
+use tempfile::TempDir;
 
 use crate::scene::PATIENCE;
 use crate::sys;
@@ -17,6 +19,8 @@ pub(crate) struct Echogate {
     child: Child,
     printed: Pipe,
     complaints: Pipe,
+    /// Where it has its control socket: those of gateways in other namespaces are in the same file system.
+    run_directory: TempDir,
 }
 
 /// How it ended.
@@ -37,12 +41,14 @@ impl Echogate {
 
     /// Starts a command in the namespace.
     pub(crate) fn start(namespace: &Namespace, command: &mut Command) -> Echogate {
+        let run_directory = tempfile::tempdir().expect("a temporary directory");
+        command.env("RUNTIME_DIRECTORY", run_directory.path());
         command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = namespace.run(|| command.spawn()).expect("the namespace can be entered");
         let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let printed = Pipe::read(child.stdout.take().expect("piped"));
         let complaints = Pipe::read(child.stderr.take().expect("piped"));
-        Echogate { child, printed, complaints }
+        Echogate { child, printed, complaints, run_directory }
     }
 
     /// A gateway with these arguments, once it serves.
@@ -64,6 +70,23 @@ impl Echogate {
         self
     }
 
+    /// What `echogate` with these arguments prints about it.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_echogate"));
+        command.args(arguments).env("RUNTIME_DIRECTORY", self.run_directory.path()).env_remove("RUST_LOG");
+        command.output().expect("echogate runs")
+    }
+
+    /// Where its control socket is.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.run_directory.path().join("echogate0.sock")
+    }
+
+    /// Whether this stands in its log by now.
+    pub(crate) fn has_said(&self, what: &str) -> bool {
+        self.complaints.text().contains(what)
+    }
+
     /// The process's number.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
@@ -71,14 +94,18 @@ impl Echogate {
 
     /// The number of the process that moves the packets.
     pub(crate) fn packets_id(&self) -> u32 {
+        self.find_packets().expect("a packet process")
+    }
+
+    /// The same, if it is there just now.
+    pub(crate) fn find_packets(&self) -> Option<u32> {
         let id = self.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
         let named = |child: &&str| {
-            fs::read_to_string(format!("/proc/{child}/cmdline"))
-                .is_ok_and(|line| line.split('\0').any(|word| word == "packets"))
+            let line = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split('\0').any(|word| word == "packets")
         };
-        let packets = children.split_whitespace().find(named).unwrap_or_else(|| panic!("none of {children}"));
-        packets.parse().expect("a number")
+        children.split_whitespace().find(named)?.parse().ok()
     }
 
     /// Waits for its own end.

@@ -37,7 +37,7 @@ fn a_thousand_hosts_a_second_all_answer() {
             1000,
             1,
             1000,
-            Duration::from_millis(10),
+            ping_thousand::Patience { told_within: Duration::from_millis(10), together: Duration::from_millis(10) },
         )
         .unwrap();
         assert!(text.starts_with("1000 sent, 1000 answered"), "{text}");

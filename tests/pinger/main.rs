@@ -13,6 +13,7 @@ mod errors;
 mod examples;
 mod hostile;
 mod many;
+mod patience;
 mod pings;
 mod runtimes;
 mod scene;

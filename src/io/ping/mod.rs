@@ -252,6 +252,8 @@ pub struct Events {
     pub sent: Vec<Sent>,
     /// Sockets that had something to report: their error queue is to be read. A number may stand here several times.
     pub troubled: Vec<usize>,
+    /// There was more to receive than one wait brings: the next one finds it without waiting.
+    pub more: bool,
 }
 
 /// The engine's way to its sockets. Not `Send`: made on the thread that uses it.
@@ -269,6 +271,10 @@ pub trait PingIo {
     /// happened to `events`. Bounded in what it brings at once. Returns early when woken. An error is a fault that no trying
     /// again mends.
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError>;
+
+    /// Sends what is queued, and sleeps until woken or until `timeout` has passed, whatever arrives meanwhile: the next
+    /// `wait` finds it. Returns without sleeping when there is something to tell of what was sent.
+    fn pause(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError>;
 }
 
 /// Settles which implementation a pinger uses, by trying io_uring here and now.

@@ -92,6 +92,7 @@ impl SyscallsPingIo {
                 return;
             }
         }
+        events.more = true;
     }
 }
 
@@ -132,6 +133,14 @@ impl PingIo for SyscallsPingIo {
             }
         }
         Ok(())
+    }
+
+    fn pause(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError> {
+        self.send_queued(events);
+        match events.sent.is_empty() {
+            true => self.waker.sleep(timeout),
+            false => Ok(()),
+        }
     }
 }
 

@@ -186,17 +186,20 @@ impl UringPingIo {
         } else {
             self.ring.submit_and_wait(1)
         };
-        match result {
-            // The time is over, a signal came, or completions must be reaped first: what was not submitted stays queued.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
-            {
-                Ok(())
-            }
-            result => {
-                result.map(drop).map_err(|error| SetupError::caused("cannot wait for replies by io_uring", error))
-            }
+        entered(result)
+    }
+
+    /// Submits what is queued, and leaves alone what has come meanwhile: to receive is the work of an enter that asks for
+    /// completions.
+    #[expect(unsafe_code, reason = "the one way to enter without asking for completions")]
+    fn submit(&mut self) -> Result<(), SetupError> {
+        let queued = u32::try_from(self.ring.submission().len()).unwrap_or(u32::MAX);
+        if queued == 0 {
+            return Ok(());
         }
+        // SAFETY: no argument goes with it, and what the entries point to was promised when they were pushed.
+        let result = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, 0, None) };
+        entered(result)
     }
 
     fn reap(&mut self, events: &mut Events) -> Result<(), SetupError> {
@@ -223,6 +226,16 @@ impl UringPingIo {
 
     fn is_busy(&self) -> bool {
         self.wake_armed || self.in_flight.len() > 0 || self.receivers.iter().any(|receiver| receiver.armed)
+    }
+}
+
+fn entered(result: io::Result<usize>) -> Result<(), SetupError> {
+    match result {
+        // The time is over, a signal came, or completions must be reaped first: what was not submitted stays queued.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+            Ok(())
+        }
+        result => result.map(drop).map_err(|error| SetupError::caused("cannot wait for replies by io_uring", error)),
     }
 }
 
@@ -310,7 +323,21 @@ impl PingIo for UringPingIo {
         // What is not armed or not submitted is tried again at once: completions have to be reaped first.
         let timeout = if armed && self.queued.is_empty() { timeout } else { Some(Duration::ZERO) };
         self.enter(timeout)?;
-        self.reap(events)
+        self.reap(events)?;
+        // A multishot receive lets others have their turn after some datagrams.
+        events.more = !self.ring.completion().is_empty() || self.ring.submission().taskrun();
+        Ok(())
+    }
+
+    fn pause(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError> {
+        if !self.arm() {
+            return self.wait(events, Some(Duration::ZERO));
+        }
+        self.submit_queued();
+        self.submit()?;
+        self.reap(events)?;
+        let is_idle = events.sent.is_empty() && events.troubled.is_empty() && self.queued.is_empty();
+        if is_idle { self.waker.sleep(timeout) } else { Ok(()) }
     }
 }
 

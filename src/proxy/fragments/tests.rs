@@ -262,10 +262,35 @@ fn early_fragments_wait_in_bounds_and_those_of_others_are_not_touched() {
     for fragment in &mine[1..] {
         assert!(matches!(bench.outbound(&mut fragment.clone()), Outbound::Carry { .. }));
     }
-    for (source, reason) in [(GATEWAY, Reason::OwnSource), (Ipv4Addr::new(10, 67, 0, 1), Reason::NotClient)] {
+    // Who is no client has none that wait.
+    let not_ours = Outbound::FallThrough(Passing::NotEchoRequest);
+    for (source, verdict) in [(GATEWAY, Outbound::Drop(Reason::OwnSource)), (Ipv4Addr::new(10, 67, 0, 1), not_ours)] {
         let mut early = Datagram { source, fragment_offset: 64, ..request(CLIENT, 7, &[7; 64]) }.build();
-        assert_eq!(bench.outbound(&mut early), Outbound::Drop(reason));
+        assert_eq!(bench.outbound(&mut early), verdict);
     }
+}
+
+/// What is no echo request and no client's goes back whole, as it would unfragmented; of a request the first fragment does not,
+/// and the rest is worth nothing to anybody.
+#[test]
+fn what_is_no_clients_and_no_request_goes_back_in_all_its_parts_and_unchanged() {
+    let stranger = Ipv4Addr::new(10, 67, 0, 1);
+    let mut bench = Bench::new(&settings());
+    let message = build::error_message(3, 1, 0, &[7; 3000]);
+    let datagram = Datagram { identification: 5, ..Datagram::new(stranger, REMOTE, ipv4::ICMP, message) };
+    for order in [[0, 1, 2], [2, 1, 0]] {
+        let fragments = cut(&datagram, 1200);
+        for fragment in order.map(|number| &fragments[number]) {
+            let mut after = fragment.clone();
+            assert_eq!(bench.outbound(&mut after), Outbound::FallThrough(Passing::NotEchoRequest));
+            assert_eq!(after, *fragment);
+        }
+    }
+    let fragments = cut(&request(stranger, 7, &[7; 3000]), 1200);
+    assert_eq!(bench.outbound(&mut fragments[0].clone()), Outbound::Drop(Reason::NotClient));
+    // By the gateway's own hand they would come again and again.
+    let fragments = cut(&Datagram { source: GATEWAY, ..datagram }, 1200);
+    assert_eq!(bench.outbound(&mut fragments[1].clone()), Outbound::Drop(Reason::OwnSource));
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //! | left | becomes |
 //! | --- | --- |
 //! | a slot that does not fit its seal | resting: its ident is nobody's for a hold-down |
-//! | a live slot whose client is none any more, or whose ident is reserved now | held |
+//! | a live slot whose client is none any more | held |
+//! | one whose ident is reserved now | held, and never ready |
 //! | two live slots of one client and ident: one had just lost the race for it | the one used last stays, the other is held |
 //! | a live slot that the map did not know yet, or that was taken and never used | a mapping like others; it ends when it is idle |
 //!
@@ -63,8 +64,11 @@ impl Idents {
         for address in numbers(mappings.addresses.len()) {
             // Of what is reserved now some may be left from before.
             let free = owned(address, shards, &everything).filter(|index| {
-                let line = |client| line_of(client).filter(|_| !policy.is_reserved(index.ident()));
-                found.take_up(*index, line, &guard) && !policy.is_reserved(index.ident())
+                if policy.is_reserved(index.ident()) {
+                    found.let_go(*index);
+                    return false;
+                }
+                found.take_up(*index, &line_of, &guard)
             });
             ready.push(free.collect());
         }
@@ -105,7 +109,7 @@ impl Found<'_> {
     fn take_up(
         &mut self,
         index: SlotIndex,
-        line_of: impl Fn(Ipv4Addr) -> Option<ClientIndex>,
+        line_of: &impl Fn(Ipv4Addr) -> Option<ClientIndex>,
         guard: &Guard<'_>,
     ) -> bool {
         let slots = &self.mappings.slots;
@@ -126,6 +130,17 @@ impl Found<'_> {
             },
         }
         false
+    }
+
+    /// The ident is nobody's any more, and never ready: the slot stays held, for replies that are on their way.
+    fn let_go(&mut self, index: SlotIndex) {
+        let slots = &self.mappings.slots;
+        if !slots.is_whole(index) {
+            self.torn += 1;
+            slots.rest(index, self.now);
+        } else if slots.identity(index).state() == State::Live {
+            slots.hold(index, self.now);
+        }
     }
 
     /// Makes a live slot the mapping of its client and ident.
@@ -156,5 +171,187 @@ impl Found<'_> {
     fn rest_on(&mut self, index: SlotIndex) {
         let rested = Duration::from_millis(self.mappings.slots.idle_ms(index, self.now).into());
         self.rest.push((index, self.now + self.lifetimes.hold_down.saturating_sub(rested)));
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::table::Storage;
+    use crate::table::addresses::Addresses;
+    use crate::table::idents::{Asker, generator};
+    use crate::table::slots::{Slot, Slots};
+
+    const LIFETIMES: Lifetimes = Lifetimes { idle: Duration::from_secs(60), hold_down: Duration::from_secs(61) };
+    const SHARDS: [usize; 2] = [5, 6];
+    const KEY: u64 = 0x5eed;
+
+    fn client(host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 66, 0, host)
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::START + Duration::from_secs(1000 + seconds)
+    }
+
+    /// Memory that outlives those who use it, and what each of them has of it.
+    struct Memory {
+        slots: &'static [Slot],
+        addresses: &'static [AtomicU32],
+        lost: &'static [AtomicU32],
+    }
+
+    struct User {
+        mappings: Mappings,
+        idents: Idents,
+        recovered: Recovered,
+    }
+
+    impl Memory {
+        fn new() -> Memory {
+            let slots: Vec<Slot> = (0..1 << 16).map(|_| Slot::default()).collect();
+            let word = |value| &*Box::leak(Box::new([AtomicU32::new(value)]));
+            Memory { slots: Vec::leak(slots), addresses: word(0xc612_0001), lost: word(0) }
+        }
+
+        fn take_up(&self, now: Instant, policy: &IdentPolicy, clients: &[u8]) -> User {
+            let addresses = Addresses::over(Storage::Lent(self.addresses), Storage::Lent(self.lost));
+            let mappings = Mappings::over(Slots::over(self.slots, KEY), addresses, 256);
+            let line = |client: Ipv4Addr| {
+                let host = client.octets()[3];
+                clients.contains(&host).then(|| mappings.clients.index(host.into()))
+            };
+            let (idents, recovered) =
+                Idents::recover(&mappings, &SHARDS, policy, LIFETIMES, generator(Some(7)), now, line);
+            idents.announce(&mappings.addresses);
+            let user = User { mappings, idents, recovered };
+            assert_eq!(user.idents.audit(&user.mappings), Ok(()));
+            user
+        }
+
+        fn used_by(&self, now: Instant) -> User {
+            self.take_up(now, &IdentPolicy::default(), &[1, 2, 3])
+        }
+    }
+
+    impl User {
+        fn make(&mut self, host: u8, client_ident: u16, now: Instant) -> SlotIndex {
+            let line = self.mappings.clients.index(host.into());
+            self.mappings.clients.enter(line, &Allowance::UNLIMITED, now, |_| 0).unwrap();
+            let asker = Asker { client: client(host), line, client_ident };
+            self.idents.make(&self.mappings, 0, asker, now, &self.mappings.forward.guard()).unwrap()
+        }
+
+        fn find(&self, host: u8, client_ident: u16) -> Option<SlotIndex> {
+            self.mappings.find(client(host), client_ident, &self.mappings.forward.guard())
+        }
+
+        fn expire(&mut self, now: Instant) {
+            for _ in 0..100 {
+                self.idents.expire(&self.mappings, now, 1000, &self.mappings.forward.guard());
+            }
+        }
+
+        fn mappings_of(&self, host: u8) -> u32 {
+            self.mappings.clients.mappings(self.mappings.clients.index(host.into()))
+        }
+    }
+
+    #[test]
+    fn mappings_go_on_and_hold_downs_end_when_they_would_have_ended() {
+        let memory = Memory::new();
+        let mut first = memory.used_by(at(0));
+        assert_eq!(first.recovered, Recovered::default());
+        let [kept, idle] = [first.make(1, 7, at(0)), first.make(1, 8, at(0))];
+        first.mappings.slots.touch(kept, at(60));
+        first.expire(at(60));
+        assert_eq!((first.idents.live(), first.idents.held()), (1, 1));
+        drop(first);
+        for restart in 0..3 {
+            let user = memory.used_by(at(70 + restart));
+            assert_eq!(user.recovered, Recovered { mappings: 1, held: 1, torn: 0 });
+            assert_eq!((user.find(1, 7), user.find(1, 8), user.mappings_of(1)), (Some(kept), None, 1));
+        }
+        let mut last = memory.used_by(at(80));
+        last.mappings.slots.touch(kept, at(100));
+        last.expire(at(120));
+        assert_eq!(last.mappings.slots.identity(idle).state(), State::Held, "60 of its 61 seconds");
+        last.expire(at(122));
+        assert_eq!(last.mappings.slots.identity(idle).state(), State::Free);
+        last.expire(at(161));
+        assert_eq!((last.find(1, 7), last.mappings_of(1), last.idents.held()), (None, 0, 1));
+    }
+
+    #[test]
+    fn what_does_not_fit_its_seal_rests_and_is_nobodys() {
+        let memory = Memory::new();
+        let mut first = memory.used_by(at(0));
+        let [whole, torn] = [first.make(1, 7, at(0)), first.make(2, 7, at(0))];
+        first.mappings.slots.damage(torn);
+        drop(first);
+        let mut next = memory.used_by(at(1));
+        assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 1 });
+        assert_eq!((next.find(1, 7), next.find(2, 7)), (Some(whole), None));
+        assert_eq!(next.mappings.slots.identity(torn).state(), State::Resting);
+        drop(next);
+        next = memory.used_by(at(30));
+        assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 0 }, "it fits a seal now, and rests on");
+        next.mappings.slots.touch(whole, at(61));
+        next.expire(at(61));
+        assert_eq!(next.mappings.slots.identity(torn).state(), State::Resting);
+        next.expire(at(63));
+        assert_eq!(next.mappings.slots.identity(torn).state(), State::Free);
+        assert_eq!(next.idents.audit(&next.mappings), Ok(()));
+    }
+
+    #[test]
+    fn who_is_no_client_any_more_and_reserved_idents_are_let_go() {
+        let memory = Memory::new();
+        let mut first = memory.used_by(at(0));
+        let [kept, gone] = [first.make(1, 7, at(0)), first.make(2, 7, at(0))];
+        let reserved = first.make(3, 7, at(0));
+        drop(first);
+        let policy = IdentPolicy { reserved: vec![reserved.ident()..=reserved.ident()], preserve: true };
+        let mut next = memory.take_up(at(1), &policy, &[1, 3]);
+        assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 0 });
+        assert_eq!((next.find(1, 7), next.find(2, 7), next.find(3, 7)), (Some(kept), None, None));
+        // Replies on their way are delivered still.
+        assert_eq!(next.mappings.slots.identity(gone).client(), client(2));
+        assert_ne!(next.make(3, reserved.ident(), at(1)), reserved);
+        next.expire(at(200));
+        assert_ne!(next.make(3, reserved.ident(), at(200)), reserved, "nor after its hold-down");
+    }
+
+    #[test]
+    fn of_two_slots_for_one_client_and_ident_the_one_used_last_stays() {
+        for later in [0, 1] {
+            let memory = Memory::new();
+            let mut first = memory.used_by(at(0));
+            let one = first.make(1, 7, at(0));
+            // As left by an owner that was killed before it gave back the one for which it was too late.
+            first.mappings.forward.remove(client(1), 7, one, &first.mappings.forward.guard());
+            let two = first.make(1, 7, at(0));
+            let both = [one, two];
+            first.mappings.slots.touch(both[later], at(1));
+            drop(first);
+            let next = memory.used_by(at(2));
+            assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 0 });
+            assert_eq!((next.find(1, 7), next.mappings_of(1)), (Some(both[later]), 1));
+        }
+    }
+
+    #[test]
+    fn other_shards_are_others() {
+        let memory = Memory::new();
+        let mut first = memory.used_by(at(0));
+        first.make(1, 7, at(0));
+        let policy = IdentPolicy::default();
+        let mappings = &first.mappings;
+        let line = |_| Some(mappings.clients.index(0));
+        let (other, recovered) = Idents::recover(mappings, &[7], &policy, LIFETIMES, generator(Some(7)), at(1), line);
+        assert_eq!((recovered, other.live()), (Recovered::default(), 0));
     }
 }

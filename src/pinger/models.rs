@@ -1,0 +1,147 @@
+//! Models of the slots' protocol: what a ping's caller and the engine may do to one another, under every interleaving
+//! (`scripts/models`; `src/table/models.rs` says what such a model is worth). The slots are the pinger's own code; the queue of free ones and the waker
+//! are models of what their crates promise (`sync`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Wake, Waker};
+
+use loom::sync::Mutex;
+use loom::thread;
+
+use super::error::PingError;
+use super::slots::{Key, Outcome, Slots};
+
+/// An outcome that can be told from others.
+fn outcome(number: usize) -> Outcome {
+    Err(PingError::TooMany { limit: number })
+}
+
+fn number(outcome: Outcome) -> usize {
+    match outcome {
+        Err(PingError::TooMany { limit }) => limit,
+        other => panic!("an outcome that nobody gave: {other:?}"),
+    }
+}
+
+/// Slots for one ping at a time, and one under way.
+fn slots() -> (Arc<Slots>, Key) {
+    let slots = Slots::new(1);
+    let key = slots.acquire().expect("a free slot");
+    (Arc::new(slots), key)
+}
+
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Flag>) {
+        self.0.store(true, Ordering::SeqCst); // std's: the checker does not see it
+    }
+}
+
+/// Runs the model in every way there is, which must be `at_least` so many: one that explores nothing passes.
+fn explore(at_least: usize, model: impl Fn() + Send + Sync + 'static) {
+    let executions = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&executions);
+    loom::model(move || {
+        counted.fetch_add(1, Ordering::Relaxed); // std's: the checker does not see it
+        model();
+    });
+    let executions = executions.load(Ordering::Relaxed);
+    println!("{executions} executions");
+    assert!(executions >= at_least, "explored {executions} executions only, expected {at_least}");
+}
+
+#[test]
+fn of_a_cancel_and_a_result_one_wins_and_the_slot_is_free() {
+    explore(5, || {
+        let (slots, key) = slots();
+        let engine = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || slots.finish(key, outcome(1)))
+        };
+        slots.cancel(key);
+        engine.join().expect("no panic");
+        assert_eq!(slots.in_use(), 0);
+        // Whatever was left behind would now be read as this one's.
+        let next = slots.acquire().expect("the slot is free");
+        assert!(slots.poll(next, Waker::noop()).is_none());
+        assert!(slots.finish(next, outcome(2)));
+        assert_eq!(slots.poll(next, Waker::noop()).map(number), Some(2));
+    });
+}
+
+#[test]
+fn a_result_is_found_or_wakes_whoever_looked_too_early() {
+    explore(20, || {
+        let (slots, key) = slots();
+        let engine = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || assert!(slots.finish(key, outcome(1))))
+        };
+        let flag = Arc::new(Flag::default());
+        let found = slots.poll(key, &Waker::from(Arc::clone(&flag)));
+        engine.join().expect("no panic");
+        let found = match found {
+            Some(found) => found,
+            None => {
+                assert!(flag.0.load(Ordering::SeqCst), "nobody would look again");
+                slots.poll(key, Waker::noop()).expect("it is there")
+            }
+        };
+        assert_eq!((number(found), slots.in_use()), (1, 0));
+    });
+}
+
+/// The engine has a result for a ping whose caller drops it and at once begins another, in the same slot, which the engine
+/// finishes too if it has heard of it.
+#[test]
+fn what_was_for_a_dropped_ping_never_reaches_the_slots_next_one() {
+    explore(400, || {
+        let (slots, first) = slots();
+        let commands = Arc::new(Mutex::new(None));
+        let engine = {
+            let (slots, commands) = (Arc::clone(&slots), Arc::clone(&commands));
+            thread::spawn(move || {
+                slots.finish(first, outcome(1));
+                let second: Option<Key> = commands.lock().expect("no panic").take();
+                second.is_some_and(|second| slots.finish(second, outcome(2)))
+            })
+        };
+        slots.cancel(first);
+        let second = slots.acquire().expect("the slot is free");
+        *commands.lock().expect("no panic") = Some(second);
+        let early = slots.poll(second, Waker::noop());
+        let finished = engine.join().expect("no panic");
+        let found = early.or_else(|| slots.poll(second, Waker::noop()));
+        assert_eq!(found.map(number), finished.then_some(2));
+        if !finished {
+            slots.cancel(second);
+        }
+        assert_eq!(slots.in_use(), 0);
+    });
+}
+
+/// Two callers, one slot: whoever gets it has it alone, and the engine's result for one is not the other's.
+#[test]
+fn a_slot_that_two_callers_want_has_one_of_them_at_a_time() {
+    explore(10, || {
+        let (slots, first) = slots();
+        let other = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || {
+                slots.acquire().is_some_and(|key| {
+                    assert!(slots.poll(key, Waker::noop()).is_none(), "another's result");
+                    assert!(slots.finish(key, outcome(2)));
+                    slots.poll(key, Waker::noop()).map(number) == Some(2)
+                })
+            })
+        };
+        assert!(slots.finish(first, outcome(1)));
+        assert_eq!(slots.poll(first, Waker::noop()).map(number), Some(1));
+        other.join().expect("no panic");
+        assert_eq!(slots.in_use(), 0);
+        assert!(slots.acquire().is_some(), "a failed attempt left the count as it was");
+    });
+}

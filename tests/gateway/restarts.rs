@@ -1,0 +1,321 @@
+//! Packet processes die, and clients hardly notice: every mapping is kept, and what is lost was in the process's hands.
+//!
+//! `ECHOGATE_KILLS` and `ECHOGATE_RATE` say how often and under how many echoes a second; `scripts/restarts` asks for more of
+//! both than a test on a busy machine can bear, and prints the figures.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{env, mem};
+
+use echogate::lab::load::{self, LoadOptions, LoadReport};
+use echogate::wire::build;
+use echogate::wire::icmpv4::EchoKind;
+use rand::RngExt as _;
+
+use crate::ear::{Ear, Injector};
+use crate::in_every_setup;
+use crate::process::Echogate;
+use crate::scene::{PATIENCE, Scene, Setup, wait_until};
+use crate::serves::limits_off;
+use crate::sys;
+
+in_every_setup!(killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mapping_kept,);
+
+const SETUP: Setup = Setup { io: "uring", workers: 2 };
+
+/// Client idents of the probe.
+const IDENTS: u16 = 64;
+
+fn setting(name: &str, otherwise: u32) -> u32 {
+    env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number: {text}")))
+}
+
+/// One client's pings, a thousand a second under many idents, and when each was answered.
+#[derive(Default)]
+pub(crate) struct Probe {
+    sent: Vec<Instant>,
+    answered: Vec<Option<Instant>>,
+}
+
+impl Probe {
+    /// Pings the scene's second remote from its first client until `until` says so, and asserts that each client ident is one
+    /// gateway ident all the time.
+    pub(crate) fn run(scene: &Scene, over: &AtomicBool) -> Probe {
+        let (client, remote) = (scene.client_address(0), scene.remote(1));
+        let (ears, injector) =
+            ([Ear::at(scene.client(0), client), Ear::at(scene.internet(), remote)], Injector::at(scene.client(0)));
+        let [replies, requests] = ears;
+        thread::scope(|threads| {
+            let idents = threads.spawn(|| idents_of(&requests));
+            let heard = threads.spawn(|| heard_by(&replies, scene));
+            let mut sent = Vec::new();
+            let ask = |number: usize| {
+                let number = u32::try_from(number).expect("not for so long");
+                let ident = u16::try_from(number % u32::from(IDENTS)).expect("small");
+                let sequence = u16::try_from(number / u32::from(IDENTS) % 0xFFFF).expect("small");
+                let payload = [&b"probe"[..], &number.to_be_bytes()].concat();
+                injector.send(&build::echo_request(client, remote, 0x7000 + ident, sequence, 64, &payload), remote);
+            };
+            while !over.load(Ordering::Relaxed) {
+                sent.push(Instant::now());
+                ask(sent.len() - 1);
+                thread::sleep(Duration::from_millis(1));
+            }
+            // The last one, which must come, tells the listeners that it is over.
+            thread::sleep(Duration::from_millis(300));
+            ask(u32::MAX as usize);
+            let times = heard.join().expect("it hears");
+            idents.join().expect("each ident stays one");
+            let answered = (0..sent.len()).map(|number| times.get(&u32::try_from(number).expect("small")).copied());
+            Probe { answered: answered.collect(), sent }
+        })
+    }
+
+    pub(crate) fn lost(&self) -> usize {
+        self.answered.iter().filter(|answered| answered.is_none()).count()
+    }
+
+    /// How long after `event` the first ping that was sent after it was answered.
+    pub(crate) fn first_after(&self, event: Instant) -> Duration {
+        let later = self.sent.iter().zip(&self.answered).filter(|(sent, _)| **sent > event);
+        let first = later.filter_map(|(_, answered)| *answered).min().expect("some are answered");
+        first.duration_since(event)
+    }
+}
+
+fn number_of(payload: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(payload.strip_prefix(b"probe")?.try_into().ok()?))
+}
+
+/// At the remote: under which gateway ident each client ident's requests come.
+fn idents_of(requests: &Ear) {
+    let mut known = HashMap::new();
+    loop {
+        let heard = requests.next_request();
+        let Some(number) = number_of(&heard.payload) else { continue };
+        if number == u32::MAX {
+            assert_eq!(known.len(), usize::from(IDENTS));
+            return;
+        }
+        let before = *known.entry(number % u32::from(IDENTS)).or_insert(heard.ident);
+        assert_eq!(before, heard.ident, "ping {number} has left under another ident: its mapping is lost");
+    }
+}
+
+/// At the client: when each reply came.
+fn heard_by(replies: &Ear, scene: &Scene) -> HashMap<u32, Instant> {
+    let mut times = HashMap::new();
+    loop {
+        let heard = replies.next();
+        let Some(number) = number_of(&heard.payload).filter(|_| heard.kind == EchoKind::Reply) else { continue };
+        assert_eq!(heard.source, scene.remote(1));
+        if number == u32::MAX {
+            return times;
+        }
+        assert!(times.insert(number, Instant::now()).is_none(), "ping {number} was answered twice");
+    }
+}
+
+/// A load by all clients but the first on the first remote, while `meanwhile` runs.
+pub(crate) fn under_load<T>(stage: &Scene, rate: u32, meanwhile: impl FnOnce() -> T) -> (LoadReport, T) {
+    let over = AtomicBool::new(false);
+    let options = LoadOptions {
+        duration: Duration::from_secs(600),
+        rate: Some(rate.into()),
+        window: 4096,
+        idents: 16,
+        ..LoadOptions::default()
+    };
+    let watch = |_: &load::Progress| match over.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    thread::scope(|scope| {
+        let lab = stage.lab();
+        let running = scope.spawn(|| load::run(&lab.clients()[1..], &lab.remotes()[..1], &options, watch));
+        let result = meanwhile();
+        over.store(true, Ordering::Relaxed);
+        (running.join().expect("it ends").expect("it runs"), result)
+    })
+}
+
+/// The probe, while `meanwhile` runs.
+pub(crate) fn probed<T>(stage: &Scene, meanwhile: impl FnOnce() -> T) -> (Probe, T) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let probe = scope.spawn(|| Probe::run(stage, &over));
+        thread::sleep(Duration::from_millis(300));
+        let result = meanwhile();
+        thread::sleep(Duration::from_millis(300));
+        over.store(true, Ordering::Relaxed);
+        (probe.join().expect("it ends"), result)
+    })
+}
+
+/// Kills the packet process; when that was, and once another one is there.
+fn kill_packets(gateway: &Echogate) -> Instant {
+    let killed = gateway.packets_id();
+    let at = Instant::now();
+    sys::signal(killed, libc::SIGKILL).expect("it runs");
+    wait_until("another packet process is there", || gateway.find_packets().is_some_and(|id| id != killed));
+    at
+}
+
+fn serve(scene: &Scene, setup: &Setup) -> Echogate {
+    Echogate::serve(scene.gateway(), &[scene.arguments(setup), limits_off()].concat())
+}
+
+#[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
+fn killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mapping_kept(setup: &Setup) {
+    let (kills, rate) = (setting("ECHOGATE_KILLS", 3), setting("ECHOGATE_RATE", 1000));
+    let scene = Scene::alone(2);
+    let gateway = serve(&scene, setup);
+    let (report, (probe, killed)) = under_load(&scene, rate, || {
+        probed(&scene, || {
+            let mut rng = echogate::table::idents::generator(None);
+            let kill = |_| {
+                let at = kill_packets(&gateway);
+                // Long enough for the first to come back, and for the next kill to fall anywhere.
+                thread::sleep(Duration::from_millis(100) + Duration::from_micros(rng.random_range(..100_000)));
+                at
+            };
+            (0..kills).map(kill).collect::<Vec<Instant>>()
+        })
+    });
+    let ended = gateway.stop();
+    assert_eq!((report.wrong_client, report.altered, report.duplicates), (0, 0, 0), "{report:?}\n{}", ended.complaints);
+    assert!(!ended.complaints.contains("damaged"), "{}", ended.complaints);
+    let mut gaps: Vec<Duration> = killed.into_iter().map(|at| probe.first_after(at)).collect();
+    gaps.sort_unstable();
+    println!(
+        "{kills} kills, {} workers on {}, {} echoes/s: first echo after {:?} (median), {:?} (worst); lost {} of {} echoes of \
+         the load, {} of {} of the probe",
+        setup.workers,
+        setup.io,
+        report.echoes_per_second(),
+        gaps[gaps.len() / 2],
+        gaps[gaps.len() - 1],
+        report.lost,
+        report.sent,
+        probe.lost(),
+        probe.sent.len(),
+    );
+}
+
+#[test]
+fn replies_to_what_a_killed_process_has_sent_are_delivered_by_the_next_and_once() {
+    let scene = Scene::new(1);
+    let gateway = serve(&scene, &SETUP);
+    // A remote that answers when it is told to.
+    crate::scene::run(scene.internet(), "sysctl -w net.ipv4.icmp_echo_ignore_all=1");
+    let (client, remote) =
+        (Ear::at(scene.client(0), scene.client_address(0)), Ear::at(scene.internet(), scene.remote(0)));
+    client.ask(scene.remote(0), 7, 1, b"before");
+    let asked = remote.next_request();
+    kill_packets(&gateway);
+    remote.reply(asked.source, asked.ident, 1, b"before");
+    remote.reply(asked.source, asked.ident, 1, b"before");
+    client.ask(scene.remote(0), 7, 2, b"after");
+    let again = remote.next_request();
+    assert_eq!((again.ident, &again.payload[..]), (asked.ident, &b"after"[..]));
+    remote.reply(again.source, again.ident, 2, b"after");
+    let replies = [client.next(), client.next()].map(|heard| (heard.ident, heard.sequence));
+    assert_eq!(replies, [(7, 1), (7, 2)]);
+    gateway.stop();
+}
+
+#[test]
+fn a_packet_process_that_dies_again_and_again_is_given_up_and_pings_take_the_kernels_path() {
+    let scene = Scene::new(1);
+    let before = scene.state();
+    let gateway = serve(&scene, &SETUP);
+    let mut last = 0;
+    for _ in 0..5 {
+        wait_until("a packet process", || gateway.find_packets().is_some_and(|id| id != last));
+        last = gateway.packets_id();
+        sys::signal(last, libc::SIGABRT).expect("it runs");
+    }
+    let ended = gateway.ended();
+    assert_eq!(ended.code, Some(1), "{}", ended.complaints);
+    assert!(ended.complaints.contains("echogate: given up after 5 packet processes"), "{}", ended.complaints);
+    assert_eq!(scene.state(), before);
+}
+
+#[test]
+fn a_packet_process_that_does_not_move_is_replaced() {
+    let scene = Scene::new(1);
+    let gateway = serve(&scene, &SETUP);
+    let stuck = gateway.packets_id();
+    sys::signal(stuck, libc::SIGSTOP).expect("it runs");
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while gateway.find_packets().is_none_or(|id| id == stuck) {
+        assert!(Instant::now() < deadline, "nobody has noticed");
+        thread::sleep(Duration::from_millis(100));
+    }
+    scene.await_ping("a ping through its successor");
+    let ended = gateway.stop();
+    assert!(ended.complaints.contains("the packet process does not move"), "{}", ended.complaints);
+}
+
+#[test]
+fn the_packet_process_ends_with_its_keeper() {
+    let scene = Scene::new(1);
+    let gateway = serve(&scene, &SETUP);
+    let packets = gateway.packets_id();
+    gateway.killed();
+    wait_until("the packet process has ended", || !fs::exists(format!("/proc/{packets}")).expect("proc is mounted"));
+}
+
+/// The tables' memory, as whoever has its descriptor sees it.
+fn tables_of(gateway: &Echogate) -> File {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", gateway.id())).expect("it runs");
+    let mut paths = descriptors.map(|entry| entry.expect("it can be listed").path());
+    let is_tables =
+        |path: &std::path::Path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("echogate-tables"));
+    let path = paths.find(|path| is_tables(path)).expect("it has the tables");
+    OpenOptions::new().read(true).write(true).open(path).expect("root may")
+}
+
+#[test]
+fn damaged_slots_are_found_one_by_one_and_the_other_mappings_are_kept() {
+    const SLOTS: u64 = 4096;
+    const SLOT_BYTES: usize = 64;
+    let scene = Scene::new(1);
+    let gateway = serve(&scene, &SETUP);
+    let (client, remote) =
+        (Ear::at(scene.client(0), scene.client_address(0)), Ear::at(scene.internet(), scene.remote(0)));
+    let ask = |ident: u16| {
+        client.ask(scene.remote(0), ident, 1, b"whose");
+        remote.next_request().ident
+    };
+    let before: Vec<u16> = (0..16).map(ask).collect();
+    let packets = gateway.packets_id();
+    sys::signal(packets, libc::SIGSTOP).expect("it runs");
+    let tables = tables_of(&gateway);
+    // The client's address, in every second mapping's slot: as if another's had been half written.
+    for ident in before.iter().step_by(2) {
+        let place = SLOTS + u64::from(*ident) * SLOT_BYTES as u64;
+        let mut slot = [0; mem::size_of::<u64>()];
+        tables.read_exact_at(&mut slot, place).expect("it is there");
+        let identity = u64::from_ne_bytes(slot) ^ 1 << 32;
+        tables.write_all_at(&identity.to_ne_bytes(), place).expect("it is there");
+    }
+    sys::signal(packets, libc::SIGKILL).expect("it runs");
+    wait_until("another packet process is there", || gateway.find_packets().is_some_and(|id| id != packets));
+    let after: Vec<u16> = (0..16).map(ask).collect();
+    for (number, (before, after)) in before.iter().zip(&after).enumerate() {
+        assert_eq!(number % 2 == 1, before == after, "{number}: {before} became {after}");
+    }
+    assert!(after.iter().step_by(2).all(|ident| !before.contains(ident)), "a damaged one's ident rests");
+    let ended = gateway.stop();
+    assert!(
+        ended.complaints.contains("some mappings were damaged") && ended.complaints.contains("slots=8"),
+        "{}",
+        ended.complaints
+    );
+}
