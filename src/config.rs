@@ -16,6 +16,7 @@
 mod idents;
 mod keys;
 mod limits;
+mod reload;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 pub use idents::IdentRange;
 pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
+pub use reload::FIXED;
 pub use limits::{ClientLimits, Exception};
 pub use sources::Source;
 
