@@ -31,8 +31,8 @@ use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 pub use idents::IdentRange;
 pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
-pub use reload::FIXED;
 pub use limits::{ClientLimits, Exception};
+pub use reload::FIXED;
 pub use sources::Source;
 
 /// The most prefixes of clients: they are compared one after the other for each packet.

@@ -503,6 +503,10 @@ impl PacketIo for Noting {
         self.io.mtu_towards(address, remote)
     }
 
+    fn stop_receiving(&mut self) {
+        self.io.stop_receiving();
+    }
+
     fn in_flight(&self) -> usize {
         self.io.in_flight()
     }
@@ -539,8 +543,6 @@ fn a_worker_that_polls_busily_sleeps_only_after_it_has_looked_long_enough() {
     worker.drain(&clock).unwrap();
 }
 
-/// RFC 4787 REQ-13a: what is too large for the way out leaves in fragments, and they in order: whole requests and a client's own
-/// fragments, the very first, whose send has to fail for the gateway to learn of it, and all that follow.
 /// RFC 4787 REQ-13a: what is too large for the way out leaves in fragments, and they in order: whole requests, and a client's own
 /// fragments, the last of which would have fitted. But for the very first: it takes a send that fails to learn of it.
 #[test]

@@ -15,6 +15,7 @@ mod log;
 mod packets;
 mod ping;
 mod reach;
+mod restart;
 mod run;
 mod stats;
 mod top;
@@ -29,7 +30,7 @@ use clap::{Parser, Subcommand};
 
 use self::log::{Log, LogFormat, Patience};
 use crate::error::SetupError;
-use crate::keeper;
+use crate::keeper::{self, Supervisor};
 
 /// It could not start: as clap's own, for arguments that are none.
 const EXIT_USAGE: u8 = 2;
@@ -55,6 +56,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Restart(restart::Arguments),
     Stats(stats::Arguments),
     Top(top::Arguments),
     Trace(trace::Arguments),
@@ -84,13 +86,16 @@ pub fn main() -> ExitCode {
         Command::Run(_) | Command::Packets(_) => Patience::None,
         _ => Patience::Writer,
     };
+    // Before anything else is opened.
+    let supervisor = Supervisor::from_environment();
     let begun = match &arguments.command {
         Command::Packets(arguments) => packets::begin(arguments),
         _ => Ok(()),
     };
     let log = begun.and_then(|()| Log::start(arguments.log.as_deref(), arguments.log_format, patience));
     let done = log.and_then(|log| match &arguments.command {
-        Command::Run(options) => run::run(options, arguments.log_arguments()),
+        Command::Run(options) => run::run(options, arguments.log_arguments(), supervisor),
+        Command::Restart(arguments) => restart::run(arguments),
         Command::Packets(_) => packets::run(log.lost()),
         Command::Stats(arguments) => stats::run(arguments),
         Command::Top(arguments) => top::run(arguments),

@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::{print, totals};
 use crate::error::SetupError;
 use crate::host::sandbox;
-use crate::keeper;
+use crate::keeper::{self, Served};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -34,10 +34,11 @@ pub(super) fn run(log_lines_lost: Arc<AtomicU64>) -> Result<ExitCode, SetupError
             .map_err(|cause| SetupError::caused("signals cannot be watched", cause))?;
     }
     Ok(match keeper::serve(log_lines_lost) {
-        Some(snapshot) => {
+        Served::Stopped(snapshot) => {
             print(&totals::table(&snapshot));
             ExitCode::SUCCESS
         }
-        None => ExitCode::FAILURE,
+        Served::Left => ExitCode::SUCCESS,
+        Served::Failed => ExitCode::FAILURE,
     })
 }

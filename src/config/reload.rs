@@ -75,7 +75,11 @@ mod tests {
     use super::*;
 
     fn source(text: &str) -> Source {
-        Source { text: format!("[inside]\nclients = [\"10.66.0.0/24\"]\n{text}"), path: "e.toml".to_owned(), flags: vec![] }
+        Source {
+            text: format!("[inside]\nclients = [\"10.66.0.0/24\"]\n{text}"),
+            path: "e.toml".to_owned(),
+            flags: vec![],
+        }
     }
 
     #[test]
@@ -88,9 +92,12 @@ mod tests {
     #[test]
     fn what_can_change_is_taken_and_what_cannot_is_named() {
         let running = source("mtu = 1500\n[run]\nworkers = 2\n[limits]\nmappings = 7\n");
-        let other = source("mtu = 1500\n[run]\nworkers = 2\nbusy_poll_us = 3\n[limits]\nmappings = 8\n[remotes]\ndeny = [\"192.0.2.0/24\"]\n");
+        let other = source(
+            "mtu = 1500\n[run]\nworkers = 2\nbusy_poll_us = 3\n[limits]\nmappings = 8\n[remotes]\ndeny = [\"192.0.2.0/24\"]\n",
+        );
         assert_eq!(other.in_place_of(&running).unwrap().limits.everybody.mappings, 8);
-        let wrong = source("mtu = 1400\n[run]\nworkers = 3\n[limits]\nmappings = 8\n").in_place_of(&running).unwrap_err();
+        let wrong =
+            source("mtu = 1400\n[run]\nworkers = 3\n[limits]\nmappings = 8\n").in_place_of(&running).unwrap_err();
         assert_eq!(
             wrong.to_string(),
             "e.toml: inside.mtu, run.workers cannot change while the gateway runs\n  remedy: leave them as before, or start \

@@ -30,7 +30,9 @@ mod restarts;
 mod sandbox;
 mod scene;
 mod serves;
+mod supervised;
 mod sys;
+mod takeover;
 mod tools;
 mod web;
 
