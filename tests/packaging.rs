@@ -7,7 +7,8 @@ use std::{env, fs};
 use echogate::config::{Config, KEYS, KeyDefault};
 
 /// The commands that somebody types.
-const COMMANDS: [&str; 10] = ["run", "stats", "top", "trace", "check", "undo", "demo", "bench", "ping", "generate"];
+const COMMANDS: [&str; 12] =
+    ["run", "restart", "reload", "stats", "top", "trace", "check", "undo", "demo", "bench", "ping", "generate"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -15,6 +15,7 @@ mod log;
 mod packets;
 mod ping;
 mod reach;
+mod reload;
 mod restart;
 mod run;
 mod stats;
@@ -57,6 +58,7 @@ struct Arguments {
 enum Command {
     Run(run::Arguments),
     Restart(restart::Arguments),
+    Reload(reload::Arguments),
     Stats(stats::Arguments),
     Top(top::Arguments),
     Trace(trace::Arguments),
@@ -96,6 +98,7 @@ pub fn main() -> ExitCode {
     let done = log.and_then(|log| match &arguments.command {
         Command::Run(options) => run::run(options, arguments.log_arguments(), supervisor),
         Command::Restart(arguments) => restart::run(arguments),
+        Command::Reload(arguments) => reload::run(arguments),
         Command::Packets(_) => packets::run(log.lost()),
         Command::Stats(arguments) => stats::run(arguments),
         Command::Top(arguments) => top::run(arguments),

@@ -8,7 +8,7 @@ use super::{Config, Source};
 use crate::error::SetupError;
 
 /// Keys that are read at a start only, by their full names.
-pub const FIXED: [&str; 15] = [
+pub const FIXED: [&str; 14] = [
     // The device, and what is in its queues.
     "inside.device",
     "inside.address",
@@ -28,7 +28,6 @@ pub const FIXED: [&str; 15] = [
     "echo.table_words",
     // Whoever looks has found it here.
     "observe.control",
-    "observe.metrics",
 ];
 
 impl Source {

@@ -85,8 +85,8 @@ fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Served, 
             }
             recv(asked) -> order => match order {
                 Ok(Order { ask: Ask::Reload, answer }) => {
-                    let refusal = SetupError::new("this gateway reads its configuration when it starts, and only then");
-                    answer.give(Err(refusal.remedy("echogate run --takeover")));
+                    let refusal = SetupError::new("who moves packets has no files: the configuration is read by who keeps them");
+                    answer.give(Err(refusal.remedy("echogate reload, or SIGHUP to the process of echogate run")));
                 }
                 Err(_) => {
                     tracing::error!("the thread of the control socket ended: nobody can look, and packets go on");

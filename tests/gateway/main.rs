@@ -26,6 +26,7 @@ mod pools;
 mod process;
 mod prometheus;
 mod refuses;
+mod reload;
 mod restarts;
 mod sandbox;
 mod scene;
