@@ -116,6 +116,15 @@ pub fn preflight(config: &Config) -> Result<Vec<Finding>, SetupError> {
     Ok(findings)
 }
 
+/// Undoes what of a gateway with this configuration has outlived it: the diversion's rule and routes, and on old kernels its
+/// nftables table.
+pub fn undo(config: &Config) -> Result<(), SetupError> {
+    if config.inside.divert.is_empty() {
+        return Ok(());
+    }
+    Divert::clear(&divert_settings(config))
+}
+
 /// What the tables of a gateway with this configuration hold and cost.
 pub fn sizes(config: &Config) -> Result<Sizes, SetupError> {
     let mut config = config.clone();

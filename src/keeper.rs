@@ -21,6 +21,8 @@
 //!   up), the nftables table goes with its owner's pipe, the device with its last descriptor. Pings take the kernel's path;
 //! * another keeper takes over (an upgrade), or a supervisor that keeps the descriptors restarts this one: nothing is undone, and
 //!   everything goes on where it was (`takeover`, `supervisor`);
+//! * the configuration is read again: another packet process goes on with it, over the same tables, and then the diversion
+//!   follows. One that is wrong is refused before anything ends;
 //! * the packet process does not move (a worker has not turned for [`SILENCE_MAX`]): it is killed, and that is a death as above.
 //!
 //! The keeper never touches a packet, and reads nothing from outside this program but the host's news and its configuration.
@@ -34,6 +36,7 @@ mod supervisor;
 mod takeover;
 
 use std::io;
+use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -44,16 +47,16 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 use serde_json::{Value, json};
 
-use crate::config::Source;
+use crate::config::{Config, Source};
 use crate::control::Listeners;
 use crate::error::SetupError;
 use crate::gateway::{Kept, Left};
-use crate::sys::process;
+use crate::sys::{process, time};
 use line::Line;
 pub use packets::{Served, serve};
 pub use supervisor::Supervisor;
 use takeover::Request;
-pub use takeover::restart;
+pub use takeover::{reload, restart};
 
 /// The program that is running, also where its file has been replaced meanwhile.
 const OURSELVES: &str = "/proc/self/exe";
@@ -238,12 +241,16 @@ impl Keeper {
         loop {
             let silence = channel::at(self.packets.heard + SILENCE_MAX);
             channel::select! {
-                recv(signals) -> signal => return Ok(Asked::Signal(signal.unwrap_or(0))),
+                recv(signals) -> signal => match signal.unwrap_or(0) {
+                    libc::SIGHUP => self.reload(None)?,
+                    other => return Ok(Asked::Signal(other)),
+                },
                 recv(self.events) -> event => match event {
                     Ok(Event::Said(number, said)) if number == self.packets.number => self.hear(said),
                     Ok(Event::Gone(number)) if number == self.packets.number => self.replace()?,
                     Ok(Event::Asked(Request::TakeOver(line))) => return Ok(Asked::Successor(Successor(line))),
                     Ok(Event::Asked(Request::Restart(line))) => self.restart(&line)?,
+                    Ok(Event::Asked(Request::Reload(line))) => self.reload(Some(&line))?,
                     _ => {}
                 },
                 recv(silence) -> _ => {
@@ -304,6 +311,62 @@ impl Keeper {
         served.or_else(|why| self.go_on_after(why, true))
     }
 
+    /// Reads the configuration again and goes on with it; or, if it is wrong or cannot be had now, with the one in force. Answers
+    /// whoever has asked. An error: neither serves.
+    fn reload(&mut self, line: Option<&Line>) -> Result<(), SetupError> {
+        self.supervisor.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_micros()));
+        let taken = match self.read_again() {
+            Ok((source, config)) => self.go_on_with(source, config)?,
+            Err(refusal) => Err(refusal),
+        };
+        let answer = match &taken {
+            Ok(()) => {
+                tracing::info!("the configuration has been read again: {}", self.description);
+                json!({ "serving": self.description })
+            }
+            Err(refusal) => {
+                tracing::error!("{refusal}: the configuration stays as it was");
+                json!({ "fault": refusal.to_string() })
+            }
+        };
+        self.supervisor.tell(&format!("READY=1\nSTATUS={}", self.description));
+        // Whoever has asked may have gone meanwhile.
+        line.map_or(Ok(()), |line| line.send(&answer, &[])).unwrap_or_default();
+        Ok(())
+    }
+
+    /// What the file says now, and what comes of it here. Changes nothing.
+    fn read_again(&self) -> Result<(Source, Config), SetupError> {
+        let source = self.options.source.read_again()?;
+        let config = self.kept.accepts(source.in_place_of(&self.options.source)?)?;
+        Ok((source, config))
+    }
+
+    /// Has another packet process go on with this configuration, which is a possible one; if it cannot, yet another one goes on
+    /// with the old (the inner error says why).
+    fn go_on_with(&mut self, source: Source, config: Config) -> Result<Result<(), SetupError>, SetupError> {
+        let listening = match self.listeners.with_metrics(&config, self.kept.config()) {
+            Ok(listening) => listening,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let (old_source, old_listening) =
+            (mem::replace(&mut self.options.source, source), self.listeners.exchange_metrics(listening));
+        if let Err(error) = self.packets.end(LEAVE) {
+            tracing::error!("{error}");
+        }
+        self.start_another()?;
+        if let Err(why) = self.await_serving() {
+            self.options.source = old_source;
+            self.listeners.exchange_metrics(old_listening);
+            self.go_on_after(SetupError::new(why.to_string()), true)?;
+            return Ok(self.await_serving().and(Err(why)));
+        }
+        // After it: who has become a client is known to it before the first echo request is led here.
+        let supervisor = self.supervisor.try_clone();
+        let supervisor = supervisor.map_err(|cause| SetupError::caused("sharing the supervisor's socket", cause))?;
+        Ok(self.kept.change(config, move |note, descriptors| supervisor.replace(note, descriptors)))
+    }
+
     /// Undoes the diversion, lets the packet process answer what it can and tell its totals, and undoes the rest.
     pub fn stop(mut self) -> Result<(), SetupError> {
         self.supervisor.tell("STOPPING=1");
@@ -340,6 +403,11 @@ impl Keeper {
     }
 }
 
+/// As a supervisor counts (sd_notify(3)).
+fn monotonic_micros() -> u128 {
+    time::monotonic().map_or(0, |now| now.as_micros())
+}
+
 impl Packets {
     fn start(
         number: u64,
@@ -352,6 +420,9 @@ impl Packets {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(OURSELVES);
         command.arg0("echogate").arg(SUBCOMMAND).args(&options.log);
+        if options.source.config().is_ok_and(|config| !config.run.sandbox) {
+            command.arg("--no-sandbox");
+        }
         for variable in supervisor::VARIABLES {
             command.env_remove(variable);
         }

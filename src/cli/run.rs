@@ -1,10 +1,11 @@
 //! `echogate run`: the gateway from set-up to totals.
 
+use std::mem;
 use std::process::ExitCode;
 use std::thread;
 
 use crossbeam::channel::{self, Receiver};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
@@ -27,6 +28,13 @@ pub(super) struct Arguments {
     #[command(flatten)]
     flags: ConfigFlags,
 
+    /// Let the process that moves the packets keep capabilities, files and system calls
+    ///
+    /// As run.sandbox = "off" in the file. For a debugger, a profiler or a kernel without seccomp: it gives up what keeps somebody
+    /// who got into that process by a packet (there is no way that is known) from having the gateway's privileges.
+    #[arg(long)]
+    no_sandbox: bool,
+
     /// Take everything over from the gateway that runs on this device, with every mapping: for an upgrade. That one then
     /// ends, with exit code 0. If none runs, start as without this
     #[arg(long)]
@@ -34,7 +42,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, log: Vec<String>, supervisor: Supervisor) -> Result<ExitCode, SetupError> {
-    let source = arguments.flags.source()?;
+    let mut source = arguments.flags.source()?;
+    if arguments.no_sandbox {
+        source.flags.push(("run.sandbox".to_owned(), "off".to_owned()));
+    }
     // What is wrong with it is said before anything else.
     source.config()?;
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.
@@ -65,19 +76,27 @@ pub(super) fn run(arguments: &Arguments, log: Vec<String>, supervisor: Superviso
     Ok(if failures.iter().all(Option::is_none) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The first signal that asks to stop arrives in the channel; the second ends the process as if nobody had caught it.
+/// Signals arrive in the channel; the second that asks to end ends the process as if nobody had caught it.
 ///
 /// A thread that reads signals from a pipe, not a handler with flags: it can wake a channel, and nothing in it has to be
 /// safe in signal context.
 fn watch_signals() -> Result<Receiver<i32>, SetupError> {
     let refused = |cause| SetupError::caused("signals cannot be watched", cause);
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR2]).map_err(refused)?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR2]).map_err(refused)?;
     let (sender, receiver) = channel::bounded(1);
     let watch = move || {
-        let mut arrivals = signals.forever();
-        // Nobody receives any more when the process is ending by itself.
-        arrivals.next().map(|first| sender.send(first));
-        arrivals.next().map(emulate_default_handler);
+        let mut asked = false;
+        for signal in signals.forever() {
+            if signal != SIGHUP && mem::replace(&mut asked, true) {
+                let _ = emulate_default_handler(signal);
+            }
+            // Nobody receives any more when the process is ending by itself. One that waits says enough for two of a kind.
+            let _ = if signal == SIGHUP {
+                sender.try_send(signal).map_err(drop)
+            } else {
+                sender.send(signal).map_err(drop)
+            };
+        }
     };
     thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(refused)?;
     Ok(receiver)

@@ -119,6 +119,37 @@ impl Kept {
         Ok(())
     }
 
+    /// What a changed configuration comes to here, if the host allows it.
+    pub fn accepts(&self, config: Config) -> Result<Config, SetupError> {
+        let mut config = config;
+        config.outside.addresses = self.state.addresses();
+        config.validate()?;
+        examine(&config, true)?;
+        Ok(config)
+    }
+
+    /// Follows a changed configuration ([`Kept::accepts`]). The table that leads requests here is replaced in one transaction, so
+    /// that clients of both configurations notice nothing. `tell`: as of `divert`.
+    pub fn change(
+        &mut self,
+        config: Config,
+        tell: impl Fn(&Value, &[(&str, BorrowedFd<'_>)]) + Send + 'static,
+    ) -> Result<(), SetupError> {
+        let same = divert_settings(&config) == divert_settings(&self.config);
+        self.config = config;
+        if same {
+            return Ok(());
+        }
+        if self.config.inside.divert.is_empty() {
+            return self.undivert();
+        }
+        if let Some(divert) = self.divert.take() {
+            divert.leave()?;
+            self.left = self.ownership.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        self.divert(tell)
+    }
+
     /// Leads them here no longer: they take the kernel's path.
     pub fn undivert(&mut self) -> Result<(), SetupError> {
         self.divert.take().map_or(Ok(()), Divert::remove)

@@ -115,6 +115,18 @@ impl Divert {
         Ok(Divert { watcher: Some(watcher) })
     }
 
+    /// Undoes what a killed gateway with these settings has left. One that lives is left alone: its table is its own.
+    pub fn clear(settings: &DivertSettings) -> Result<(), SetupError> {
+        settings.validate()?;
+        Table::clear(&settings.table_name())?;
+        let mut left = Installed::open(settings, Box::new(|_| {}))?;
+        left.claim()?;
+        if left.netlink.rules().map_err(asking("for rules"))?.contains(&settings.rule()) {
+            left.netlink.delete_rule(&settings.rule()).map_err(changing("removing the policy rule"))?;
+        }
+        left.undo_routes().map_err(changing("removing the gateway's routes"))
+    }
+
     /// Leaves the diversion in force, for whoever has its [`Ownership`] too.
     pub fn leave(mut self) -> Result<(), SetupError> {
         self.watcher.take().map_or(Ok(()), Watcher::leave)

@@ -1,4 +1,4 @@
-//! The packet process: takes what the keeper hands over, serves, and says so.
+//! The packet process: takes what the keeper hands over, gives up all else, serves, and says so.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,6 +19,7 @@ use crate::config::Source;
 use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
 use crate::gateway::{Gateway, TABLES};
+use crate::host::sandbox;
 use crate::metrics::Snapshot;
 
 /// How often the workers are asked whether they move, and the tables are marked as in use.
@@ -60,8 +61,13 @@ fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Contro
     let tables = descriptors.remove(TABLES).ok_or_else(nobody)?;
     let mut find = |name: &str| descriptors.remove(name);
     let listeners = Listeners::adopt(&mut find)?;
-    let gateway = Gateway::resume(&source.config()?, tables, find, &addresses)?;
+    let config = source.config()?;
+    let gateway = Gateway::resume(&config, tables, find, &addresses)?;
     let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
+    if config.run.sandbox {
+        // The rings are made, and whoever else has a thread has it.
+        sandbox::allow_only_packets()?;
+    }
     Ok((gateway, control))
 }
 
@@ -79,8 +85,8 @@ fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Served, 
             }
             recv(asked) -> order => match order {
                 Ok(Order { ask: Ask::Reload, answer }) => {
-                    let refusal = SetupError::new("this gateway reads its configuration when it starts, and only then");
-                    answer.give(Err(refusal.remedy("echogate run --takeover")));
+                    let refusal = SetupError::new("who moves packets has no files: the configuration is read by who keeps them");
+                    answer.give(Err(refusal.remedy("echogate reload, or SIGHUP to the process of echogate run")));
                 }
                 Err(_) => {
                     tracing::error!("the thread of the control socket ended: nobody can look, and packets go on");

@@ -1,4 +1,5 @@
-//! Requests to a keeper that runs: leave everything to another keeper (an upgrade), or start another packet process.
+//! Requests to a keeper that runs: leave everything to another keeper (an upgrade), start another packet process, or read the
+//! configuration again.
 //!
 //! They come over a Unix socket with an abstract name, made of the device's: such names belong to a network namespace, as the
 //! device does, are gone with the process, and need no directory that somebody may write to. They have no permissions, so both
@@ -40,6 +41,7 @@ const BIND_PAUSE: Duration = Duration::from_millis(5);
 
 const TAKE_OVER: &str = "take over";
 const RESTART: &str = "restart";
+const RELOAD: &str = "reload";
 const TAKEN: &str = "taken";
 
 /// What somebody asks of a keeper.
@@ -49,6 +51,8 @@ pub(super) enum Request {
     TakeOver(Line),
     /// To start another packet process, and to say so.
     Restart(Line),
+    /// To read the configuration again, and to say what has come of it.
+    Reload(Line),
 }
 
 fn name(device: &str) -> io::Result<SocketAddr> {
@@ -107,6 +111,7 @@ fn request(stream: UnixStream) -> io::Result<Option<Request>> {
     Ok(match message.value.as_str() {
         Some(TAKE_OVER) => Some(Request::TakeOver(line)),
         Some(RESTART) => Some(Request::Restart(line)),
+        Some(RELOAD) => Some(Request::Reload(line)),
         _ => None,
     })
 }
@@ -164,13 +169,22 @@ pub(super) fn take(device: &str) -> Result<Option<Left>, SetupError> {
 
 /// Has the keeper of this device start another packet process. What it serves now.
 pub fn restart(device: &str) -> Result<String, SetupError> {
+    ask(device, RESTART)
+}
+
+/// Has the keeper of this device read its configuration again. What it serves now; an error: why it goes on as before.
+pub fn reload(device: &str) -> Result<String, SetupError> {
+    ask(device, RELOAD)
+}
+
+fn ask(device: &str, what: &str) -> Result<String, SetupError> {
     let nobody = || {
         SetupError::new(format!("no gateway keeps {device} in this network namespace"))
             .remedy("echogate run, or name the --device of the one that runs")
     };
     let line = connect(device)?.ok_or_else(nobody)?;
     let failed = |cause| SetupError::caused(format!("speaking with the gateway that keeps {device}"), cause);
-    line.send(&json!(RESTART), &[]).map_err(failed)?;
+    line.send(&json!(what), &[]).map_err(failed)?;
     let answer = line.receive().map_err(failed)?.map(|message| message.value);
     let text = |name: &str| answer.as_ref()?.get(name)?.as_str().map(str::to_owned);
     match text("serving") {

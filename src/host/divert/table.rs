@@ -44,6 +44,9 @@ const AFTER_NAT: i32 = 310;
 /// The errors that are passed on, by nft's names.
 const ERROR_TYPES: &str = "destination-unreachable, time-exceeded, parameter-problem";
 
+/// The table goes with the socket that made it.
+const OWNED: &str = "{ flags owner; }";
+
 /// How long nft may take to execute the line, and to end when told.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -106,15 +109,38 @@ impl Table {
         }
     }
 
-    /// The table that another process has made, if it is in force and says what these settings say. It is ended if not.
+    /// Removes a table of this name, if there is one. One that is owned is a living gateway's, and the kernel refuses.
+    pub(super) fn clear(name: &str) -> Result<(), SetupError> {
+        let operation = "removing the nftables table";
+        match nft::run(&["list", "table", "ip", name], "") {
+            Ok(_) => {}
+            Err(Failure::Refused(_)) => return Ok(()),
+            Err(failure) => return Err(failure.into_setup_error(operation)),
+        }
+        let deleted = nft::run(&["delete", "table", "ip", name], "");
+        deleted.map(drop).map_err(|failure| failure.into_setup_error(operation))
+    }
+
+    /// The table that was left, if it is in force. One that says something else than these settings is replaced by its own nft, in
+    /// one transaction; if that cannot be, it is ended.
     pub(super) fn adopt(settings: &DivertSettings, ownership: Ownership) -> Option<Table> {
         let Ownership { stamp, ruleset, commands, complaints } = ownership;
         let name = settings.table_name();
         let mut owner = Owner { child: None, commands: Some(commands.into()), complaints: complaints.into() };
-        if owner.lives() && is_listed(&name, &stamp) && ruleset == unstamped(settings) {
+        if !owner.lives() || !is_listed(&name, &stamp) {
+            return None;
+        }
+        if ruleset == unstamped(settings) {
             return Some(Table { name, stamp, owner: Some(owner) });
         }
-        None
+        let stamp = new_stamp();
+        let line = self::ruleset(settings, &stamp, OWNED);
+        let replaced = owner.command(&line).and_then(|()| owner.await_table(&name, &stamp));
+        replaced.inspect_err(|why| tracing::warn!(%why, "the nftables table is made anew")).ok().map(|()| Table {
+            name,
+            stamp,
+            owner: Some(owner),
+        })
     }
 
     /// Another handle to what keeps this table in force; none if nothing needs to.
@@ -205,7 +231,7 @@ impl Owner {
         };
         let (commands, complaints) = (OwnedFd::from(commands), OwnedFd::from(complaints));
         let mut owner = Owner { child: Some(child), commands: Some(commands.into()), complaints: complaints.into() };
-        let line = ruleset(settings, stamp, "{ flags owner; }");
+        let line = ruleset(settings, stamp, OWNED);
         owner.command(&line)?;
         owner.await_table(&settings.table_name(), stamp)?;
         Ok(owner)
