@@ -43,7 +43,7 @@ use std::time::Duration;
 use self::cut::{Narrow, PIECES_MAX};
 use self::post::{INBOX_MAX, Parcel};
 pub use self::post::{Inbox, Post};
-pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Subject, Tap, Trace};
+pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Seen, Subject, Tap, Trace};
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
 use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
