@@ -166,12 +166,12 @@ impl Packets {
             let begin = Instant::now();
             let mut batch = handle.batch(ring.now);
             if ahead {
-                replies.iter().for_each(|packet| batch.touch_inbound(packet));
+                batch.touch_inbound(replies.iter().map(|packet| &packet[..]));
             }
             let delivered = |packet: &mut Packet| matches!(batch.inbound(packet), Inbound::Deliver { .. });
             times.matched(replies.iter_mut().map(delivered).filter(|delivered| *delivered).count());
             if ahead {
-                requests.iter().for_each(|packet| batch.touch_outbound(packet));
+                batch.touch_outbound(requests.iter().map(|packet| &packet[..]));
             }
             for packet in requests.iter_mut() {
                 let verdict = batch.outbound(packet);
