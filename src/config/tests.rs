@@ -152,7 +152,7 @@ fn bad_files_say_where_what_and_what_is_allowed() {
         ("[insde]\n", "e.toml:1: insde: there is no such table\n  remedy: the nearest table is [inside]"),
         (
             "[zebra]\n",
-            "e.toml:1: zebra: there is no such table\n  remedy: the tables are inside, outside, run, mapping, echo, remotes, limits",
+            "e.toml:1: zebra: there is no such table\n  remedy: the tables are inside, outside, run, mapping, echo, remotes, limits, observe",
         ),
         ("workers = 1\n", "e.toml:1: workers: stands outside its table\n  remedy: put it under [run]"),
         ("run = 1\n", "e.toml:1: run: there is no such key\n  remedy: the nearest table is [run]"),
