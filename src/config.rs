@@ -21,7 +21,8 @@ mod sources;
 mod tests;
 mod validate;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub struct Config {
     pub remotes: Remotes,
     /// What each client may do.
     pub limits: ClientLimits,
+    /// How the running gateway is looked at.
+    pub observe: Observe,
 }
 
 /// Table `inside`: the TUN device and what is led into it.
@@ -142,6 +145,27 @@ pub struct Echo {
     pub quoted_checksum: bool,
     /// Size of the table of outstanding echoes, in 64-bit words (one an echo).
     pub table_words: u32,
+}
+
+/// Table `observe`: how the running gateway is looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Observe {
+    /// Where the control socket is.
+    pub control: ControlSocket,
+    /// Where scrapers and health checks connect to; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where the control socket is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ControlSocket {
+    /// In the run directory, under the TUN device's name.
+    #[default]
+    ByDevice,
+    /// Here.
+    At(PathBuf),
+    /// There is none.
+    Nowhere,
 }
 
 impl Default for Inside {

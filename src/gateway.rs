@@ -17,12 +17,15 @@
 
 mod holding;
 mod kept;
+mod observer;
+mod pulse;
 
+use std::iter;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -45,9 +48,12 @@ use crate::metrics::{Counters, Snapshot};
 use crate::proxy::{Found, Handle, IdentPolicy, Proxy, Settings, Sizes};
 use crate::state::{self, State};
 use crate::table::addresses::Addresses;
-use crate::worker::{Inbox, Post, Worker};
+use crate::worker::{Basin, Inbox, Post, Tap, Worker};
 pub use holding::Holding;
 pub use kept::Kept;
+use observer::Observed;
+pub use observer::Observer;
+pub use pulse::{PULSE_INTERVAL, Pulse, Still};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
@@ -60,7 +66,6 @@ const CLIENT_PATH_MTU: usize = 576;
 /// A gateway that is serving.
 #[derive(Debug)]
 pub struct Gateway {
-    description: String,
     counters: Arc<Counters>,
     faults: Receiver<SetupError>,
     stop: Arc<AtomicBool>,
@@ -71,6 +76,7 @@ pub struct Gateway {
     state: Option<(State, Monotonic)>,
     divert: Option<Divert>,
     addresses: Option<AddressWatch>,
+    observer: Observer,
 }
 
 /// A worker's thread.
@@ -90,6 +96,7 @@ struct Crew {
     handle: Handle,
     post: Post,
     counters: Arc<Counters>,
+    tap: Tap,
     fall_through: FallThrough,
     busy_poll: Duration,
     clock: Monotonic,
@@ -212,10 +219,25 @@ impl Gateway {
     ) -> Result<Gateway, SetupError> {
         let cpus = cpus::allowed()?;
         let workers = holding.workers();
+        let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
+        let counters = Arc::new(Counters::new(workers, 1 + config.limits.overrides.len()));
+        let basin = Basin::new();
+        let observer = Observer::from(Observed {
+            description: description(config, engine),
+            engine,
+            device: config.inside.device.clone(),
+            counters: Arc::clone(&counters),
+            wakers: wakers.clone(),
+            basin: basin.clone(),
+            classes: classes(config),
+            sizes: proxy.sizes(),
+            receivers: Mutex::default(),
+            started: Instant::now(),
+        });
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
-            description: description(config, engine),
-            counters: Arc::new(Counters::new(workers, 1 + config.limits.overrides.len())),
+            counters,
+            observer,
             faults,
             stop: Arc::new(AtomicBool::new(false)),
             workers: Vec::with_capacity(workers),
@@ -227,10 +249,10 @@ impl Gateway {
         if workers > cpus.len() {
             tracing::warn!(workers, cpus = cpus.len(), "more workers than CPUs: some share one");
         }
-        let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
         let posts = Post::ring(&wakers);
         let sizes = io::Sizes::for_mtu(config.inside.mtu);
         for (number, (ports, post)) in holding.into_ports(wakers, sizes).into_iter().zip(posts).enumerate() {
+            gateway.observer.add_receiver(ports.receive.try_clone()?);
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
             gateway.spawn(
                 Crew {
@@ -241,6 +263,7 @@ impl Gateway {
                     handle,
                     post,
                     counters: Arc::clone(&gateway.counters),
+                    tap: Tap::new(&basin, number),
                     fall_through: config.run.fall_through,
                     busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
                     clock,
@@ -284,7 +307,12 @@ impl Gateway {
 
     /// The one line that says what it serves.
     pub fn description(&self) -> &str {
-        &self.description
+        self.observer.description()
+    }
+
+    /// A handle to look at it by.
+    pub fn observer(&self) -> Observer {
+        self.observer.clone()
     }
 
     /// The counters' sum now.
@@ -310,6 +338,7 @@ impl Gateway {
 
     fn end_workers(&mut self) {
         drop(self.addresses.take());
+        self.observer.release();
         // Release: pairs with the workers' Acquire.
         self.stop.store(true, Ordering::Release);
         for running in &self.workers {
@@ -366,7 +395,8 @@ impl Crew {
         let mut pin = Pin::new(self.number, self.cpu);
         let io = open(self.ports)?;
         let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through)
-            .with_busy_poll(self.busy_poll);
+            .with_busy_poll(self.busy_poll)
+            .seen_through(self.tap);
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         // Acquire: pairs with the Release of `end_workers`.
@@ -482,6 +512,12 @@ fn divert_settings(config: &Config) -> DivertSettings {
         table: config.inside.table,
         priority: config.inside.rule_priority,
     }
+}
+
+/// The classes of clients by their numbers, as the policy has them.
+fn classes(config: &Config) -> Vec<String> {
+    let exceptions = config.limits.overrides.iter().map(|exception| exception.prefix.to_string());
+    iter::once("everybody".to_owned()).chain(exceptions).collect()
 }
 
 /// Acts on a change of the host's addresses. `send`: each worker's send sockets, by the addresses' numbers.

@@ -41,6 +41,7 @@ use crossbeam::channel::{self, Receiver, Sender};
 use serde_json::{Value, json};
 
 use crate::config::Source;
+use crate::control::Listeners;
 use crate::error::SetupError;
 use crate::gateway::Kept;
 use crate::sys::process;
@@ -92,8 +93,10 @@ enum Event {
 #[derive(Debug)]
 pub struct Keeper {
     source: Source,
-    log: Option<String>,
+    /// Arguments that make a packet process log as this one does.
+    log: Vec<String>,
     kept: Kept,
+    listeners: Listeners,
     packets: Packets,
     events: Receiver<Event>,
     sender: Sender<Event>,
@@ -114,14 +117,17 @@ struct Packets {
 }
 
 impl Keeper {
-    /// Sets a gateway up and has it served by a process of its own, which logs as `log` says. The calling thread has to live as
+    /// Sets a gateway up and has it served by a process of its own, which gets the arguments `log` for its log. The calling thread has to live as
     /// long as the keeper. On an error nothing is left behind.
-    pub fn start(source: Source, log: Option<&str>) -> Result<Keeper, SetupError> {
-        let kept = Kept::open(&source.config()?)?;
+    pub fn start(source: Source, log: Vec<String>) -> Result<Keeper, SetupError> {
+        let config = source.config()?;
+        // First: what cannot be listened at is no reason to touch the host.
+        let listeners = Listeners::open(&config)?;
+        let kept = Kept::open(&config)?;
         let (sender, events) = channel::unbounded();
-        let log = log.map(str::to_owned);
-        let packets = Packets::start(0, &source, log.as_deref(), &kept, &sender)?;
-        let mut keeper = Keeper { source, log, kept, packets, events, sender, description: String::new(), failures: 0 };
+        let packets = Packets::start(0, &source, &log, &kept, &listeners, &sender)?;
+        let description = String::new();
+        let mut keeper = Keeper { source, log, kept, listeners, packets, events, sender, description, failures: 0 };
         keeper.await_serving()?;
         keeper.kept.divert()?;
         Ok(keeper)
@@ -206,7 +212,8 @@ impl Keeper {
         }
         tracing::error!("{why}: starting another one");
         let number = self.packets.number + 1;
-        self.packets = Packets::start(number, &self.source, self.log.as_deref(), &self.kept, &self.sender)?;
+        let (source, log) = (&self.source, &self.log);
+        self.packets = Packets::start(number, source, log, &self.kept, &self.listeners, &self.sender)?;
         Ok(())
     }
 
@@ -222,14 +229,15 @@ impl Packets {
     fn start(
         number: u64,
         source: &Source,
-        log: Option<&str>,
+        log: &[String],
         kept: &Kept,
+        listeners: &Listeners,
         events: &Sender<Event>,
     ) -> Result<Packets, SetupError> {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(OURSELVES);
-        command.arg0("echogate").arg(SUBCOMMAND).args(log.map(|log| format!("--log={log}")));
+        command.arg0("echogate").arg(SUBCOMMAND).args(log);
         // Ctrl-C in the gateway's terminal is for the keeper.
         command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
         process::kill_with_this_thread(&mut command);
@@ -241,14 +249,15 @@ impl Packets {
         let packets = Packets { number, child, line, started: now, heard: now, serves: false, fault: None };
         packets.listen(events.clone()).map_err(failed)?;
         // One that is dead already is heard of by its silence.
-        let _ = packets.begin(source, kept);
+        let _ = packets.begin(source, kept, listeners);
         Ok(packets)
     }
 
     /// Tells it everything that it needs.
-    fn begin(&self, source: &Source, kept: &Kept) -> io::Result<()> {
+    fn begin(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
         let mut named: Vec<(String, BorrowedFd<'_>)> = kept.holding().descriptors();
         named.push((TABLES.to_owned(), kept.state().as_fd()));
+        named.extend(listeners.descriptors());
         let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.into_iter().unzip();
         let addresses: Vec<String> = kept.state().addresses().iter().map(ToString::to_string).collect();
         let order = json!({

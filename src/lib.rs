@@ -142,8 +142,9 @@
 //! | 5 | worker, outside, host, pinger |
 //! | 6 | config, state |
 //! | 7 | gateway, lab |
-//! | 8 | bench, demo, keeper |
-//! | 9 | cli, main |
+//! | 8 | bench, control, demo |
+//! | 9 | keeper |
+//! | 10 | cli, main |
 //!
 //! # Features
 //!
@@ -162,6 +163,9 @@ pub mod cli;
 pub mod clock;
 #[cfg(feature = "gateway")]
 pub mod config;
+#[cfg(feature = "gateway")]
+#[doc(hidden)]
+pub mod control;
 #[cfg(feature = "lab")]
 pub mod demo;
 pub mod error;

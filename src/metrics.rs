@@ -151,6 +151,33 @@ pub struct WorkerCounters {
     pub turns: Counter,
     /// Echoes evicted from a full bucket, by their age: under 1 s, under 10 s, older.
     pub evicted: [Counter; 3],
+    /// Round trips of sampled echoes.
+    pub round_trips: RoundTripCounters,
+    /// Samples that found no room on their way to whoever looks.
+    pub samples_lost: Counter,
+    /// Packets of a trace that were not told: too many at once.
+    pub traces_missed: Counter,
+}
+
+/// The upper ends of the classes of round trips, in microseconds; the last class has none.
+pub const ROUND_TRIP_ENDS_US: [u32; 14] =
+    [100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000];
+
+/// Round trips by class, and their sum.
+#[derive(Debug, Default)]
+pub struct RoundTripCounters {
+    classes: [Counter; ROUND_TRIP_ENDS_US.len() + 1],
+    sum_us: Counter,
+}
+
+impl RoundTripCounters {
+    /// Counts one.
+    pub fn count(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let class = ROUND_TRIP_ENDS_US.partition_point(|end| u64::from(*end) < micros);
+        self.classes[class].add(1);
+        self.sum_us.add(micros);
+    }
 }
 
 impl WorkerCounters {
@@ -192,6 +219,11 @@ impl Counters {
     /// Those of one worker.
     pub fn worker(&self, worker: usize) -> &WorkerCounters {
         &self.0[worker]
+    }
+
+    /// How many workers count here.
+    pub fn workers(&self) -> usize {
+        self.0.len()
     }
 
     /// How often each worker has turned.
@@ -270,6 +302,14 @@ pub struct Snapshot {
     pub unanswered: u64,
     /// Echoes evicted from a full bucket, by their age: under 1 s, under 10 s, older.
     pub evicted: [u64; 3],
+    /// Round trips of a sample of the echoes, by class ([`ROUND_TRIP_ENDS_US`], and those beyond).
+    pub round_trips: [u64; ROUND_TRIP_ENDS_US.len() + 1],
+    /// The sum of these round trips, in microseconds.
+    pub round_trips_us: u64,
+    /// Samples that found no room on their way to whoever looks.
+    pub samples_lost: u64,
+    /// Packets of a trace that were not told: too many at once.
+    pub traces_missed: u64,
 }
 
 impl Snapshot {
@@ -320,8 +360,17 @@ fn snapshot(workers: &[CachePadded<WorkerCounters>]) -> Snapshot {
         outstanding: total(|w| &w.outstanding),
         unanswered: total(|w| &w.unanswered),
         evicted: [total(|w| &w.evicted[0]), total(|w| &w.evicted[1]), total(|w| &w.evicted[2])],
+        round_trips: std::array::from_fn(|class| {
+            workers.iter().map(|worker| worker.round_trips.classes[class].get()).sum()
+        }),
+        round_trips_us: total(|w| &w.round_trips.sum_us),
+        samples_lost: total(|w| &w.samples_lost),
+        traces_missed: total(|w| &w.traces_missed),
     }
 }
+
+/// The workers' own drops, which no [`Reason`] of the proxy's names and no errno.
+pub const OWN_DROPS: [&str; 4] = ["not_reinjected", "creations_backlog", "hand_over_full", "ending"];
 
 /// Drops by name, in alphabetical order, zero ones left out.
 fn drops(workers: &[CachePadded<WorkerCounters>]) -> Vec<(String, u64)> {
@@ -383,6 +432,18 @@ mod tests {
     }
 
     #[test]
+    fn the_workers_own_drops_are_those_that_are_listed() {
+        let counters = Counters::new(1, 1);
+        let own = counters.worker(0);
+        for counter in [&own.not_reinjected, &own.creations_backlog, &own.hand_over_full, &own.ending] {
+            counter.add(1);
+        }
+        let mut names = OWN_DROPS.map(|name| (name.to_owned(), 1));
+        names.sort();
+        assert_eq!(counters.snapshot().drops, names);
+    }
+
+    #[test]
     fn a_snapshot_sums_the_workers_and_names_what_was_dropped() {
         let counters = Counters::new(2, 2);
         for worker in 0..2 {
@@ -402,6 +463,17 @@ mod tests {
         assert_eq!((&sum.refused[..], sum.outstanding), (&[0, 2][..], 1));
         assert_eq!(sum.packets_in(), sum.packets_accounted());
         assert_eq!(counters.worker_snapshot(1).inside_in.packets, 2);
+    }
+
+    #[test]
+    fn a_round_trip_is_counted_in_the_first_class_that_holds_it() {
+        let counters = Counters::new(2, 1);
+        for (worker, micros) in [(0, 0), (1, 100), (0, 101), (1, 2_500_000), (0, 2_500_001)] {
+            counters.worker(worker).round_trips.count(Duration::from_micros(micros));
+        }
+        let sum = counters.snapshot();
+        assert_eq!((&sum.round_trips[..2], &sum.round_trips[13..]), (&[2, 1][..], &[1, 1][..]));
+        assert_eq!((sum.round_trips.iter().sum::<u64>(), sum.round_trips_us), (5, 5_000_202));
     }
 
     #[test]

@@ -33,6 +33,7 @@
 
 mod cut;
 mod post;
+mod tap;
 
 use std::collections::VecDeque;
 use std::hint;
@@ -42,6 +43,7 @@ use std::time::Duration;
 use self::cut::{Narrow, PIECES_MAX};
 use self::post::{INBOX_MAX, Parcel};
 pub use self::post::{Inbox, Post};
+pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Seen, Subject, Tap, Trace};
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
 use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
@@ -99,6 +101,7 @@ pub struct Worker<'c, I> {
     /// Room for what is cut off one packet.
     pieces: Vec<Frame>,
     narrow: Narrow,
+    tap: Tap,
     /// In flight, and no packets that came in: errors of our own (their packets have been dropped), pieces of others.
     originated: usize,
     cut_off: usize,
@@ -125,9 +128,16 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             early: VecDeque::with_capacity(EARLY_MAX),
             pieces: Vec::with_capacity(PIECES_MAX),
             narrow: [(u16::MAX, Instant::START); ADDRESSES_MAX],
+            tap: Tap::new(&Basin::new(), 0),
             originated: 0,
             cut_off: 0,
         }
+    }
+
+    /// The same, seen through this tap.
+    #[must_use]
+    pub fn seen_through(self, tap: Tap) -> Worker<'c, I> {
+        Worker { tap, ..self }
     }
 
     /// The same, but before it sleeps it looks for this long, again and again, whether something has happened: being woken
@@ -192,6 +202,7 @@ impl<'c, I: PacketIo> Worker<'c, I> {
     }
 
     fn process(&mut self, now: Instant) {
+        self.tap.begin_turn(now);
         let mut turn = Turn {
             batch: self.handle.batch(now),
             io: &mut self.io,
@@ -202,18 +213,19 @@ impl<'c, I: PacketIo> Worker<'c, I> {
             early: &mut self.early,
             pieces: &mut self.pieces,
             narrow: &mut self.narrow,
+            tap: &mut self.tap,
             originated: &mut self.originated,
             cut_off: &mut self.cut_off,
         };
         for sent in self.events.sent.drain(..) {
             turn.settle(sent);
         }
-        self.events.from_outside.iter().for_each(|frame| turn.batch.touch_inbound(frame));
+        turn.batch.touch_inbound(self.events.from_outside.iter().map(|frame| &**frame));
         for frame in self.events.from_outside.drain(..) {
             turn.inbound(frame);
         }
         turn.outbound_waiting();
-        self.events.from_inside.iter().for_each(|frame| turn.batch.touch_outbound(frame));
+        turn.batch.touch_outbound(self.events.from_inside.iter().map(|frame| &**frame));
         for frame in self.events.from_inside.drain(..) {
             turn.counters.inside_in.count(frame.len());
             turn.outbound(frame);
@@ -266,6 +278,7 @@ struct Turn<'t, I> {
     early: &'t mut VecDeque<(Frame, Instant)>,
     pieces: &'t mut Vec<Frame>,
     narrow: &'t mut Narrow,
+    tap: &'t mut Tap,
     originated: &'t mut usize,
     cut_off: &'t mut usize,
 }
@@ -307,7 +320,9 @@ impl<I: PacketIo> Turn<'_, I> {
 
     fn inbound(&mut self, mut frame: Frame) {
         self.counters.outside_in.count(frame.len());
-        match self.batch.inbound(&mut frame) {
+        let verdict =
+            if self.tap.picks_inbound(&frame) { self.inbound_seen(&mut frame) } else { self.batch.inbound(&mut frame) };
+        match verdict {
             Inbound::Deliver { length, .. } => {
                 self.counters.outstanding.sub(1);
                 frame.truncate(length);
@@ -331,8 +346,28 @@ impl<I: PacketIo> Turn<'_, I> {
     }
 
     fn outbound(&mut self, mut frame: Frame) {
-        let verdict = self.batch.outbound(&mut frame);
+        let verdict =
+            if self.tap.picks_outbound() { self.outbound_seen(&mut frame) } else { self.batch.outbound(&mut frame) };
         self.carry_out(verdict, frame, 0);
+    }
+
+    /// Judges a packet that others are to see.
+    #[cold]
+    fn outbound_seen(&mut self, frame: &mut Frame) -> Outbound {
+        let seen = self.tap.look_outbound(frame);
+        let verdict = self.batch.outbound(frame);
+        if let Some(seen) = seen {
+            self.tap.note_outbound(seen, &verdict, frame, self.batch.now(), self.counters);
+        }
+        verdict
+    }
+
+    #[cold]
+    fn inbound_seen(&mut self, frame: &mut Frame) -> Inbound {
+        let seen = self.tap.look_inbound(frame);
+        let verdict = self.batch.inbound(frame);
+        self.tap.note_inbound(seen, &verdict, self.batch.now(), self.counters);
+        verdict
     }
 
     /// Does with an outbound packet what the proxy says. `refusals`: how many other workers had no ident for it.
@@ -377,11 +412,16 @@ impl<I: PacketIo> Turn<'_, I> {
     }
 
     fn judge(&mut self, frame: &mut Frame, refusals: usize) -> Outbound {
-        match refusals {
+        let seen = self.tap.look_again(frame);
+        let verdict = match refusals {
             0 => self.batch.outbound(frame),
             some if some < self.post.workers() => self.batch.outbound_again(frame),
             _ => self.batch.outbound_at_last(frame),
+        };
+        if let Some(seen) = seen {
+            self.tap.note_outbound(seen, &verdict, frame, self.batch.now(), self.counters);
         }
+        verdict
     }
 
     /// To the next worker, or, if all have been asked, judged here at last.

@@ -99,6 +99,25 @@ fn a_tiny_bench_measures_all_it_names_and_table_json_and_page_agree() {
 }
 
 #[test]
+fn as_many_mappings_live_as_are_asked_for_each_number_beside_its_own_control() {
+    let _turn = alone();
+    let results = Results::new();
+    let arguments = ["--rounds", "1", "--seconds", "1", "--contenders", "echogate-uring-1", "--mappings", "16,2000"];
+    let (code, printed, complaints) = output(&mut results.bench("mappings", &arguments));
+    assert_eq!(code, Some(0), "{printed}{complaints}");
+    let trials = results.record("mappings").trials;
+    let measured: Vec<(&str, u64)> = trials
+        .iter()
+        .map(|trial| (trial.contender.as_str(), trial.scenario.clients as u64 * u64::from(trial.scenario.idents)))
+        .collect();
+    assert_eq!(measured, [("control", 16), ("echogate-uring-1", 16), ("control", 2000), ("echogate-uring-1", 2000)]);
+    for trial in trials.iter().filter(|trial| trial.contender != "control") {
+        let asked = trial.scenario.clients as u64 * u64::from(trial.scenario.idents);
+        assert_eq!(trial.gateway.get("mappings at most"), Some(&asked), "{trial:?}");
+    }
+}
+
+#[test]
 fn a_gateway_that_is_held_under_a_quota_is_a_regression() {
     let _turn = alone();
     let results = Results::new();

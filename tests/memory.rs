@@ -10,14 +10,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what should not be")]
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use echogate::clock::{Clock, Manual};
+use echogate::clock::{Clock, Instant, Manual};
+use echogate::error::SetupError;
 use echogate::io::memory::{Faults, MemoryIo, Wire, Written};
-use echogate::io::{FallThrough, PoolSize, Side, Waker};
+use echogate::io::{Events, FallThrough, Frame, PacketIo, PoolSize, Side, Waker};
 use echogate::metrics::{Counters, Snapshot};
 use echogate::policy::Allowance;
 use echogate::proxy::{Proxy, Settings};
@@ -242,7 +245,9 @@ impl World {
             let number = number_of(echo.payload()).expect("an intact request is one of ours");
             let asked @ (_, _, sequence, remote) = self.asked[&number];
             assert_eq!((packet.destination(), echo.sequence()), (remote, sequence));
-            assert_eq!(echo.payload(), payload(number), "request {number} was altered");
+            if self.was_damaged_unseen(number, echo.payload()) {
+                continue;
+            }
             let reply = build::echo_reply(remote, GATEWAY, echo.ident(), sequence, 60, echo.payload());
             *self.replies_left.entry(asked).or_default() += 1;
             self.answered += 1;
@@ -254,6 +259,16 @@ impl World {
                 self.complain(&whole);
             }
         }
+    }
+
+    /// Whether the wire has damaged a payload in bits of two fragments whose changes make up for one another in the checksum. It flips
+    /// one bit of a packet at most; any other difference is the gateway's.
+    fn was_damaged_unseen(&self, number: u64, found: &[u8]) -> bool {
+        let expected = payload(number);
+        let flipped: u32 = found.iter().zip(&expected).map(|(found, expected)| (found ^ expected).count_ones()).sum();
+        let alike = found.len() == expected.len() && (flipped == 0 || self.repeat && flipped == 2);
+        assert!(alike, "the payload of {number} was altered: {found:?} and not {expected:?}");
+        flipped > 0
     }
 
     /// A forged reply: a valid one with its source or sequence changed, or to an ident of nobody's.
@@ -296,7 +311,9 @@ impl World {
                 (client, ident, sequence, remote),
                 "reply {number} is somebody else's"
             );
-            assert_eq!(echo.payload(), payload(number), "reply {number} was altered");
+            if self.was_damaged_unseen(number, echo.payload()) {
+                continue;
+            }
             let left = self.replies_left.get_mut(&asked).expect("a reply to what no remote has seen");
             *left = left.checked_sub(1).expect("a reply was delivered more often than it was sent for");
             self.delivered += 1;
@@ -462,8 +479,82 @@ fn a_request_that_one_worker_has_no_ident_for_is_served_by_another() {
     assert_eq!(totals.packets_in(), totals.packets_accounted());
 }
 
-/// RFC 4787 REQ-13a: what is too large for the way out leaves in fragments, and they in order: whole requests and a client's own
-/// fragments, the very first, whose send has to fail for the gateway to learn of it, and all that follow.
+/// A clock that a microsecond takes away at each look.
+struct Passing(Arc<Manual>);
+
+impl Clock for Passing {
+    fn now(&self) -> Instant {
+        self.0.advance(Duration::from_micros(1));
+        self.0.now()
+    }
+}
+
+/// Notes how long it was asked to wait at most, each time.
+struct Noting {
+    io: MemoryIo,
+    waits: Rc<RefCell<Vec<Option<Duration>>>>,
+}
+
+impl PacketIo for Noting {
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError> {
+        self.waits.borrow_mut().push(timeout);
+        self.io.wait(events, timeout)
+    }
+
+    fn send_inside(&mut self, frame: Frame) {
+        self.io.send_inside(frame);
+    }
+
+    fn send_outside(&mut self, frame: Frame, address: u8, remote: Ipv4Addr) {
+        self.io.send_outside(frame, address, remote);
+    }
+
+    fn copy_of(&self, side: Side, packet: &[u8]) -> Option<Frame> {
+        self.io.copy_of(side, packet)
+    }
+
+    fn mtu_towards(&self, address: u8, remote: Ipv4Addr) -> Option<u16> {
+        self.io.mtu_towards(address, remote)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.io.in_flight()
+    }
+}
+
+#[test]
+fn a_worker_that_polls_busily_sleeps_only_after_it_has_looked_long_enough() {
+    let manual = Arc::new(Manual::default());
+    let clock = Passing(Arc::clone(&manual));
+    let wire = Wire::new(7, manual, Faults::default(), Faults::default());
+    let size = PoolSize { buffers: 64, buffer_bytes: 2048 };
+    let settings = Settings::new(vec!["10.66.0.0/24".parse().unwrap()], vec![GATEWAY]);
+    let proxy = Proxy::new(&settings).unwrap();
+    let counters = Counters::new(1, 1);
+    let waits = Rc::new(RefCell::new(Vec::new()));
+    let io = Noting { io: MemoryIo::new(wire.clone(), size, size).unwrap(), waits: Rc::clone(&waits) };
+    let worker = Worker::new(io, proxy.handle(0).unwrap(), Post::alone(), counters.worker(0), FallThrough::Reinject);
+    let mut worker = worker.with_busy_poll(Duration::from_micros(100));
+    let turn = |worker: &mut Worker<'_, Noting>| {
+        worker.turn(&clock, Some(Duration::from_millis(10))).unwrap();
+        let asked = waits.take();
+        asked.into_iter().partition::<Vec<_>, _>(|wait| *wait == Some(Duration::ZERO))
+    };
+
+    let (looks, sleeps) = turn(&mut worker);
+    assert!((50..=101).contains(&looks.len()), "a look takes a microsecond: {looks:?}");
+    assert_eq!(sleeps, [Some(Duration::from_millis(10))]);
+
+    wire.push(Side::Inside, &build::echo_request(client(2), remote(2), 1, 1, 64, b"payload"));
+    while counters.snapshot().outside_out.packets == 0 {
+        let (looks, sleeps) = turn(&mut worker);
+        assert!(!looks.is_empty() && sleeps.is_empty(), "what comes meanwhile wakes nobody: {looks:?} {sleeps:?}");
+    }
+    worker.drain(&clock).unwrap();
+}
+
+/// RFC 4787 REQ-13a: what is too large for the way out leaves in fragments, and they in order: whole requests, and a client's own
+/// fragments, the last of which would have fitted. But for the very first: it takes a send that fails to learn of it.
 #[test]
 fn pieces_of_what_is_too_large_leave_in_order() {
     let clock = Arc::new(Manual::default());
@@ -477,47 +568,39 @@ fn pieces_of_what_is_too_large_leave_in_order() {
     let handle = Proxy::new(&settings).unwrap().handle(0).unwrap();
     let mut worker = Worker::new(io, handle, Post::alone(), counters.worker(0), FallThrough::Reinject);
 
-    // By the identifications they left with, in the order of the first: what has left of each, in bytes.
-    let mut left: Vec<(u16, usize)> = Vec::new();
-    let mut whole = 0;
     for sequence in 0..20_u16 {
-        let message = build::echo_message(EchoKind::Request, 1, sequence, &vec![7; 4000]);
+        let message = build::echo_message(EchoKind::Request, 1, sequence, &vec![7; 3300]);
         let datagram =
             Datagram { identification: sequence, ..Datagram::new(client(2), remote(2), ipv4::ICMP, message) };
-        let bytes = datagram.build();
-        let packet = Ipv4::check(&bytes[..]).unwrap();
-        let mut fragments: Vec<Vec<u8>> = Vec::new();
+        let whole = datagram.build();
+        let packet = Ipv4::check(&whole[..]).unwrap();
         for part in fragment::parts(&packet, 1500).unwrap() {
             let mut piece = vec![0; packet.header_len() + part.len()];
             assert!(fragment::write(&packet, part, &mut piece));
-            fragments.push(piece);
+            wire.push(Side::Inside, &piece);
         }
-        let small = build::echo_request(client(3), remote(2), 1, sequence, 64, &[7; 1400]);
-        for packet in fragments.iter().chain([&small]) {
-            wire.push(Side::Inside, packet);
-        }
+        wire.push(Side::Inside, &build::echo_request(client(3), remote(2), 1, sequence, 64, &[7; 1400]));
         for _ in 0..6 {
             worker.turn(&*clock, Some(Duration::ZERO)).unwrap();
         }
+        // By the identifications they left with: where each piece begins and ends.
+        let mut left: HashMap<u16, Vec<(usize, usize)>> = HashMap::new();
         for written in wire.take(Side::Outside).into_iter().filter(|written| written.errno == 0) {
             let piece = Ipv4::check(&written.bytes[..]).unwrap();
             assert!(piece.total_len() <= 600 && piece.header_is_intact());
-            let known = left.iter_mut().find(|(identification, _)| *identification == piece.identification());
-            match known {
-                Some((_, end)) => {
-                    assert_eq!(piece.fragment_offset(), *end, "of what was sent {sequence}th");
-                    *end += piece.payload().len();
-                }
-                None => {
-                    assert_eq!(piece.fragment_offset(), 0, "of what was sent {sequence}th");
-                    left.push((piece.identification(), piece.payload().len()));
-                }
-            }
-            whole += usize::from(!piece.more_fragments());
+            let end = piece.fragment_offset() + piece.payload().len();
+            left.entry(piece.identification()).or_default().push((piece.fragment_offset(), end));
         }
+        for pieces in left.values_mut() {
+            if sequence == 0 {
+                pieces.sort_unstable();
+            }
+            assert!(pieces[0].0 == 0 && pieces.windows(2).all(|pair| pair[0].1 == pair[1].0), "{sequence}: {pieces:?}");
+        }
+        let mut lengths: Vec<usize> = left.values().map(|pieces| pieces[pieces.len() - 1].1).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, [8 + 1400, 8 + 3300], "{sequence}");
     }
     worker.drain(&*clock).unwrap();
-    let lengths: HashSet<usize> = left.iter().map(|(_, end)| *end).collect();
-    assert_eq!((left.len(), whole, lengths), (40, 40, HashSet::from([8 + 4000, 8 + 1400])), "{left:?}");
     assert_eq!(counters.snapshot().packets_in(), counters.snapshot().packets_accounted());
 }

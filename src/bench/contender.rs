@@ -196,7 +196,7 @@ fn gateway_command(lab: &Lab, program: &Path, io: Backend, workers: u32) -> Comm
     let mut command = Command::new(program);
     command.args(["run", "--log", "error", "--io", backend(io), "--workers", &workers.to_string()]);
     // The load is far above what one client may send by default: measured is the gateway, not its limits.
-    command.args(["--limits", "off", "--outside", &GATEWAY_OUTSIDE.to_string()]);
+    command.args(["--limits", "off", "--control", "none", "--outside", &GATEWAY_OUTSIDE.to_string()]);
     for prefix in lab.client_prefixes() {
         command.args(["--clients", &prefix.to_string()]);
     }

@@ -50,7 +50,8 @@ use crate::host::cpus;
 use record::{KIND, Participant, Record, SCHEMA, Scenario, Setting};
 
 /// Hosts that clients ping from, each a thread with one socket.
-pub const GENERATORS: usize = 2;
+pub const GENERATORS: usize = GENERATORS_U16 as usize;
+const GENERATORS_U16: u16 = 2;
 /// Remotes that every client pings.
 pub const REMOTES: usize = 4;
 /// Idents of a client in the usual scenario: enough flows for several workers to have some each. Each asks one remote, as
@@ -78,6 +79,8 @@ pub struct BenchOptions {
     pub in_flight: usize,
     /// Echoes a second of the light load.
     pub light_per_s: u64,
+    /// Mappings alive at once, a scenario for each number, in place of the usual one; empty: the usual one. Not with `full`.
+    pub mappings: Vec<u16>,
     /// The contenders, by name or by the beginning of it; empty: all. The control always takes part.
     pub contenders: Vec<String>,
     /// The command `echogate` that is measured.
@@ -93,6 +96,7 @@ impl BenchOptions {
             seconds: 3,
             in_flight: 256,
             light_per_s: 1000,
+            mappings: Vec::new(),
             contenders: Vec::new(),
             program,
         }
@@ -221,7 +225,7 @@ fn choose(all: &[Contender], wanted: &[String]) -> Result<Vec<Contender>, SetupE
 /// Each scenario, each round, each contender; a round begins with another contender than the one before.
 fn turns(options: &BenchOptions, contenders: &[Contender]) -> Vec<Turn> {
     let mut turns = Vec::new();
-    for scenario in scenarios(options.full) {
+    for scenario in scenarios(options) {
         let able = contenders.iter().copied().filter(|contender| scenario.clients <= 2 || !contender.has_one_client());
         let mut order: Vec<Contender> = able.collect();
         for round in 0..options.rounds {
@@ -236,10 +240,13 @@ fn turns(options: &BenchOptions, contenders: &[Contender]) -> Vec<Turn> {
     turns
 }
 
-fn scenarios(full: bool) -> Vec<Scenario> {
+fn scenarios(options: &BenchOptions) -> Vec<Scenario> {
     let usual = Scenario { clients: GENERATORS, idents: IDENTS, icmp_bytes: 64 };
-    if !full {
-        return vec![usual];
+    if !options.full {
+        // The clients stay the same two: what differs is the mappings.
+        let of_mappings = |mappings: &u16| Scenario { idents: mappings.div_ceil(GENERATORS_U16), ..usual.clone() };
+        let numbered: Vec<Scenario> = options.mappings.iter().map(of_mappings).collect();
+        return if numbered.is_empty() { vec![usual] } else { numbered };
     }
     let sized = |icmp_bytes| Scenario { icmp_bytes, ..usual.clone() };
     let of_clients = |clients, idents| Scenario { clients, idents, ..usual.clone() };

@@ -44,6 +44,15 @@ fn a_run_without_arguments_takes_about_three_minutes_at_most() {
 }
 
 #[test]
+fn numbers_of_mappings_take_the_place_of_the_usual_traffic_and_change_nothing_else_about_it() {
+    let of = |mappings: &[u16]| scenarios(&BenchOptions { mappings: mappings.to_vec(), ..options() });
+    let [usual] = of(&[]).try_into().expect("one");
+    let expected = [8, 30_000].map(|idents| Scenario { idents, ..usual.clone() });
+    assert_eq!(of(&[16, 60_000]), expected);
+    assert_eq!(of(&[63])[0].idents, 32, "two clients have no half a ping");
+}
+
+#[test]
 fn user_mode_stacks_have_no_turn_with_thousands_of_clients() {
     let options = BenchOptions { full: true, ..options() };
     let turns = turns(&options, &Contender::all(2));

@@ -27,6 +27,8 @@ const ICMP_HEADER: usize = 8;
 const STARTING: Duration = Duration::from_secs(10);
 /// How long a contender works before it is measured: its mappings are made, its tables are in the caches.
 const WARM_UP: Duration = Duration::from_millis(300);
+/// How much longer for each mapping: each is asked for, on its own, by a slow machine too.
+const WARM_UP_OF_A_MAPPING: Duration = Duration::from_micros(50);
 /// How long the machine is watched doing nothing of ours before a trial.
 const BACKGROUND: Duration = Duration::from_millis(100);
 /// The light load's length: a thousand round trips at its usual rate.
@@ -151,7 +153,9 @@ impl Ring<'_> {
     }
 
     pub(super) fn warm_up(&mut self) -> Result<(), SetupError> {
-        let options = self.load_options(None, WARM_UP);
+        let mappings = self.scenario.clients.saturating_mul(usize::from(self.scenario.idents));
+        let mappings = u32::try_from(mappings).unwrap_or(u32::MAX);
+        let options = self.load_options(None, WARM_UP + WARM_UP_OF_A_MAPPING * mappings);
         load::run_from(&self.sources, self.lab.remotes(), &options, |_| self.goes_on())?;
         self.seed += 1;
         Ok(())

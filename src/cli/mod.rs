@@ -10,17 +10,22 @@ mod bench;
 mod check;
 mod demo;
 mod flags;
+mod log;
 mod packets;
 mod ping;
+mod reach;
 mod run;
+mod stats;
+mod top;
 mod totals;
+mod trace;
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
+use self::log::{Log, LogFormat, Patience};
 use crate::error::SetupError;
 use crate::keeper;
 
@@ -39,11 +44,18 @@ struct Arguments {
     /// info,echogate::host=debug. No level logs single packets [default: $RUST_LOG, or info]
     #[arg(long, global = true, value_name = "LEVEL")]
     log: Option<String>,
+
+    /// How log lines look
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
 }
 
 #[derive(Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Stats(stats::Arguments),
+    Top(top::Arguments),
+    Trace(trace::Arguments),
     /// Move packets for a keeper
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     Packets,
@@ -53,12 +65,28 @@ enum Command {
     Ping(Box<ping::Arguments>),
 }
 
+impl Arguments {
+    /// What makes another process of this gateway log as this one does.
+    fn log_arguments(&self) -> Vec<String> {
+        let level = self.log.iter().map(|level| format!("--log={level}"));
+        level.chain([format!("--log-format={}", self.log_format.word())]).collect()
+    }
+}
+
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = start_log(arguments.log.as_deref()).and_then(|()| match &arguments.command {
-        Command::Run(options) => run::run(options, arguments.log.as_deref()),
-        Command::Packets => packets::run(),
+    let patience = match &arguments.command {
+        Command::Run(_) | Command::Packets => Patience::None,
+        _ => Patience::Writer,
+    };
+    let log = Log::start(arguments.log.as_deref(), arguments.log_format, patience);
+    let done = log.and_then(|log| match &arguments.command {
+        Command::Run(options) => run::run(options, arguments.log_arguments()),
+        Command::Packets => packets::run(log.lost()),
+        Command::Stats(arguments) => stats::run(arguments),
+        Command::Top(arguments) => top::run(arguments),
+        Command::Trace(arguments) => trace::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
@@ -68,27 +96,6 @@ pub fn main() -> ExitCode {
         complain(&error);
         ExitCode::from(EXIT_USAGE)
     })
-}
-
-/// Human lines on standard error, filtered by `--log`, else by the environment, else from info up.
-fn start_log(level: Option<&str>) -> Result<(), SetupError> {
-    let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
-    let (source, directives) = match (level, &environment) {
-        (Some(level), _) => ("--log", level),
-        (None, Some(text)) => ("RUST_LOG", text.as_str()),
-        (None, None) => ("", "info"),
-    };
-    let filter = EnvFilter::builder().parse(directives).map_err(|error| {
-        SetupError::new(format!("{source}: {directives:?} is no level: {error}"))
-            .remedy("one of error, warn, info, debug and trace, or a list such as info,echogate::host=debug")
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    Ok(())
 }
 
 /// Tells the user what went wrong.

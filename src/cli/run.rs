@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     flags: ConfigFlags,
 }
 
-pub(super) fn run(arguments: &Arguments, log: Option<&str>) -> Result<ExitCode, SetupError> {
+pub(super) fn run(arguments: &Arguments, log: Vec<String>) -> Result<ExitCode, SetupError> {
     let source = arguments.flags.source()?;
     // What is wrong with it is said before anything else.
     source.config()?;

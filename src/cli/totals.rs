@@ -107,6 +107,7 @@ mod tests {
             outstanding: 12,
             unanswered: 13,
             evicted: [14, 14, 14],
+            ..Snapshot::default()
         };
         let expected = "\
 totals                               packets                   bytes

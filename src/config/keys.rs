@@ -1,10 +1,10 @@
 //! The list of everything that can be configured.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::{Config, Exception, IdentRange};
+use super::{Config, ControlSocket, Exception, IdentRange};
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 use crate::table::SHARDS;
@@ -67,7 +67,14 @@ pub(super) enum Kind {
     Backend(fn(&mut Config) -> &mut Backend),
     /// One of [`FALL_THROUGHS`].
     FallThrough(fn(&mut Config) -> &mut FallThrough),
+    /// The path of a socket, or [`NOWHERE`].
+    ControlSocket(fn(&mut Config) -> &mut ControlSocket),
+    /// An address with a port to listen at, or [`NOWHERE`].
+    Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
 }
+
+/// The word for a socket that is not to be.
+pub(super) const NOWHERE: &str = "none";
 
 /// The words for the back ends.
 pub const BACKENDS: &[(&str, Backend)] =
@@ -83,6 +90,9 @@ pub(super) const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
 /// The most workers: one with no shard would receive nothing.
 const WORKERS_MAX: u32 = 64;
 const _: () = assert!(WORKERS_MAX as usize == SHARDS, "one worker a shard");
+
+/// What the kernel takes as the path of a Unix socket (`sun_path` less its closing zero).
+pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// A second: whoever wants more wants a core for good, and gets that with less.
 const BUSY_POLL_US_MAX: u32 = 1_000_000;
@@ -455,6 +465,24 @@ pub static KEYS: &[Key] = &[
         default: KeyDefault::Computed("none"),
         kind: Kind::Exceptions(|config| &mut config.limits.overrides),
     },
+    Key {
+        table: "observe",
+        name: "control",
+        flag: Some("control"),
+        meaning: "Path of the control socket, which `stats`, `top` and their like talk to. Whoever may open it (mode 0600: \
+                  the gateway's user and root) may look at everything",
+        default: KeyDefault::Computed("DEVICE.sock in $RUNTIME_DIRECTORY, else in /run/echogate"),
+        kind: Kind::ControlSocket(|config| &mut config.observe.control),
+    },
+    Key {
+        table: "observe",
+        name: "metrics",
+        flag: Some("metrics"),
+        meaning: "Address and port at which /metrics (for Prometheus) and /healthz are served, to whoever reaches it: it has \
+                  neither encryption nor passwords",
+        default: KeyDefault::Value("none"),
+        kind: Kind::Listen(|config| &mut config.observe.metrics),
+    },
 ];
 
 impl Key {
@@ -492,6 +520,8 @@ impl Key {
             Kind::IdentRanges(_) => "RANGE",
             Kind::Exceptions(_) => "LIMITS",
             Kind::Switch(_) | Kind::Backend(_) | Kind::FallThrough(_) => "WHICH",
+            Kind::ControlSocket(_) => "PATH",
+            Kind::Listen(_) => "ADDRESS:PORT",
         }
     }
 }
@@ -531,6 +561,12 @@ impl fmt::Display for Kind {
             Kind::Switch(_) => write_words(f, SWITCH.iter().map(|(word, _)| *word)),
             Kind::Backend(_) => write_words(f, BACKENDS.iter().map(|(word, _)| *word)),
             Kind::FallThrough(_) => write_words(f, FALL_THROUGHS.iter().map(|(word, _)| *word)),
+            Kind::ControlSocket(_) => {
+                write!(f, "a path from the root, of at most {SOCKET_PATH_BYTES_MAX} bytes, or {NOWHERE}")
+            }
+            Kind::Listen(_) => {
+                write!(f, "an address with its port, such as 127.0.0.1:9428 or [::1]:9428, or {NOWHERE}")
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
-use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind, SWITCH};
+use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind, NOWHERE, SWITCH};
+use super::{Config, ControlSocket};
 use crate::error::SetupError;
 use crate::policy::PrefixError;
 
@@ -270,6 +270,18 @@ impl Kind {
             Kind::Switch(field) => *field(config) = value.choose(SWITCH)?,
             Kind::Backend(field) => *field(config) = value.choose(BACKENDS)?,
             Kind::FallThrough(field) => *field(config) = value.choose(FALL_THROUGHS)?,
+            Kind::ControlSocket(field) => {
+                *field(config) = match value.text()? {
+                    NOWHERE => ControlSocket::Nowhere,
+                    path => ControlSocket::At(path.into()),
+                };
+            }
+            Kind::Listen(field) => {
+                *field(config) = match value.text()? {
+                    NOWHERE => None,
+                    _ => Some(value.parse("an address with its port")?),
+                };
+            }
         }
         Ok(())
     }

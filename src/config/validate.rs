@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::keys::{KEYS, Key, Kind};
+use super::keys::{KEYS, Key, Kind, SOCKET_PATH_BYTES_MAX};
 use super::sources::Origins;
-use super::{CLIENTS_MAX, Config};
+use super::{CLIENTS_MAX, Config, ControlSocket};
 use crate::error::SetupError;
 use crate::policy::{Limits, Prefix, remotes};
 use crate::proxy::BATCH_TIME_MAX;
@@ -99,6 +99,7 @@ impl Key {
             }
             Kind::Name(field) => check_device_name(field(config)),
             Kind::Names(field) => field(config).iter().try_for_each(|name| check_interface_name(name)),
+            Kind::ControlSocket(field) => check_socket_path(field(config)),
             Kind::Address(_)
             | Kind::Addresses(_)
             | Kind::Prefixes(_)
@@ -106,7 +107,8 @@ impl Key {
             | Kind::Exceptions(_)
             | Kind::Switch(_)
             | Kind::Backend(_)
-            | Kind::FallThrough(_) => Ok(()),
+            | Kind::FallThrough(_)
+            | Kind::Listen(_) => Ok(()),
         }
     }
 }
@@ -116,6 +118,18 @@ fn check_duration(value: Duration, min_s: u64, max_s: u64) -> Result<(), String>
         return Ok(());
     }
     Err(format!("{} is out of range", humantime::format_duration(value)))
+}
+
+fn check_socket_path(socket: &ControlSocket) -> Result<(), String> {
+    let ControlSocket::At(path) = socket else { return Ok(()) };
+    let shown = path.display();
+    if !path.is_absolute() {
+        return Err(format!("{shown} depends on where the gateway is started"));
+    }
+    match path.as_os_str().len() {
+        0..=SOCKET_PATH_BYTES_MAX => Ok(()),
+        length => Err(format!("{shown} has {length} bytes")),
+    }
 }
 
 /// What the kernel takes as a name (dev_valid_name) and nftables as one name: '*' would match a family of them, a quote

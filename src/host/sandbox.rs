@@ -130,6 +130,7 @@ const WHATEVER_ARGUMENTS: &[i64] = &[
     libc::SYS_io_uring_enter,
     libc::SYS_read,
     libc::SYS_readv,
+    libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_recvfrom,

@@ -44,7 +44,7 @@ impl Waker {
     }
 
     /// Forgets the wake-ups so far.
-    pub(super) fn clear(&self) -> io::Result<()> {
+    pub(crate) fn clear(&self) -> io::Result<()> {
         match event::read(self.0.as_fd(), &mut [0; 8]) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),

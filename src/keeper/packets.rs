@@ -5,6 +5,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use serde_json::Value;
 use super::line::{Line, Message};
 use super::{Said, TABLES};
 use crate::config::Source;
+use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
 use crate::gateway::Gateway;
 use crate::metrics::Snapshot;
@@ -26,9 +29,9 @@ const LATE_MAX: u32 = 1;
 
 /// Serves what the keeper at the other end of standard input hands over, until it says stop or hangs up. The totals, if it
 /// was asked to stop; none: it could not begin or go on, and the keeper knows why.
-pub fn serve() -> Option<Snapshot> {
+pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Option<Snapshot> {
     let line = io::stdin().as_fd().try_clone_to_owned().map(|end| Line::new(UnixStream::from(end))).ok()?;
-    let result = begin(&line).and_then(|gateway| go_on(gateway, &line));
+    let result = begin(&line, log_lines_lost).and_then(|(gateway, control)| go_on(gateway, control, &line));
     result
         .inspect_err(|error| {
             // A keeper that is gone needs no reason.
@@ -38,7 +41,7 @@ pub fn serve() -> Option<Snapshot> {
         .flatten()
 }
 
-fn begin(line: &Line) -> Result<Gateway, SetupError> {
+fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Control), SetupError> {
     let nobody = || {
         SetupError::new("this is the part of a gateway that moves its packets: it is started by the part that keeps it")
             .remedy("echogate run")
@@ -46,22 +49,36 @@ fn begin(line: &Line) -> Result<Gateway, SetupError> {
     let message = line.receive().map_err(|_| nobody())?.ok_or_else(nobody)?;
     let Handed { source, addresses, mut descriptors } = Handed::read(message).ok_or_else(nobody)?;
     let tables = descriptors.remove(TABLES).ok_or_else(nobody)?;
-    let find = |name: &str| descriptors.remove(name);
-    Gateway::resume(&source.config()?, tables, find, &addresses)
+    let mut find = |name: &str| descriptors.remove(name);
+    let listeners = Listeners::adopt(&mut find)?;
+    let gateway = Gateway::resume(&source.config()?, tables, find, &addresses)?;
+    let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
+    Ok((gateway, control))
 }
 
 /// Serves until the end. None: the keeper is gone, and nobody wants totals.
-fn go_on(mut gateway: Gateway, line: &Line) -> Result<Option<Snapshot>, SetupError> {
+fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Option<Snapshot>, SetupError> {
     let orders = orders(line).map_err(|cause| SetupError::caused("listening to the keeper", cause))?;
     let say = |said: Said| line.send(&said.write(), &[]);
     let _ = say(Said::Serving(gateway.description().to_owned()));
     let faults = gateway.faults().clone();
+    let mut asked = control.orders().clone();
     let mut late = 0;
     loop {
         channel::select! {
             recv(faults) -> fault => {
                 return Err(fault.unwrap_or_else(|_| SetupError::new("the workers have ended")));
             }
+            recv(asked) -> order => match order {
+                Ok(Order { ask: Ask::Reload, answer }) => {
+                    let refusal = SetupError::new("this gateway reads its configuration when it starts, and only then");
+                    answer.give(Err(refusal.remedy("restart it")));
+                }
+                Err(_) => {
+                    tracing::error!("the thread of the control socket ended: nobody can look, and packets go on");
+                    asked = channel::never();
+                }
+            },
             recv(orders) -> stop => return stop.ok().map(|()| gateway.stop()).transpose(),
             default(PULSE) => {
                 late = if gateway.pulse() { 0 } else { late + 1 };

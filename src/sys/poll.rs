@@ -15,6 +15,12 @@ impl Watch {
         Watch(libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 })
     }
 
+    /// Watches for `fd` to become readable, writable, or both. Errors and a hang-up are always told.
+    pub fn new(fd: BorrowedFd<'_>, readable: bool, writable: bool) -> Watch {
+        let events = if readable { libc::POLLIN } else { 0 } | if writable { libc::POLLOUT } else { 0 };
+        Watch(libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 })
+    }
+
     /// Whether an error is to be told, by a read or in the error queue.
     pub fn has_failed(&self) -> bool {
         self.0.revents & libc::POLLERR != 0

@@ -7,6 +7,7 @@
 //! that is the first to come, not by waiting. All of them take root.
 
 mod beside;
+mod control;
 mod delivery;
 mod differs;
 mod ear;
@@ -17,15 +18,19 @@ mod forged;
 mod fragments;
 mod heals;
 mod leaves;
+mod logs;
+mod metrics;
 mod policy;
 mod pools;
 mod process;
+mod prometheus;
 mod refuses;
 mod restarts;
 mod scene;
 mod serves;
 mod sys;
 mod tools;
+mod web;
 
 /// Makes tests of functions that take a set-up: one for each that moves packets in its own way.
 macro_rules! in_every_setup {

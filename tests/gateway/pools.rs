@@ -191,7 +191,7 @@ fn the_default_address_is_not_followed_to_one_among_the_clients(setup: &Setup) {
 fn a_clients_own_ident_leaves_where_it_is_free_and_none_that_is_the_hosts(setup: &Setup) {
     let scene = Scene::new(2);
     let mut config = NamedTempFile::new().expect("a temporary file");
-    let file = "[mapping]\npreserve_idents = true\nreserved_idents = [\"1000-1999\"]\n";
+    let file = "[mapping]\npreserve_idents = \"on\"\nreserved_idents = [\"1000-1999\"]\n";
     config.write_all(file.as_bytes()).expect("it is written");
     let mut arguments = scene.arguments(setup);
     arguments.extend(["--config".to_owned(), config.path().display().to_string()]);

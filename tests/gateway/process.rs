@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use echogate::lab::Namespace;
+use tempfile::TempDir;
 
 use crate::scene::PATIENCE;
 use crate::sys;
@@ -17,6 +19,8 @@ pub(crate) struct Echogate {
     child: Child,
     printed: Pipe,
     complaints: Pipe,
+    /// Where it has its control socket: those of gateways in other namespaces are in the same file system.
+    run_directory: TempDir,
 }
 
 /// How it ended.
@@ -37,12 +41,14 @@ impl Echogate {
 
     /// Starts a command in the namespace.
     pub(crate) fn start(namespace: &Namespace, command: &mut Command) -> Echogate {
+        let run_directory = tempfile::tempdir().expect("a temporary directory");
+        command.env("RUNTIME_DIRECTORY", run_directory.path());
         command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = namespace.run(|| command.spawn()).expect("the namespace can be entered");
         let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let printed = Pipe::read(child.stdout.take().expect("piped"));
         let complaints = Pipe::read(child.stderr.take().expect("piped"));
-        Echogate { child, printed, complaints }
+        Echogate { child, printed, complaints, run_directory }
     }
 
     /// A gateway with these arguments, once it serves.
@@ -62,6 +68,18 @@ impl Echogate {
             thread::sleep(Duration::from_millis(5));
         }
         self
+    }
+
+    /// What `echogate` with these arguments prints about it.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_echogate"));
+        command.args(arguments).env("RUNTIME_DIRECTORY", self.run_directory.path()).env_remove("RUST_LOG");
+        command.output().expect("echogate runs")
+    }
+
+    /// Where its control socket is.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.run_directory.path().join("echogate0.sock")
     }
 
     /// Whether this stands in its log by now.

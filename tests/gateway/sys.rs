@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -71,4 +71,46 @@ pub(crate) fn take_away(descriptor: RawFd) {
     // SAFETY: no pointers. The number stays open, so nobody's later file can be taken for this one.
     let result = unsafe { libc::dup2(write_only.as_raw_fd(), descriptor) };
     assert_eq!(result, descriptor, "{}", io::Error::last_os_error());
+}
+
+/// A thread of another process that stands still until this is dropped.
+pub(crate) struct Stopped(libc::pid_t);
+
+impl Stopped {
+    /// Stops it. The calling thread is its tracer, and has to be the one that drops this.
+    #[expect(unsafe_code, reason = "ptrace(2) has no safe wrapper")]
+    pub(crate) fn stop(thread: u32) -> io::Result<Stopped> {
+        let thread = libc::pid_t::try_from(thread).expect("a thread's number");
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: no pointers; the kernel checks the number.
+        let result = unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread, none, none) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let stopped = Stopped(thread);
+        // SAFETY: as above.
+        let result = unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, thread, none, none) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(stopped) }
+    }
+}
+
+impl Drop for Stopped {
+    #[expect(unsafe_code, reason = "waitpid(2) and ptrace(2) have no safe wrappers")]
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // It can be let go of once its stop has been seen.
+        // SAFETY: a null status is allowed.
+        unsafe { libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL) };
+        // SAFETY: no pointers; a thread that has ended meanwhile is refused.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+    }
+}
+
+/// Whether writes to it wait for room.
+#[expect(unsafe_code, reason = "fcntl(2) has no safe wrapper")]
+pub(crate) fn set_nonblocking(descriptor: BorrowedFd<'_>, nonblocking: bool) -> io::Result<()> {
+    let flags = if nonblocking { libc::O_NONBLOCK } else { 0 };
+    // SAFETY: no pointers.
+    let result = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFL, flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

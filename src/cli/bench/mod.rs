@@ -54,6 +54,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(2..=8192))]
     in_flight: u16,
 
+    /// Mappings alive at once, all clients together: several numbers are measured one after the other in one run, as in
+    /// 16,60000
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "full",
+        value_parser = clap::value_parser!(u16).range(2..=60_000))]
+    mappings: Vec<u16>,
+
     /// Who takes part besides the control, by name or by the beginning of several names [default: all there are]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     contenders: Vec<String>,
@@ -117,6 +123,7 @@ fn options(arguments: &Arguments) -> Result<BenchOptions, SetupError> {
         rounds: arguments.rounds,
         seconds: arguments.seconds,
         in_flight: usize::from(arguments.in_flight),
+        mappings: arguments.mappings.clone(),
         contenders: arguments.contenders.clone(),
         ..BenchOptions::new(program)
     })

@@ -166,6 +166,8 @@ impl Scene {
         let mut command = Command::new(echogate());
         let outside = SERVER_OUTSIDE.to_string();
         command.args(["run", "--clients", "10.66.0.0/24", "--divert", "wg0", "--outside", &outside]).args(flags);
+        // Gateways of other tests, in namespaces of their own, would have theirs at the same path.
+        command.args(["--control", "none"]);
         Process::start(self.host(), &mut command).until(|gateway| gateway.said().contains("serving "))
     }
 

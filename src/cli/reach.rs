@@ -1,0 +1,45 @@
+//! Which of the running gateways a command talks to.
+
+use std::path::PathBuf;
+
+use crate::control::{self, Client};
+use crate::error::SetupError;
+
+/// The gateway to ask.
+#[derive(clap::Args)]
+pub(super) struct Which {
+    /// Path of its control socket [default: the only one in $RUNTIME_DIRECTORY, else in /run/echogate]
+    #[arg(long, value_name = "PATH", conflicts_with = "device")]
+    control: Option<PathBuf>,
+
+    /// Name of its TUN device, where several gateways run
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+}
+
+impl Which {
+    pub(super) fn connect(&self) -> Result<Client, SetupError> {
+        Client::connect(&self.path()?)
+    }
+
+    fn path(&self) -> Result<PathBuf, SetupError> {
+        if let Some(path) = &self.control {
+            return Ok(path.clone());
+        }
+        if let Some(device) = &self.device {
+            return Ok(control::path_of_device(device));
+        }
+        match control::gateways().as_slice() {
+            [one] => Ok(one.clone()),
+            [] => {
+                Err(SetupError::new("no gateway is running, or none that has a control socket where one is looked for")
+                    .remedy("start one (echogate run), or give --control its path"))
+            }
+            several => {
+                let names: Vec<_> = several.iter().filter_map(|path| path.file_stem()?.to_str()).collect();
+                Err(SetupError::new("several gateways are running")
+                    .remedy(format!("give --device one of {}", names.join(", "))))
+            }
+        }
+    }
+}

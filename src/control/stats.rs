@@ -1,0 +1,222 @@
+//! All numbers as one object: the answer to `stats`. docs/metrics.md says what each of them means.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::traffic::BusiestNow;
+use crate::error::SetupError;
+use crate::gateway::Observer;
+use crate::io::Engine;
+use crate::metrics::{ROUND_TRIP_ENDS_US, Snapshot, Traffic};
+
+/// How an engine is called where programs read it.
+const fn engine(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Uring => "io_uring",
+        Engine::Syscalls => "syscalls",
+    }
+}
+
+/// What a gateway is and has counted.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// The gateway's version.
+    pub version: String,
+    /// What it serves, in one line.
+    pub description: String,
+    /// Its TUN device.
+    pub device: String,
+    /// What moves the packets: `io_uring` or `syscalls`.
+    pub engine: String,
+    /// Number of workers.
+    pub workers: usize,
+    /// For how long it has been serving.
+    pub uptime_seconds: f64,
+    /// Whether every worker moves.
+    pub healthy: bool,
+    /// Read from the TUN.
+    pub inside_in: Amount,
+    /// To clients: replies, errors and what was reinjected.
+    pub inside_out: Amount,
+    /// Received by the raw sockets.
+    pub outside_in: Amount,
+    /// Requests sent.
+    pub outside_out: Amount,
+    /// Replies delivered to clients.
+    pub delivered: Amount,
+    /// Errors from outside passed on to clients.
+    pub told: Amount,
+    /// Packets put back on the existing path.
+    pub reinjected: Amount,
+    /// Requests that each worker has sent.
+    pub sent_by_worker: Vec<u64>,
+    /// Drops by name, zero ones left out.
+    pub drops: BTreeMap<String, u64>,
+    /// Requests refused, by class of clients.
+    pub refused: BTreeMap<String, u64>,
+    /// Errors of the gateway's own to clients.
+    pub originated: Amount,
+    /// Those that could not be sent.
+    pub not_originated: u64,
+    /// Pieces cut off requests that were too large for the way out.
+    pub cut_off: Amount,
+    /// Those that could not be sent.
+    pub cut_off_lost: u64,
+    /// What the kernel had no room for.
+    pub socket_drops: BySide,
+    /// Mappings live now.
+    pub mappings: u64,
+    /// Mappings live at most so far.
+    pub mappings_peak: u64,
+    /// Mappings that can live at once.
+    pub mappings_max: u64,
+    /// Requests sent and not answered yet.
+    pub outstanding: u64,
+    /// Requests that can be outstanding at once.
+    pub outstanding_max: u64,
+    /// Requests that nobody answered in time.
+    pub unanswered: u64,
+    /// Requests given up for others, by age: under 1 s, under 10 s, older.
+    pub evicted: [u64; 3],
+    /// Round trips of a sample of the echoes.
+    pub round_trips: RoundTrips,
+    /// Who is busiest, by samples.
+    pub busiest: BusiestNow,
+    /// Samples that found no room.
+    pub samples_lost: u64,
+    /// Packets of traces that were not told.
+    pub traces_missed: u64,
+    /// Log lines that found no room.
+    pub log_lines_lost: u64,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Amount {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, IP header included.
+    pub bytes: u64,
+}
+
+/// Round trips by class.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct RoundTrips {
+    /// The upper ends of the classes in seconds; the last class has none.
+    pub ends_seconds: Vec<f64>,
+    /// How many each class has.
+    pub counts: Vec<u64>,
+    /// The sum of all.
+    pub sum_seconds: f64,
+}
+
+/// A number for each side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BySide {
+    /// At the TUN device.
+    pub inside: u64,
+    /// At the raw sockets.
+    pub outside: u64,
+}
+
+impl From<Traffic> for Amount {
+    fn from(traffic: Traffic) -> Amount {
+        Amount { packets: traffic.packets, bytes: traffic.bytes }
+    }
+}
+
+impl From<Amount> for Traffic {
+    fn from(amount: Amount) -> Traffic {
+        Traffic { packets: amount.packets, bytes: amount.bytes }
+    }
+}
+
+impl Stats {
+    /// What the gateway itself knows of it; the rest is of who looks.
+    pub(super) fn of(observer: &Observer) -> Stats {
+        let (totals, sizes) = (observer.snapshot(), observer.sizes());
+        Stats {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            description: observer.description().to_owned(),
+            device: observer.device().to_owned(),
+            engine: engine(observer.engine()).to_owned(),
+            workers: observer.workers(),
+            uptime_seconds: rounded(observer.uptime()),
+            healthy: true,
+            inside_in: totals.inside_in.into(),
+            inside_out: totals.inside_out.into(),
+            outside_in: totals.outside_in.into(),
+            outside_out: totals.outside_out.into(),
+            delivered: totals.delivered.into(),
+            told: totals.told.into(),
+            reinjected: totals.reinjected.into(),
+            sent_by_worker: totals.sent_by_worker,
+            drops: totals.drops.into_iter().collect(),
+            refused: observer.classes().iter().cloned().zip(totals.refused).collect(),
+            originated: totals.originated.into(),
+            not_originated: totals.not_originated,
+            cut_off: totals.cut_off.into(),
+            cut_off_lost: totals.cut_off_lost,
+            socket_drops: BySide::default(),
+            mappings: totals.mappings,
+            mappings_peak: totals.mappings_peak,
+            mappings_max: sizes.mappings_max as u64,
+            outstanding: totals.outstanding,
+            outstanding_max: sizes.echoes_max as u64,
+            unanswered: totals.unanswered,
+            evicted: totals.evicted,
+            round_trips: RoundTrips {
+                ends_seconds: ROUND_TRIP_ENDS_US.into_iter().map(|micros| f64::from(micros) / 1e6).collect(),
+                counts: totals.round_trips.to_vec(),
+                sum_seconds: totals.round_trips_us as f64 / 1e6,
+            },
+            busiest: BusiestNow::default(),
+            samples_lost: totals.samples_lost,
+            traces_missed: totals.traces_missed,
+            log_lines_lost: 0,
+        }
+    }
+
+    /// As a gateway answers; members that are not known are passed over.
+    pub fn read(answer: Value) -> Result<Stats, SetupError> {
+        serde_json::from_value(answer).map_err(|error| {
+            SetupError::new(format!("the gateway's answer lacks something: {error}"))
+                .remedy("take the echogate that the gateway was started with")
+        })
+    }
+
+    /// The counters among them.
+    pub fn totals(&self) -> Snapshot {
+        Snapshot {
+            inside_in: self.inside_in.into(),
+            inside_out: self.inside_out.into(),
+            outside_in: self.outside_in.into(),
+            outside_out: self.outside_out.into(),
+            sent_by_worker: self.sent_by_worker.clone(),
+            delivered: self.delivered.into(),
+            told: self.told.into(),
+            reinjected: self.reinjected.into(),
+            drops: self.drops.clone().into_iter().collect(),
+            refused: self.refused.values().copied().collect(),
+            originated: self.originated.into(),
+            not_originated: self.not_originated,
+            cut_off: self.cut_off.into(),
+            cut_off_lost: self.cut_off_lost,
+            mappings: self.mappings,
+            mappings_peak: self.mappings_peak,
+            outstanding: self.outstanding,
+            unanswered: self.unanswered,
+            evicted: self.evicted,
+            // What people are told of their totals has no more.
+            ..Snapshot::default()
+        }
+    }
+}
+
+/// Seconds to the millisecond: more digits say nothing.
+fn rounded(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
+}
