@@ -6,7 +6,8 @@
 //!
 //! The arguments: the first address, how many hosts, and rounds of a second each. With a fourth, how many pings a second
 //! instead of a thousand; with a fifth, `uring`, `syscalls` or `auto`; with a sixth, how many milliseconds an answer may wait
-//! to be told together with others (10); with a seventh, how many a ping may wait to be sent together with others (0).
+//! to be told together with others (10); with a seventh, how many a ping may wait to be sent together with others (0); with an
+//! eighth, where round-trip times begin: on the `wire`, or with the `send`.
 
 #![expect(clippy::print_stdout, reason = "an example talks to its user")]
 
@@ -21,7 +22,7 @@ fn main() -> Result<(), PingError> {
     let number = |at: usize, otherwise| arguments.get(at).map_or(Ok(otherwise), |text| text.parse());
     let usage = |_| {
         PingError::InvalidOption(
-            "FIRST-ADDRESS [HOSTS [ROUNDS [RATE [uring|syscalls|auto [TOLD-MS [SENT-MS]]]]]]".into(),
+            "FIRST-ADDRESS [HOSTS [ROUNDS [RATE [uring|syscalls|auto [TOLD-MS [SENT-MS [wire|send]]]]]]]".into(),
         )
     };
     let first = arguments.first().map_or("127.0.0.1", String::as_str);
@@ -37,7 +38,8 @@ fn main() -> Result<(), PingError> {
         told_within: Duration::from_millis(number(5, 10).map_err(usage)?.into()),
         together: Duration::from_millis(number(6, 0).map_err(usage)?.into()),
     };
-    let pinger = Pinger::builder().backend(backend).build()?;
+    let on_the_wire = arguments.get(7).is_none_or(|text| text != "send");
+    let pinger = Pinger::builder().backend(backend).transmit_times(on_the_wire).build()?;
     println!("{}", ping_all(&pinger, first, hosts, rounds, rate, patience)?);
     Ok(())
 }

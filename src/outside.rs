@@ -260,7 +260,7 @@ impl<C: Clock, D: Deliver> Crew<C, D> {
     fn process(&mut self, arrived: &mut Vec<Frame>) {
         let counters = self.counters.worker(0);
         let mut batch = self.handle.batch(self.clock.now());
-        arrived.iter().for_each(|frame| batch.touch_inbound(frame));
+        batch.touch_inbound(arrived.iter().map(|frame| &**frame));
         for mut frame in arrived.drain(..) {
             counters.outside_in.count(frame.len());
             let (client, length, delivered) = match batch.inbound(&mut frame) {

@@ -43,7 +43,7 @@ use std::time::Duration;
 use self::cut::{Narrow, PIECES_MAX};
 use self::post::{INBOX_MAX, Parcel};
 pub use self::post::{Inbox, Post};
-pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Subject, Tap, Trace};
+pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Seen, Subject, Tap, Trace};
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
 use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
@@ -235,12 +235,12 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         for sent in self.events.sent.drain(..) {
             turn.settle(sent);
         }
-        self.events.from_outside.iter().for_each(|frame| turn.batch.touch_inbound(frame));
+        turn.batch.touch_inbound(self.events.from_outside.iter().map(|frame| &**frame));
         for frame in self.events.from_outside.drain(..) {
             turn.inbound(frame);
         }
         turn.outbound_waiting();
-        self.events.from_inside.iter().for_each(|frame| turn.batch.touch_outbound(frame));
+        turn.batch.touch_outbound(self.events.from_inside.iter().map(|frame| &**frame));
         for frame in self.events.from_inside.drain(..) {
             turn.counters.inside_in.count(frame.len());
             turn.outbound(frame);

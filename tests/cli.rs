@@ -40,7 +40,7 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
 fn help_names_every_command() {
     let output = echogate(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for command in ["run", "stats", "check", "demo", "ping"] {
+    for command in ["run", "stats", "top", "trace", "check", "demo", "ping"] {
         let line = format!("\n  {command} ");
         assert!(stdout(&output).contains(&line), "{command} is missing from:\n{}", stdout(&output));
     }

@@ -245,7 +245,9 @@ impl World {
             let number = number_of(echo.payload()).expect("an intact request is one of ours");
             let asked @ (_, _, sequence, remote) = self.asked[&number];
             assert_eq!((packet.destination(), echo.sequence()), (remote, sequence));
-            assert_eq!(echo.payload(), payload(number), "request {number} was altered");
+            if self.was_damaged_unseen(number, echo.payload()) {
+                continue;
+            }
             let reply = build::echo_reply(remote, GATEWAY, echo.ident(), sequence, 60, echo.payload());
             *self.replies_left.entry(asked).or_default() += 1;
             self.answered += 1;
@@ -257,6 +259,16 @@ impl World {
                 self.complain(&whole);
             }
         }
+    }
+
+    /// Whether the wire has damaged a payload in bits of two fragments whose changes make up for one another in the checksum. It flips
+    /// one bit of a packet at most; any other difference is the gateway's.
+    fn was_damaged_unseen(&self, number: u64, found: &[u8]) -> bool {
+        let expected = payload(number);
+        let flipped: u32 = found.iter().zip(&expected).map(|(found, expected)| (found ^ expected).count_ones()).sum();
+        let alike = found.len() == expected.len() && (flipped == 0 || self.repeat && flipped == 2);
+        assert!(alike, "the payload of {number} was altered: {found:?} and not {expected:?}");
+        flipped > 0
     }
 
     /// A forged reply: a valid one with its source or sequence changed, or to an ident of nobody's.
@@ -299,7 +311,9 @@ impl World {
                 (client, ident, sequence, remote),
                 "reply {number} is somebody else's"
             );
-            assert_eq!(echo.payload(), payload(number), "reply {number} was altered");
+            if self.was_damaged_unseen(number, echo.payload()) {
+                continue;
+            }
             let left = self.replies_left.get_mut(&asked).expect("a reply to what no remote has seen");
             *left = left.checked_sub(1).expect("a reply was delivered more often than it was sent for");
             self.delivered += 1;

@@ -16,7 +16,7 @@ use echogate::metrics::Counters;
 use echogate::proxy::Reason;
 
 /// Those whose flags are looked at where a line shows them.
-const COMMANDS: [&str; 6] = ["run", "stats", "check", "demo", "bench", "ping"];
+const COMMANDS: [&str; 8] = ["run", "stats", "top", "trace", "check", "demo", "bench", "ping"];
 
 #[test]
 fn the_table_of_keys_is_the_list_of_keys() {

@@ -185,7 +185,7 @@ impl Tables {
     fn touch_inbound(&self, ring: &Ring, positions: &[usize; BATCH]) {
         for &position in positions {
             let echo = &ring[position];
-            self.echoes.read_ahead(echo_key(echo));
+            self.echoes.read_ahead(self.echoes.bucket(echo_key(echo)));
             self.mappings.slots.read_ahead(echo.index);
         }
     }
@@ -195,7 +195,7 @@ impl Tables {
             let &Planned { client, client_ident, sequence, remote, .. } = &ring[position];
             if let Some(index) = map.get(client, client_ident, guard) {
                 self.mappings.slots.read_ahead(index);
-                self.echoes.read_ahead(EchoKey { index, sequence, remote });
+                self.echoes.read_ahead(self.echoes.bucket(EchoKey { index, sequence, remote }));
             }
         }
     }

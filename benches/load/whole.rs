@@ -6,10 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use echogate::clock;
+#[cfg(feature = "gateway")]
+use echogate::metrics::Counters;
 use echogate::proxy::{Handle, Inbound, Outbound, Proxy, Settings};
 use echogate::table::SlotIndex;
 use echogate::table::clients::{Allowance, Rate};
 use echogate::wire::build;
+#[cfg(feature = "gateway")]
+use echogate::worker::{Basin, Tap};
 
 use super::{BATCH, BatchTimes, CLIENTS, GATEWAY, Ring, Size, Timing, WORKERS, asker};
 
@@ -103,6 +107,53 @@ impl Packets {
     }
 
     /// Runs this many batches and times them. `ahead`: each batch's lines are read before they are used.
+    /// As `run` with lines ahead, as a worker does it that lets others see samples.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn run_seen(&mut self, handle: &mut Handle, ring: &mut Ring, batches: usize) -> u64 {
+        let (basin, counters) = (Basin::new(), Counters::new(1, 1));
+        let (mut tap, counters) = (Tap::new(&basin, 0), counters.worker(0));
+        let [requests, replies] = &mut self.buffers;
+        let mut matched = 0;
+        for _ in 0..batches {
+            let [record, consume] = ring.next_batch();
+            for i in 0..BATCH {
+                requests[i] = self.requests[record[i]];
+                replies[i] = self.replies[consume[i]];
+            }
+            let now = ring.now;
+            tap.begin_turn(now);
+            let mut batch = handle.batch(now);
+            replies.iter().for_each(|packet| batch.touch_inbound(packet));
+            for packet in replies.iter_mut() {
+                let verdict = if tap.picks_inbound(packet) {
+                    let seen = tap.look_inbound(packet);
+                    let verdict = batch.inbound(packet);
+                    tap.note_inbound(seen, &verdict, now, counters);
+                    verdict
+                } else {
+                    batch.inbound(packet)
+                };
+                matched += u64::from(matches!(verdict, Inbound::Deliver { .. }));
+            }
+            requests.iter().for_each(|packet| batch.touch_outbound(packet));
+            for packet in requests.iter_mut() {
+                let verdict = if tap.picks_outbound() {
+                    let seen = tap.look_outbound(packet);
+                    let verdict = batch.outbound(packet);
+                    if let Some(seen) = seen {
+                        tap.note_outbound(seen, &verdict, packet, now, counters);
+                    }
+                    verdict
+                } else {
+                    batch.outbound(packet)
+                };
+                assert!(matches!(verdict, Outbound::Forward { .. }), "{verdict:?}");
+            }
+            batch.expire();
+        }
+        matched
+    }
+
     pub(crate) fn run(&mut self, handle: &mut Handle, ring: &mut Ring, batches: usize, ahead: bool) -> Timing {
         let mut times = BatchTimes::with_capacity(batches);
         let [requests, replies] = &mut self.buffers;
@@ -115,12 +166,12 @@ impl Packets {
             let begin = Instant::now();
             let mut batch = handle.batch(ring.now);
             if ahead {
-                replies.iter().for_each(|packet| batch.touch_inbound(packet));
+                batch.touch_inbound(replies.iter().map(|packet| &packet[..]));
             }
             let delivered = |packet: &mut Packet| matches!(batch.inbound(packet), Inbound::Deliver { .. });
             times.matched(replies.iter_mut().map(delivered).filter(|delivered| *delivered).count());
             if ahead {
-                requests.iter().for_each(|packet| batch.touch_outbound(packet));
+                batch.touch_outbound(requests.iter().map(|packet| &packet[..]));
             }
             for packet in requests.iter_mut() {
                 let verdict = batch.outbound(packet);

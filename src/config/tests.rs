@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::keys::Kind;
-use super::{Config, KEYS, Key, KeyDefault};
+use super::{Config, ControlSocket, KEYS, Key, KeyDefault, Observe};
 use crate::io::{Backend, FallThrough};
 
 /// The least that is valid.
@@ -422,4 +422,29 @@ proptest! {
             prop_assert!(config.validate().is_ok());
         }
     }
+}
+
+#[test]
+fn sockets_to_be_looked_at_by_have_their_places_or_none() {
+    let observe = |text: &str| good(&format!("{CLIENTS}[observe]\n{text}"), &[]).observe;
+    assert_eq!(observe(""), Observe { control: ControlSocket::ByDevice, metrics: None });
+    let given = observe("control = \"/run/e.sock\"\nmetrics = \"[::1]:9428\"");
+    let control = ControlSocket::At("/run/e.sock".into());
+    assert_eq!(given, Observe { control, metrics: Some("[::1]:9428".parse().expect("an address")) });
+    let none = good(CLIENTS, &[("control", "none"), ("metrics", "none")]).observe;
+    assert_eq!(none, Observe { control: ControlSocket::Nowhere, metrics: None });
+
+    let refused = |text: &str| bad(&format!("{CLIENTS}[observe]\n{text}"), &[]);
+    let relative = refused("control = \"e.sock\"");
+    assert!(
+        relative.starts_with("e.toml:4: observe.control: e.sock depends on where the gateway is started"),
+        "{relative}"
+    );
+    let long = refused(&format!("control = \"/{}\"", "x".repeat(107)));
+    assert!(long.contains("has 108 bytes"), "{long}");
+    let portless = refused("metrics = \"127.0.0.1\"");
+    assert!(
+        portless.starts_with("e.toml:4: observe.metrics: \"127.0.0.1\" is not an address with its port"),
+        "{portless}"
+    );
 }

@@ -26,6 +26,7 @@ pub mod receive;
 pub mod region;
 #[cfg(feature = "gateway")]
 mod retry;
+mod ring;
 #[cfg(feature = "gateway")]
 pub mod steering;
 #[cfg(feature = "gateway")]

@@ -33,13 +33,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use io_uring::register::Restriction;
-use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fixed};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use self::in_flight::{Flying, InFlight};
 use super::provided::BufferRing;
 use super::raw::{ADDRESSES_MAX, SendSocket, mend_options};
 use super::retry::Retry;
+use super::ring;
 use super::{BATCH_MAX, Events, Frame, PacketIo, Pool, PoolSize, Ports, Sent, Side, Sizes, Waker};
 use crate::error::SetupError;
 use crate::sys::net;
@@ -159,7 +160,7 @@ impl UringIo {
             let readable = libc::POLLIN.cast_unsigned().into();
             let poll = opcode::PollAdd::new(Fixed(WAKER_FILE), readable).multi(true).build().user_data(WAKER_TOKEN);
             // SAFETY: the entry has no pointer.
-            self.wake_armed = unsafe { push(&mut self.ring, &poll) };
+            self.wake_armed = unsafe { ring::push(&mut self.ring, &poll) };
         }
         let mut later = (!self.wake_armed).then_some(PUSH_PAUSE);
         for receiver in [&mut self.inside, &mut self.outside] {
@@ -170,41 +171,12 @@ impl UringIo {
             let mut pause = receiver.retry.pause();
             if pause.is_none() {
                 // SAFETY: the entry has no pointer; the kernel writes to buffers that the pool has lent it.
-                receiver.armed = unsafe { push(&mut self.ring, &receiver.request()) };
+                receiver.armed = unsafe { ring::push(&mut self.ring, &receiver.request()) };
                 pause = (!receiver.armed).then_some(PUSH_PAUSE);
             }
             later = later.into_iter().chain(pause).min();
         }
         later
-    }
-
-    /// Submits what is queued and waits for one completion, unless some are there already.
-    fn enter(&mut self, timeout: Option<Duration>) -> Result<(), SetupError> {
-        let no_wait = timeout.is_some_and(|timeout| timeout.is_zero()) || !self.ring.completion().is_empty();
-        let result = if no_wait {
-            let submission = self.ring.submission();
-            if submission.is_empty() && !submission.taskrun() && !submission.cq_overflow() {
-                return Ok(());
-            }
-            drop(submission);
-            self.ring.submit()
-        } else if let Some(timeout) = timeout {
-            let timeout = Timespec::from(timeout);
-            self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
-        } else {
-            self.ring.submit_and_wait(1)
-        };
-        match result {
-            // The time is over, a signal came, or completions must be reaped first: what was not submitted stays queued.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
-            {
-                Ok(())
-            }
-            result => {
-                result.map(drop).map_err(|error| SetupError::caused("cannot wait for packets by io_uring", error))
-            }
-        }
     }
 
     /// Takes completions until there are none or a side's batch is full; the rest stays for the next `wait`.
@@ -229,7 +201,7 @@ impl UringIo {
                     let Some(Flying { frame, to, address }) = self.in_flight.remove(place) else {
                         return Err(SetupError::new(format!("io_uring completed a send {place:#x} that was not made")));
                     };
-                    let errno = errno_of_send(completion.result(), frame.len());
+                    let errno = ring::errno_of_send(completion.result(), frame.len());
                     if errno != 0 && to == Side::Outside {
                         self.failed_addresses |= 1 << address;
                     }
@@ -260,7 +232,7 @@ impl UringIo {
         let Some(entry) = entry else { return };
         // SAFETY: the bytes are those of a frame that stays in its place, untouched, until its completion is reaped; so
         // does the destination. Neither moves when `self` does: the one is in the pool, the other on the heap.
-        let queued = unsafe { push(&mut self.ring, &entry) };
+        let queued = unsafe { ring::push(&mut self.ring, &entry) };
         if !queued && let Some(Flying { frame, .. }) = self.in_flight.remove(place.into()) {
             self.refused.push(Sent { to, frame, errno: libc::ENOBUFS });
         }
@@ -277,7 +249,7 @@ impl PacketIo for UringIo {
         let pause = self.arm();
         let refused = (!self.refused.is_empty()).then_some(Duration::ZERO);
         events.sent.append(&mut self.refused);
-        self.enter(timeout.into_iter().chain(pause).chain(refused).min())?;
+        ring::enter(&mut self.ring, timeout.into_iter().chain(pause).chain(refused).min(), "packets")?;
         self.reap(events)?;
         self.discard_queued_errors();
         Ok(())
@@ -328,7 +300,7 @@ impl Drop for UringIo {
         let mut events = Events::default();
         while self.is_busy() && Instant::now() < until {
             // A fault now has nobody to be told; what counts is what is still busy.
-            let _ = self.enter(Some(CLOSE_TIME_MAX / 10));
+            let _ = ring::enter(&mut self.ring, Some(CLOSE_TIME_MAX / 10), "packets");
             let _ = self.reap(&mut events);
         }
         if self.is_busy() {
@@ -402,15 +374,6 @@ fn request(flying: &Flying, remote: *const libc::sockaddr) -> squeue::Entry {
     }
 }
 
-/// The errno of a send's completion; a part of a packet is not a packet.
-fn errno_of_send(result: i32, len: usize) -> i32 {
-    match usize::try_from(result) {
-        Ok(sent) if sent == len => 0,
-        Ok(_) => libc::EIO,
-        Err(_) => -result,
-    }
-}
-
 fn woken(waker: &Waker, result: i32, events: &mut Events) -> Result<(), SetupError> {
     let fault = |error| SetupError::caused("cannot be woken", error);
     if result < 0 && result != -libc::ECANCELED {
@@ -419,23 +382,6 @@ fn woken(waker: &Waker, result: i32, events: &mut Events) -> Result<(), SetupErr
     waker.clear().map_err(fault)?;
     events.woken = true;
     Ok(())
-}
-
-/// Queues an entry, submitting others if the queue is full. Whether there was room.
-///
-/// # Safety
-///
-/// What the entry points to must be valid until its completion is reaped.
-#[expect(unsafe_code, reason = "the kernel acts on what the entry says")]
-unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> bool {
-    // SAFETY: the caller's promise.
-    if unsafe { ring.submission().push(entry) }.is_ok() {
-        return true;
-    }
-    // An error leaves the queue full, and the next `wait` tells it.
-    let _ = ring.submit();
-    // SAFETY: the caller's promise; the first attempt queued nothing.
-    unsafe { ring.submission().push(entry) }.is_ok()
 }
 
 fn build(completions: usize) -> io::Result<IoUring> {
@@ -474,16 +420,7 @@ fn restrict(ring: &IoUring) -> io::Result<()> {
 }
 
 fn explain(what: &str, error: io::Error) -> SetupError {
-    let errno = error.raw_os_error();
-    let plain = SetupError::caused(what, error);
-    match errno {
-        Some(libc::EPERM | libc::EACCES) => plain.remedy(
-            "allow it (sysctl kernel.io_uring_disabled=0; in a container, a seccomp profile with io_uring_setup, \
-             io_uring_enter and io_uring_register), or --io syscalls",
-        ),
-        Some(libc::ENOMEM) => plain.remedy("raise the limit of locked memory (ulimit -l), or --io syscalls"),
-        _ => plain.remedy("--io syscalls, or Linux 6.7 or newer"),
-    }
+    ring::explain(what, error, "--io syscalls", "6.7")
 }
 
 /// Whether io_uring does here what [`UringIo`] needs: receives a byte on each side, over a pipe and a socket pair.

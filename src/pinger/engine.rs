@@ -119,6 +119,8 @@ struct Channel {
     errors: u64,
     /// Requests whose departure is to be told have been queued since the error queue was last read.
     departing: bool,
+    /// Its error queue has been read in this turn.
+    read: bool,
 }
 
 struct Engine<I> {
@@ -203,6 +205,7 @@ impl<I: PingIo> Engine<I> {
             dropped_at,
             errors: 0,
             departing: false,
+            read: false,
         });
         Ok(self.channels.len() - 1)
     }
@@ -246,6 +249,7 @@ impl<I: PingIo> Engine<I> {
         // Whatever is to be measured: a pause too brings what has been received without its doing.
         let measures = looked || !events.arrivals.is_empty();
         for number in 0..self.channels.len() {
+            self.channels[number].read = false;
             let departing = measures && mem::take(&mut self.channels[number].departing);
             if departing || events.troubled.contains(&number) {
                 self.read_reports(number);
@@ -292,9 +296,12 @@ impl<I: PingIo> Engine<I> {
                 }
                 Phase::Flying if !looked => self.overdue.push((number, flight.key)),
                 Phase::Flying => {
-                    // An error may lie there that nothing has woken us for.
+                    // Silence is said of nobody before the queue has been looked at: an error that a failing send has
+                    // cleared wakes nobody, and a look a turn costs nothing beside what is told.
                     let socket = flight.socket;
-                    self.read_reports(socket);
+                    if !self.channels[socket].read {
+                        self.read_reports(socket);
+                    }
                     if self.flights.get(number).is_some_and(|flight| flight.phase == Phase::Flying) {
                         self.time_out(number);
                     }

@@ -30,6 +30,32 @@
 //! # }
 //! ```
 //!
+//! # Many hosts
+//!
+//! [`Pinger::ping_many`] takes an iterator of targets and paces them itself, without drift; answers come as they are there, each
+//! with the number of its target. What such a stream costs is mostly wake-ups, so it can be told what may wait: answers
+//! ([`PingMany::told_within`]) without any harm to the round-trip times, and requests ([`PingMany::together`]) if they need
+//! not be even.
+//!
+//! ```no_run
+//! # use std::net::Ipv4Addr;
+//! # use std::time::Duration;
+//! # use echogate::pinger::{PingError, PingOptions, Pinger};
+//! # fn main() -> Result<(), PingError> {
+//! # let pinger = Pinger::new()?;
+//! // A /24, once a second for ten seconds.
+//! let hosts = (1..=254).map(|last| Ipv4Addr::new(198, 51, 100, last));
+//! let targets = (0..10).flat_map(|_| hosts.clone());
+//! let answers = pinger
+//!     .ping_many(targets, &PingOptions::new())
+//!     .every(Duration::from_secs(1) / 254)
+//!     .told_within(Duration::from_millis(10));
+//! let lost = answers.wait().filter(|answer| answer.outcome.is_err()).count();
+//! println!("{lost} of 2540 lost");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What it promises
 //!
 //! * **No privileges.** Sockets of the kind `socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP)`, for IPv4 and IPv6, and never raw
@@ -146,8 +172,8 @@ impl PingerBuilder {
     }
 
     /// Whether the kernel is asked when it has sent each request (on by default, where the kernel can tell: Linux 6.13).
-    /// Without, a round-trip time begins when the engine hands the request to the kernel, which may be some others
-    /// earlier; and a packet costs some instructions less.
+    /// Without, a round-trip time begins when the engine hands the request to the kernel, as that of the system's `ping` does:
+    /// it has the cost of the send in it, and that of others sent together before it.
     pub fn transmit_times(mut self, wanted: bool) -> PingerBuilder {
         self.settings.transmit_times = wanted;
         self

@@ -102,6 +102,10 @@ pub struct Bucket([AtomicU64; WAYS]);
 /// What scrambles the keys of a table.
 pub type RoundKeys = [u64; 4];
 
+/// The number of a bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BucketIndex(usize);
+
 /// The table of outstanding echoes.
 #[derive(Debug)]
 pub struct Echoes {
@@ -172,10 +176,17 @@ impl Echoes {
         size_of_val(&*self.buckets)
     }
 
-    /// Reads the echo's bucket ahead of its use, so that a batch's cache misses overlap.
-    pub fn read_ahead(&self, key: EchoKey) {
+    /// Where the echo's bucket is, for `read_ahead`.
+    #[inline]
+    pub fn bucket(&self, key: EchoKey) -> BucketIndex {
+        BucketIndex(self.place(key).0)
+    }
+
+    /// Reads a bucket ahead of its use, so that a batch's cache misses overlap.
+    #[inline]
+    pub fn read_ahead(&self, bucket: BucketIndex) {
         // Relaxed: the value is not used.
-        std::hint::black_box(self.buckets[self.place(key).0].0[0].load(Ordering::Relaxed));
+        std::hint::black_box(self.buckets[bucket.0].0[0].load(Ordering::Relaxed));
     }
 
     /// Records an echo as outstanding from `now` on.

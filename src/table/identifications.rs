@@ -9,7 +9,8 @@
 //! Zero is never given: a raw socket takes it for "none", and would give each fragment one of the kernel's.
 //!
 //! Limits: a remote that gets more than 65,535 / owners datagrams within the time that it keeps fragments can be given
-//! one twice, which all of IPv4 has to live with; what the host itself sends from the same address to the same remote is
+//! one twice, which all of IPv4 has to live with; threads that only receive number replies for clients from four ranges, and of
+//! more than four such threads some from the same; what the host itself sends from the same address to the same remote is
 //! numbered by the kernel, which does not ask us.
 
 use std::net::Ipv4Addr;

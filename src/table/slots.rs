@@ -156,6 +156,7 @@ impl Slots {
     }
 
     /// Reads the slot ahead of its use, so that a batch's cache misses overlap.
+    #[inline]
     pub fn read_ahead(&self, index: SlotIndex) {
         // Relaxed: the value is not used.
         std::hint::black_box(self.slots[index.position()].identity.load(Ordering::Relaxed));

@@ -206,7 +206,7 @@ struct Watched {
 
 /// What there is to know of a packet before it is judged and rewritten.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub struct Seen {
     source: Ipv4Addr,
     destination: Ipv4Addr,
     echo: Option<(u16, u16)>,
@@ -265,7 +265,7 @@ impl Tap {
     }
 
     /// A turn begins: looks whether somebody is to be traced.
-    pub(super) fn begin_turn(&mut self, now: Instant) {
+    pub fn begin_turn(&mut self, now: Instant) {
         // Relaxed: see `trace`.
         self.subject = Subject::from_word(self.basin.0.subject.load(Ordering::Relaxed));
         if self.subject.is_some() {
@@ -280,19 +280,19 @@ impl Tap {
 
     /// Whether this outbound packet is to be looked at.
     #[inline]
-    pub(super) fn picks_outbound(&mut self) -> bool {
+    pub fn picks_outbound(&mut self) -> bool {
         self.left -= 1;
         self.left == 0
     }
 
     /// Whether this packet from outside is to be looked at.
     #[inline]
-    pub(super) fn picks_inbound(&self, packet: &[u8]) -> bool {
+    pub fn picks_inbound(&self, packet: &[u8]) -> bool {
         key_of(packet).is_some_and(|key| self.keys[place(key)] == key) || self.subject.is_some()
     }
 
     /// Looks at a packet from a client that was picked, before it is judged.
-    pub(super) fn look_outbound(&mut self, packet: &[u8]) -> Option<Seen> {
+    pub fn look_outbound(&mut self, packet: &[u8]) -> Option<Seen> {
         if self.subject.is_some() {
             self.left = 1;
             self.to_sample -= 1;
@@ -319,7 +319,7 @@ impl Tap {
     }
 
     /// What became of it. `packet`: as it is now.
-    pub(super) fn note_outbound(
+    pub fn note_outbound(
         &mut self,
         seen: Seen,
         verdict: &Outbound,
@@ -367,18 +367,18 @@ impl Tap {
     }
 
     /// Looks at a packet that is judged once more, if somebody is traced.
-    pub(super) fn look_again(&self, packet: &[u8]) -> Option<Seen> {
+    pub fn look_again(&self, packet: &[u8]) -> Option<Seen> {
         self.subject.and_then(|_| Seen::of(packet, false))
     }
 
     /// Looks at a packet from outside that was picked, before it is judged: what it is, and its place among the remembered.
-    pub(super) fn look_inbound(&self, packet: &[u8]) -> (Option<Seen>, Option<usize>) {
+    pub fn look_inbound(&self, packet: &[u8]) -> (Option<Seen>, Option<usize>) {
         let place = key_of(packet).filter(|key| self.keys[place(*key)] == *key).map(place);
         (Seen::of(packet, false), place)
     }
 
     /// What became of it.
-    pub(super) fn note_inbound(
+    pub fn note_inbound(
         &mut self,
         (seen, place): (Option<Seen>, Option<usize>),
         verdict: &Inbound,

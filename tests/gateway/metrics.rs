@@ -33,7 +33,7 @@ fn value(text: &str, sample: &str) -> f64 {
 fn what_is_scraped_is_what_was_counted_and_well_formed(setup: &Setup) {
     let scene = Scene::new(1);
     let gateway = observed(&scene, setup);
-    let pings = scene.pings(0, 200, scene.remote(0), "");
+    let pings = scene.ping(0, &format!("-q -c 200 -i 0.002 {}", scene.remote(0)));
     assert!(pings.all_came_back(200), "{}", pings.text);
     let text = metrics(&scene);
     for (sample, expected) in [
@@ -56,7 +56,34 @@ fn what_is_scraped_is_what_was_counted_and_well_formed(setup: &Setup) {
     assert!((1.0..=200.0).contains(&samples), "{text}");
     assert!(value(&text, "echogate_round_trip_seconds_sum") > 0.0, "{text}");
     assert_lint_finds_nothing(&text);
+    assert_eq!(documented(), families(&text), "docs/metrics.md and what is served");
     gateway.stop();
+}
+
+/// What is served: each family with its labels, in its order.
+fn families(text: &str) -> Vec<(String, Vec<String>)> {
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let labels = |name: &str| {
+        let samples = [format!("{name}{{"), format!("{name}_bucket{{")];
+        let found = text.lines().find_map(|line| samples.iter().find_map(|sample| line.strip_prefix(sample.as_str())));
+        let found = found.and_then(|rest| rest.split('}').next()).unwrap_or_default();
+        found.split(',').filter_map(|pair| Some(pair.split_once('=')?.0.to_owned())).collect()
+    };
+    names.map(|name| (name.to_owned(), labels(name))).collect()
+}
+
+/// What docs/metrics.md says of it.
+fn documented() -> Vec<(String, Vec<String>)> {
+    let path = format!("{}/docs/metrics.md", env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(path).expect("a page");
+    let table = text.split("<!-- metrics").nth(1).and_then(|rest| rest.split("<!-- /metrics -->").next());
+    let rows = table.expect("a table").lines().filter_map(|line| line.strip_prefix("| `"));
+    let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    let row = |row: &str| {
+        let (name, rest) = row.split_once('`').expect("a name");
+        (name.to_owned(), words(rest.split('|').nth(1).expect("labels")))
+    };
+    rows.map(row).collect()
 }
 
 /// `promtool check metrics`: names, types, units and help by Prometheus' own conventions.

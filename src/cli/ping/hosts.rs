@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
+
+use crossbeam::channel;
 
 use super::stats::{HISTOGRAMS_MAX, Stats};
 use crate::error::SetupError;
@@ -21,6 +22,9 @@ const LINE_MAX: u64 = 1024;
 
 /// Names that are resolved at once.
 const RESOLVERS_MAX: usize = 16;
+
+/// How long the resolver may say nothing before the run goes on without it: more than the C library's two attempts.
+const RESOLVER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// One host and what is known of it.
 #[derive(Debug)]
@@ -131,40 +135,47 @@ fn read_list(path: &Path, names: &mut Vec<String>) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Resolves the names, several at once. What cannot be resolved is told apart.
+/// Resolves the names, several at once. What cannot be resolved is told apart, and so is all that is left when the resolver
+/// has said nothing for [`RESOLVER_PATIENCE`]: a run must begin, or fail, although a resolver hangs.
 pub(super) fn look_up(names: Vec<String>, family: Family) -> (Vec<Host>, Vec<PingError>) {
-    let found: Vec<Mutex<Option<Result<SocketAddr, PingError>>>> = names
-        .iter()
-        .map(|name| {
-            let literal = name.parse::<IpAddr>().ok().filter(|address| family.admits(*address));
-            Mutex::new(literal.map(|address| Ok(SocketAddr::new(address, 0))))
-        })
-        .collect();
-    let next = AtomicUsize::new(0);
-    let unknown = found.iter().filter(|place| place.lock().is_ok_and(|place| place.is_none())).count();
-    thread::scope(|scope| {
-        for _ in 0..unknown.min(RESOLVERS_MAX) {
-            scope.spawn(|| {
-                // Relaxed: only the number counts; the scope's end publishes what was found.
-                let turns = std::iter::from_fn(|| {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    Some((names.get(number)?, found.get(number)?))
-                });
-                for (name, place) in turns {
-                    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-                    if place.is_none() {
-                        *place = Some(resolve(name, family));
-                    }
-                }
-            });
-        }
-    });
+    look_up_by(names, family, RESOLVER_PATIENCE, move |name| resolve(name, family))
+}
+
+fn look_up_by(
+    names: Vec<String>,
+    family: Family,
+    patience: Duration,
+    ask: impl Fn(&str) -> Result<SocketAddr, PingError> + Clone + Send + 'static,
+) -> (Vec<Host>, Vec<PingError>) {
+    let literal = |name: &String| name.parse().ok().filter(|address| family.admits(*address));
+    let mut found: Vec<Option<Result<SocketAddr, PingError>>> =
+        names.iter().map(|name| literal(name).map(|address| Ok(SocketAddr::new(address, 0)))).collect();
+    let (jobs, queue) = channel::unbounded();
+    let (teller, told) = channel::unbounded();
+    for (number, name) in names.iter().enumerate().filter(|(number, _)| found[*number].is_none()) {
+        // The receiver is at hand, here and below.
+        let _ = jobs.send((number, name.clone()));
+    }
+    drop(jobs);
+    for _ in 0..queue.len().min(RESOLVERS_MAX) {
+        let (queue, teller, ask) = (queue.clone(), teller.clone(), ask.clone());
+        // Left behind if the resolver hangs. Without a single thread, nobody tells anything, and that is told.
+        let work = move || queue.iter().try_for_each(|(number, name)| teller.send((number, ask(&name))));
+        let _ = thread::Builder::new().name("names".to_owned()).spawn(work);
+    }
+    drop(teller);
+    while let Ok((number, outcome)) = told.recv_timeout(patience) {
+        found[number] = Some(outcome);
+    }
     let (mut hosts, mut failed) = (Vec::with_capacity(names.len()), Vec::new());
-    for (name, place) in names.into_iter().zip(found) {
-        match place.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    for (name, outcome) in names.into_iter().zip(found) {
+        match outcome {
             Some(Ok(address)) => hosts.push(Host { name: name.into(), address, stats: None }),
             Some(Err(error)) => failed.push(error),
-            None => {}
+            None => {
+                let cause = format!("the resolver has said nothing for {} s", patience.as_secs_f32());
+                failed.push(PingError::NotResolved { name: name.into(), cause: cause.into() });
+            }
         }
     }
     (hosts, failed)
@@ -198,5 +209,22 @@ mod tests {
     fn more_hosts_than_fit_are_refused_before_they_are_made() {
         let error = names(&[], None, &["0.0.0.0/0".parse().unwrap()]).unwrap_err().to_string();
         assert!(error.starts_with("too many hosts"), "{error}");
+    }
+
+    #[test]
+    fn a_resolver_that_hangs_holds_up_a_run_for_a_bounded_time() {
+        let (release, hung) = channel::bounded::<()>(0);
+        let ask = move |name: &str| match name {
+            "quick" => Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)),
+            _ => {
+                let _ = hung.recv();
+                Err(PingError::Cancelled)
+            }
+        };
+        let names = ["hangs", "127.0.0.1", "quick"].map(str::to_owned).to_vec();
+        let (hosts, failed) = look_up_by(names, Family::Any, Duration::from_millis(500), ask);
+        assert_eq!(hosts.iter().map(|host| &*host.name).collect::<Vec<_>>(), ["127.0.0.1", "quick"]);
+        assert_eq!(failed[0].to_string(), "hangs: the resolver has said nothing for 0.5 s");
+        drop(release);
     }
 }

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use socket2::{Domain, Socket, Type};
 
 use super::{EXIT_USAGE, complain};
 use crate::error::SetupError;
@@ -124,6 +125,11 @@ pub(super) struct Arguments {
     #[arg(short, long)]
     flood: bool,
 
+    /// Where round-trip times begin: wire (where the kernel gives the request to the device), send (at the call that sends
+    /// it, as the system's ping counts)
+    #[arg(long, value_name = "WHERE", default_value = "wire")]
+    rtt_from: RttFrom,
+
     /// A time stamp before each line
     #[arg(short = 'D', long)]
     timestamps: bool,
@@ -174,6 +180,12 @@ pub(super) struct Arguments {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum RttFrom {
+    Wire,
+    Send,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Pmtudisc {
     Do,
     Want,
@@ -185,7 +197,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
     let options = options(arguments)?;
     let names = hosts::names(&arguments.hosts, arguments.file.as_deref(), &arguments.networks)?;
     // Before names are resolved: who may not ping need not wait for a resolver.
-    let pinger = Pinger::builder().keep_strays(STRAYS_MAX).build().map_err(unusable)?;
+    let pinger = Pinger::builder()
+        .keep_strays(STRAYS_MAX)
+        .transmit_times(matches!(arguments.rtt_from, RttFrom::Wire))
+        .build()
+        .map_err(unusable)?;
     let one = names.len() == 1;
     let (found, failed) = hosts::look_up(names, family(arguments));
     for error in &failed {
@@ -219,7 +235,9 @@ fn is_good(host: &Host, arguments: &Arguments) -> bool {
     let answers = stats.received > 0 || arguments.max_loss.is_some_and(|most| most >= 100.0);
     let loss = arguments.max_loss.is_none_or(|most| stats.loss_percent(0) <= most);
     let rtt = arguments.max_rtt.is_none_or(|most| stats.times().is_none_or(|times| times.avg <= most));
-    answers && loss && rtt
+    // As with `ping`: who gives both a count and a deadline wants so many by then, unless --max-loss says how many may be missing.
+    let in_time = arguments.deadline.is_none() || arguments.count.is_none_or(|count| stats.received >= count);
+    answers && loss && rtt && (in_time || arguments.max_loss.is_some())
 }
 
 fn report(arguments: &Arguments, hosts: &session::Shared, one: bool) -> Result<Box<dyn Report>, SetupError> {
@@ -241,7 +259,10 @@ fn report(arguments: &Arguments, hosts: &session::Shared, one: bool) -> Result<B
     let literal = arguments.hosts.first().is_some_and(|host| host.parse::<IpAddr>().is_ok());
     let from = match &arguments.interface {
         Some(address) if address.parse::<IpAddr>().is_ok() => format!(" from {address} :"),
-        Some(name) => format!(" by {name}:"),
+        Some(name) => match lock(hosts).list.first().and_then(|host| source(name, host.address)) {
+            Some(address) => format!(" from {address} {name}:"),
+            None => format!(" by {name}:"),
+        },
         None => String::new(),
     };
     Ok(Box::new(single::Single {
@@ -255,6 +276,15 @@ fn report(arguments: &Arguments, hosts: &session::Shared, one: bool) -> Result<B
         percentiles: arguments.verbose,
         names: single::Names::new(!arguments.numeric && !literal),
     }))
+}
+
+/// The address that the kernel would send from by this interface.
+fn source(interface: &str, to: SocketAddr) -> Option<IpAddr> {
+    let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None).ok()?;
+    socket.bind_device(Some(interface.as_bytes())).ok()?;
+    // Sends nothing: it only has the route looked up.
+    socket.connect(&SocketAddr::new(to.ip(), 9).into()).ok()?;
+    Some(socket.local_addr().ok()?.as_socket()?.ip())
 }
 
 fn schedule(arguments: &Arguments, hosts: usize, one: bool) -> Result<Schedule, SetupError> {

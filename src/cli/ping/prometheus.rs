@@ -8,7 +8,7 @@ use std::thread;
 
 use tiny_http::{Header, Method, Response, Server};
 
-use super::hosts::{Host, Hosts};
+use super::hosts::Host;
 use super::session::{Shared, lock};
 use super::stats::{BUCKETS_US, Stats, float};
 use crate::error::SetupError;
@@ -28,7 +28,7 @@ pub(super) fn serve(at: SocketAddr, hosts: &Shared) -> Result<SocketAddr, SetupE
         for request in server.incoming_requests() {
             let path = request.url().split('?').next().unwrap_or_default();
             let (status, body) = match (request.method(), path) {
-                (Method::Get | Method::Head, "/metrics") => (200, exposition(&lock(&hosts))),
+                (Method::Get | Method::Head, "/metrics") => (200, exposition(&hosts)),
                 (Method::Get | Method::Head, _) => (404, "the metrics are at /metrics\n".to_owned()),
                 _ => (405, "GET only\n".to_owned()),
             };
@@ -62,19 +62,37 @@ const COUNTERS: [Family; 9] = [
     ("echogate_ping_dropped_here_total", "Requests lost while this host dropped packets", |stats| stats.dropped_here),
 ];
 
+/// Hosts that are written under one lock: the run waits for no more than these, however many there are.
+const LOCKED_MAX: usize = 64;
+
+/// Each host's numbers, in the order of the hosts. Those of one are of one moment; those of two need not be.
+fn each(hosts: &Shared, mut write: impl FnMut(&str, &Stats)) {
+    let none = Stats::new(false);
+    let mut begin = 0;
+    loop {
+        let locked = lock(hosts);
+        let some = locked.list.iter().skip(begin).take(LOCKED_MAX);
+        let count = some.len();
+        some.for_each(|host| write(&labels(host), host.stats().unwrap_or(&none)));
+        if count < LOCKED_MAX {
+            return;
+        }
+        begin += count;
+    }
+}
+
 /// Writing to a String cannot fail, here and below.
-fn exposition(hosts: &Hosts) -> String {
-    let (mut text, none) = (String::new(), Stats::new(false));
-    let with_stats = || hosts.list.iter().map(|host| (labels(host), host.stats().unwrap_or(&none)));
+fn exposition(hosts: &Shared) -> String {
+    let mut text = String::new();
     for (name, meaning, count) in COUNTERS {
         let _ = write!(text, "# HELP {name} {meaning}.\n# TYPE {name} counter\n");
-        for (labels, stats) in with_stats() {
+        each(hosts, |labels, stats| {
             let _ = writeln!(text, "{name}{{{labels}}} {}", count(stats));
-        }
+        });
     }
     let name = "echogate_ping_rtt_seconds";
     let _ = write!(text, "# HELP {name} Round-trip times.\n# TYPE {name} histogram\n");
-    for (labels, stats) in with_stats() {
+    each(hosts, |labels, stats| {
         let mut up_to_here = 0;
         for (end_us, count) in BUCKETS_US.iter().zip(stats.buckets) {
             up_to_here += count;
@@ -83,7 +101,7 @@ fn exposition(hosts: &Hosts) -> String {
         let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", stats.received);
         let _ = writeln!(text, "{name}_sum{{{labels}}} {}", stats.sum_seconds());
         let _ = writeln!(text, "{name}_count{{{labels}}} {}", stats.received);
-    }
+    });
     text
 }
 

@@ -93,10 +93,11 @@ impl Report for Single {
             stats.sent(waiting),
             general(stats.loss_percent(waiting).floor())
         );
-        if let Some(times) = stats.times() {
-            line.push_str(&format!(", min/avg/max = {:.3}/{:.3}/{:.3} ms", times.min, times.avg, times.max));
+        if let Some((Times { min, avg, max, .. }, ewma)) = stats.times().zip(stats.ewma_ms()) {
+            line.push_str(&format!(", min/avg/ewma/max = {min:.3}/{avg:.3}/{ewma:.3}/{max:.3} ms"));
         }
-        complain(&format!("{line}\n"));
+        // Over the ^\ that the terminal has shown.
+        complain(&format!("\r{line}\n"));
     }
 
     fn end(&mut self, hosts: &Hosts, progress: &Progress) {

@@ -48,6 +48,8 @@ pub(super) struct Stats {
     sum_us: f64,
     sum_squares_us: f64,
     apart_sum_us: f64,
+    /// The mean in which each time counts for an eighth, as `ping` has it.
+    ewma_us: Option<f64>,
     highest_answered: u64,
     histogram: Option<Histogram<u32>>,
     pub(super) buckets: [u64; BUCKETS_US.len()],
@@ -73,6 +75,7 @@ impl Stats {
             sum_us: 0.0,
             sum_squares_us: 0.0,
             apart_sum_us: 0.0,
+            ewma_us: None,
             highest_answered: 0,
             // Two digits: the only way for this to fail is more than five.
             histogram: percentiles.then(|| Histogram::new(2).ok()).flatten(),
@@ -117,6 +120,7 @@ impl Stats {
         if let Some(last) = self.last {
             self.apart_sum_us += (us - micros(last)).abs();
         }
+        self.ewma_us = Some(self.ewma_us.map_or(us, |ewma| ewma + (us - ewma) / 8.0));
         self.last = Some(reply.rtt);
         self.min = Some(self.min.map_or(reply.rtt, |min| min.min(reply.rtt)));
         self.max = self.max.max(reply.rtt);
@@ -142,6 +146,11 @@ impl Stats {
         } else {
             self.errors_of_other_senders += 1;
         }
+    }
+
+    /// What the round-trip time is of late, in milliseconds.
+    pub(super) fn ewma_ms(&self) -> Option<f64> {
+        self.ewma_us.map(|us| us / 1e3)
     }
 
     /// Requests sent: `waiting` of them have no outcome yet.

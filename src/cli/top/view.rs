@@ -63,7 +63,7 @@ impl View {
         let busiest = Constraint::Min(4);
         let [head, numbers, busy, dropped, keys] = Layout::vertical([
             Constraint::Length(3),
-            Constraint::Length(8),
+            Constraint::Length(9),
             busiest,
             Constraint::Length(drops),
             Constraint::Length(1),
@@ -71,7 +71,7 @@ impl View {
         .areas(frame.area());
         self.draw_head(frame, head, now);
         let [rates, states] =
-            Layout::horizontal([Constraint::Length(46), Constraint::Min(20)]).spacing(2).areas(numbers);
+            Layout::horizontal([Constraint::Length(46), Constraint::Max(36)]).spacing(2).areas(numbers);
         self.draw_rates(frame, rates, now);
         self.draw_states(frame, states, now);
         let [clients, remotes] = Layout::horizontal([Constraint::Fill(1); 2]).spacing(2).areas(busy);

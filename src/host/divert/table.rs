@@ -347,7 +347,11 @@ fn unstamped(settings: &DivertSettings) -> String {
 fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
     let table = format!("ip {}", settings.table_name());
     let quoted = |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-    let interfaces = quoted(&settings.interfaces);
+    let mut arrivals: Vec<&String> = settings.interfaces.iter().collect();
+    arrivals.sort_unstable();
+    arrivals.dedup();
+    let arrivals: Vec<String> = arrivals.into_iter().map(|name| format!("\"{name}\" : goto arrivals")).collect();
+    let arrivals = arrivals.join(", ");
     let way_out = match settings.outside.as_slice() {
         [] => String::new(),
         names => format!("fib daddr oifname {{ {} }}", quoted(names)),
@@ -365,11 +369,14 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         format!("add table {table} {flags}"),
         format!("add chain {table} {stamp}"),
         format!("add chain {table} divert {{ type filter hook prerouting priority {BEFORE_DEFRAG}; policy accept; }}"),
+        format!("add chain {table} arrivals"),
+        format!("add chain {table} brought"),
         format!("add chain {table} requests"),
         format!("add chain {table} outward"),
+        // One look at the interface for every packet of the host, instead of one a rule.
+        format!("add rule {table} divert iifname vmap {{ {arrivals}, \"{device}\" : goto brought }}"),
         format!(
-            "add rule {table} divert iifname {{ {interfaces} }} ip protocol icmp ip saddr {{ {clients} }} \
-             ip daddr != {{ {clients} }} goto requests"
+            "add rule {table} arrivals ip protocol icmp ip saddr {{ {clients} }} ip daddr != {{ {clients} }} goto requests"
         ),
         // Of a fragmented message only the first part has a type: all parts of all messages come, in their order, and what is no
         // request goes back. No fragment is tracked, so none is put together before that.
@@ -385,15 +392,11 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
         ),
         // Replies that we bring. Not those that clients send: of a long one the first part alone has a type, and must not go
         // untracked without the others.
-        format!(
-            "add rule {table} divert iifname \"{device}\" ip saddr != {{ {clients} }} icmp type echo-reply notrack"
-        ),
+        format!("add rule {table} brought ip saddr {{ {clients} }} return"),
+        format!("add rule {table} brought icmp type echo-reply notrack return"),
         // Errors that are passed on, about requests that conntrack never saw. Not those that clients send, which concern
         // flows of the kernel's own NAT.
-        format!(
-            "add rule {table} divert iifname \"{device}\" ip saddr != {{ {clients} }} ip daddr {{ {clients} }} \
-             icmp type {{ {ERROR_TYPES} }} notrack"
-        ),
+        format!("add rule {table} brought icmp type {{ {ERROR_TYPES} }} ip daddr {{ {clients} }} notrack"),
         // What the kernel, or a router before the client, has to say to a remote about a reply that we brought: that one
         // never sent it to the client, whose address the quote would tell. By this priority a masquerade has made the
         // errors about replies of its own what they are to be. Looked at: the quoted header's length, protocol and

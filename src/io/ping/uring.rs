@@ -20,12 +20,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use io_uring::types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::types::{CancelBuilder, Fd, RecvMsgOut};
+use io_uring::{IoUring, cqueue, opcode};
 
 use super::{Arrival, BUFFERS, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Sent};
 use crate::error::SetupError;
 use crate::io::provided::BufferRing;
+use crate::io::ring;
 use crate::io::{Frame, Pool, PoolSize, Waker};
 use crate::sys::ping::{CONTROL_BYTES, NAME_BYTES};
 
@@ -130,7 +131,7 @@ impl UringPingIo {
             let waker = Fd(self.waker.as_fd().as_raw_fd());
             let poll = opcode::PollAdd::new(waker, readable).multi(true).build().user_data(WAKER_TOKEN);
             // SAFETY: the entry has no pointer; the waker lives as long as the ring.
-            self.wake_armed = unsafe { push(&mut self.ring, &poll) };
+            self.wake_armed = unsafe { ring::push(&mut self.ring, &poll) };
         }
         let has_buffers = self.buffers.refill();
         let mut all = self.wake_armed && has_buffers;
@@ -143,7 +144,7 @@ impl UringPingIo {
             let entry = opcode::RecvMsgMulti::new(socket, &raw const *self.layout, group).build();
             // SAFETY: the layout is on the heap and does not change, the socket stays open, as long as the ring lives; what is
             // received goes to buffers that the pool has lent the kernel.
-            receiver.armed = unsafe { push(&mut self.ring, &entry.user_data(RECEIVE_TOKEN | number as u64)) };
+            receiver.armed = unsafe { ring::push(&mut self.ring, &entry.user_data(RECEIVE_TOKEN | number as u64)) };
             all &= receiver.armed;
         }
         all
@@ -163,43 +164,11 @@ impl UringPingIo {
             let entry = opcode::SendMsg::new(socket, header).flags(flags).build().user_data(place.into());
             // SAFETY: the header and what it points to are in a box of their own, which stays in its place, untouched, until its
             // completion is reaped.
-            let pushed = unsafe { push(&mut self.ring, &entry) };
+            let pushed = unsafe { ring::push(&mut self.ring, &entry) };
             if !pushed && let Some(queued) = self.in_flight.remove(place.into()) {
                 return self.queued.push_front(queued);
             }
         }
-    }
-
-    /// Submits what is queued and waits for one completion, unless some are there already.
-    fn enter(&mut self, timeout: Option<Duration>) -> Result<(), SetupError> {
-        let no_wait = timeout.is_some_and(|timeout| timeout.is_zero()) || !self.ring.completion().is_empty();
-        let result = if no_wait {
-            let submission = self.ring.submission();
-            if submission.is_empty() && !submission.taskrun() && !submission.cq_overflow() {
-                return Ok(());
-            }
-            drop(submission);
-            self.ring.submit()
-        } else if let Some(timeout) = timeout {
-            let timeout = Timespec::from(timeout);
-            self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
-        } else {
-            self.ring.submit_and_wait(1)
-        };
-        entered(result)
-    }
-
-    /// Submits what is queued, and leaves alone what has come meanwhile: to receive is the work of an enter that asks for
-    /// completions.
-    #[expect(unsafe_code, reason = "the one way to enter without asking for completions")]
-    fn submit(&mut self) -> Result<(), SetupError> {
-        let queued = u32::try_from(self.ring.submission().len()).unwrap_or(u32::MAX);
-        if queued == 0 {
-            return Ok(());
-        }
-        // SAFETY: no argument goes with it, and what the entries point to was promised when they were pushed.
-        let result = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, 0, None) };
-        entered(result)
     }
 
     fn reap(&mut self, events: &mut Events) -> Result<(), SetupError> {
@@ -215,7 +184,7 @@ impl UringPingIo {
                 receiver.armed = cqueue::more(completion.flags());
                 received(number, &completion, &self.buffers, &self.layout, events)?;
             } else if let Some(Queued { socket, tag, outgoing }) = self.in_flight.remove(token) {
-                let errno = errno_of_send(completion.result(), outgoing.bytes().len());
+                let errno = ring::errno_of_send(completion.result(), outgoing.bytes().len());
                 events.sent.push(Sent { socket, tag, errno, outgoing });
             } else {
                 return Err(SetupError::new(format!("io_uring completed a send {token:#x} that was not made")));
@@ -226,16 +195,6 @@ impl UringPingIo {
 
     fn is_busy(&self) -> bool {
         self.wake_armed || self.in_flight.len() > 0 || self.receivers.iter().any(|receiver| receiver.armed)
-    }
-}
-
-fn entered(result: io::Result<usize>) -> Result<(), SetupError> {
-    match result {
-        // The time is over, a signal came, or completions must be reaped first: what was not submitted stays queued.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
-            Ok(())
-        }
-        result => result.map(drop).map_err(|error| SetupError::caused("cannot wait for replies by io_uring", error)),
     }
 }
 
@@ -322,7 +281,7 @@ impl PingIo for UringPingIo {
         self.submit_queued();
         // What is not armed or not submitted is tried again at once: completions have to be reaped first.
         let timeout = if armed && self.queued.is_empty() { timeout } else { Some(Duration::ZERO) };
-        self.enter(timeout)?;
+        ring::enter(&mut self.ring, timeout, "replies")?;
         self.reap(events)?;
         // A multishot receive lets others have their turn after some datagrams.
         events.more = !self.ring.completion().is_empty() || self.ring.submission().taskrun();
@@ -334,7 +293,7 @@ impl PingIo for UringPingIo {
             return self.wait(events, Some(Duration::ZERO));
         }
         self.submit_queued();
-        self.submit()?;
+        ring::submit(&mut self.ring, "replies")?;
         self.reap(events)?;
         let is_idle = events.sent.is_empty() && events.troubled.is_empty() && self.queued.is_empty();
         if is_idle { self.waker.sleep(timeout) } else { Ok(()) }
@@ -350,7 +309,7 @@ impl Drop for UringPingIo {
         let mut events = Events::default();
         while self.is_busy() && Instant::now() < until {
             // A fault now has nobody to be told; what counts is what is still busy.
-            let _ = self.enter(Some(CLOSE_TIME_MAX / 10));
+            let _ = ring::enter(&mut self.ring, Some(CLOSE_TIME_MAX / 10), "replies");
             let _ = self.reap(&mut events);
         }
         if self.is_busy() {
@@ -368,43 +327,8 @@ impl fmt::Debug for UringPingIo {
     }
 }
 
-/// The errno of a send's completion; a part of a packet is not a packet.
-fn errno_of_send(result: i32, len: usize) -> i32 {
-    match usize::try_from(result) {
-        Ok(sent) if sent == len => 0,
-        Ok(_) => libc::EIO,
-        Err(_) => -result,
-    }
-}
-
-/// Queues an entry, submitting others if the queue is full. Whether there was room.
-///
-/// # Safety
-///
-/// What the entry points to must be valid until its completion is reaped.
-#[expect(unsafe_code, reason = "the kernel acts on what the entry says")]
-unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> bool {
-    // SAFETY: the caller's promise.
-    if unsafe { ring.submission().push(entry) }.is_ok() {
-        return true;
-    }
-    // An error leaves the queue full, and the next wait tells it.
-    let _ = ring.submit();
-    // SAFETY: the caller's promise; the first attempt queued nothing.
-    unsafe { ring.submission().push(entry) }.is_ok()
-}
-
 fn explain(what: &str, error: io::Error) -> SetupError {
-    let errno = error.raw_os_error();
-    let plain = SetupError::caused(what, error);
-    match errno {
-        Some(libc::EPERM | libc::EACCES) => plain.remedy(
-            "allow it (sysctl kernel.io_uring_disabled=0; in a container, a seccomp profile with io_uring_setup, \
-             io_uring_enter and io_uring_register), or Backend::Syscalls",
-        ),
-        Some(libc::ENOMEM) => plain.remedy("raise the limit of locked memory (ulimit -l), or Backend::Syscalls"),
-        _ => plain.remedy("Backend::Syscalls, or Linux 6.1 or newer"),
-    }
+    ring::explain(what, error, "Backend::Syscalls", "6.1")
 }
 
 /// Whether io_uring does here what [`UringPingIo`] needs: sends a datagram by a loopback socket and receives it with its sender.

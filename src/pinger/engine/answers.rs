@@ -20,6 +20,7 @@ const ECHO_REPLY_6: u8 = 129;
 impl<I: PingIo> Engine<I> {
     /// Reads a socket's error queue until it is empty.
     pub(super) fn read_reports(&mut self, socket: usize) {
+        self.channels[socket].read = true;
         loop {
             let mut reported = mem::take(&mut self.reported);
             let more = self.reports.read(&self.io.sockets()[socket], &mut reported);

@@ -2,14 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use echogate::lab::{self, Lab, LabOptions, Namespace};
+
+mod outputs;
+mod scraper;
+mod wire;
 
 /// Nobody: an ordinary user.
 const ORDINARY: u32 = 65_534;
@@ -63,11 +64,23 @@ fn blanked(text: &str) -> String {
 #[test]
 fn one_host_reads_as_with_ping_but_for_the_numbers() {
     let lab = scene();
-    for arguments in
-        [&["-c", "3", "-i", "0.2", "127.0.0.1"][..], &["-c", "2", "-i", "0.2", "-q", "-s", "100", "127.0.0.1"]]
-    {
+    for arguments in [
+        &["-c", "3", "-i", "0.2", "127.0.0.1"][..],
+        &["-c", "2", "-i", "0.2", "-q", "-s", "100", "127.0.0.1"],
+        &["-c", "2", "-i", "0.2", "-6", "::1"],
+        &["-c", "1", "-p", "ff", "::1"],
+        &["-c", "1", "-I", "lo", "127.0.0.1"],
+        &["-c", "1", "-I", "127.0.0.1", "127.0.0.1"],
+        &["-c", "1", "-I", "lo", "::1"],
+    ] {
         let (theirs, ours) = (run(lab.gateway(), "ping", arguments), echogate(lab.gateway(), arguments));
-        assert_eq!(blanked(&stdout(&ours)), blanked(&stdout(&theirs)), "{}{}", stderr(&ours), stderr(&theirs));
+        assert_eq!(
+            blanked(&stdout(&ours)),
+            blanked(&stdout(&theirs)),
+            "{arguments:?} {}{}",
+            stderr(&ours),
+            stderr(&theirs)
+        );
         assert_eq!((ours.status.code(), theirs.status.code()), (Some(0), Some(0)));
     }
 }
@@ -162,44 +175,4 @@ fn absurd_wishes_are_refused() {
         assert!(stderr(&output).contains(expected), "{arguments:?}: {}", stderr(&output));
         assert_eq!(stdout(&output), "", "{arguments:?}");
     }
-}
-
-#[test]
-fn an_interrupt_prints_the_summary_and_a_scraper_finds_histograms() {
-    let lab = scene();
-    let port = "9427";
-    let at = format!("127.0.0.1:{port}");
-    let mut command =
-        ordinary(env!("CARGO_BIN_EXE_echogate"), &["ping", "-i", "0.1", "--prometheus", &at, "127.0.0.1"]);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = lab.gateway().run(|| command.spawn()).unwrap().unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    let page = loop {
-        let page = lab.gateway().run(|| scrape((Ipv4Addr::LOCALHOST, 9427))).unwrap();
-        if page.contains("echogate_ping_received_total{host=\"127.0.0.1\",address=\"127.0.0.1\"} 2") {
-            break page;
-        }
-        if Instant::now() > deadline {
-            drop(child.kill());
-            panic!("no metrics: {page}\n{}", stderr(&child.wait_with_output().unwrap()));
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    assert!(page.contains("# TYPE echogate_ping_rtt_seconds histogram\n"), "{page}");
-    assert!(page.contains("le=\"+Inf\"} 2\n"), "{page}");
-    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(interrupted.success());
-    let mut text = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert!(text.contains("--- 127.0.0.1 ping statistics ---\n"), "{text}");
-}
-
-/// One request for the metrics; empty if nobody listens yet.
-fn scrape(at: (Ipv4Addr, u16)) -> String {
-    let Ok(mut stream) = TcpStream::connect(at) else { return String::new() };
-    let mut page = String::new();
-    let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let _ = asked.and_then(|()| stream.read_to_string(&mut page));
-    page
 }

@@ -1,0 +1,101 @@
+//! Hosts that answer twice, late or with damage: the lines and the sums, beside the system's `ping` where it has such.
+
+use std::process::{Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::{blanked, ordinary, stderr, stdout};
+use scene::{Request, Wire, in_network};
+
+#[path = "../pinger/scene.rs"]
+#[expect(dead_code, reason = "the library's tests need more of it")]
+mod scene;
+
+/// Runs a command while `answers` says what comes back for each request; the first is 0.
+fn talk(wire: &Wire, program: &str, arguments: &[&str], answers: impl Fn(usize, &Request) -> Vec<Vec<u8>>) -> Output {
+    let mut command = ordinary(program, arguments);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut number = 0;
+    while child.try_wait().unwrap().is_none() {
+        if let Some(request) = wire.request_within(Duration::from_millis(20)) {
+            answers(number, &request).iter().for_each(|packet| wire.inject(packet));
+            number += 1;
+        }
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn ours(wire: &Wire, arguments: &[&str], answers: impl Fn(usize, &Request) -> Vec<Vec<u8>>) -> Output {
+    talk(wire, env!("CARGO_BIN_EXE_echogate"), &[&["ping"], arguments].concat(), answers)
+}
+
+#[test]
+fn a_duplicate_is_marked_and_summed_up_as_with_ping() {
+    in_network(|wire| {
+        let arguments = ["-n", "-c", "2", "-i", "0.5", "198.18.0.2"];
+        // Of the first only: with the last reply both programs end.
+        let twice = |number, request: &Request| vec![request.reply(); if number == 0 { 2 } else { 1 }];
+        let (theirs, ours) = (talk(wire, "ping", &arguments, twice), ours(wire, &arguments, twice));
+        assert_eq!(blanked(&stdout(&ours)), blanked(&stdout(&theirs)), "{}", stderr(&ours));
+        assert!(stdout(&ours).contains(" ms (DUP!)\n"), "{}", stdout(&ours));
+        assert!(stdout(&ours).contains("2 packets transmitted, 2 received, +1 duplicates, 0% packet loss"));
+    });
+}
+
+#[test]
+fn a_late_reply_is_shown_as_late_and_its_request_is_lost() {
+    in_network(|wire| {
+        let output = ours(wire, &["-n", "-v", "-c", "2", "-i", "3", "-W", "0.5", "198.18.0.2"], |number, request| {
+            if number == 0 {
+                thread::sleep(Duration::from_millis(1200));
+            }
+            vec![request.reply()]
+        });
+        let text = stdout(&output);
+        let late = text.lines().find(|line| line.ends_with(" (late)")).unwrap_or_else(|| panic!("{text}"));
+        assert!(late.starts_with("64 bytes from 198.18.0.2: icmp_seq=1 ttl=64 time="), "{late}");
+        assert!(text.contains("2 packets transmitted, 1 received, 50% packet loss"), "{text}");
+        assert!(text.contains("\n1 late, 0 reordered, 0 dropped on this host\n"), "{text}");
+        assert_eq!(output.status.code(), Some(0), "somebody answered");
+    });
+}
+
+#[test]
+fn a_damaged_payload_is_told_byte_for_byte_as_with_ping() {
+    in_network(|wire| {
+        let arguments = ["-n", "-c", "1", "-p", "ff", "198.18.0.2"];
+        let damaged = |_, request: &Request| {
+            let mut payload = request.payload.clone();
+            // Beyond the time stamp that the system's puts there.
+            payload[30] = 0x7f;
+            vec![request.answer(request.destination, request.ident, request.sequence, &payload)]
+        };
+        let (theirs, ours) = (talk(wire, "ping", &arguments, damaged), ours(wire, &arguments, damaged));
+        let told = "\nwrong data byte #30 should be 0xff but was 0x7f\n";
+        let (theirs, ours) = (stdout(&theirs), stdout(&ours));
+        assert!(theirs.contains(told.trim_end()), "{theirs}");
+        assert!(ours.contains(told), "{ours}");
+        assert!(ours.contains("1 packets transmitted, 1 received, +1 corrupted, 0% packet loss"), "{ours}");
+    });
+}
+
+#[test]
+fn corrupt_and_repeated_replies_have_json_lines_of_their_own() {
+    in_network(|wire| {
+        let output = ours(wire, &["--json", "-c", "2", "-i", "0.5", "198.18.0.2"], |number, request| {
+            let mut payload = request.payload.clone();
+            payload[40] ^= 1;
+            let corrupt = request.answer(request.destination, request.ident, request.sequence, &payload);
+            if number == 0 { vec![corrupt, request.reply()] } else { vec![request.reply()] }
+        });
+        let text = stdout(&output);
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let find = |kind: &str| lines.iter().find(|line| line["type"] == kind).unwrap_or_else(|| panic!("{text}"));
+        assert_eq!((&find("reply")["corrupt"], &find("duplicate")["corrupt"]), (&true.into(), &false.into()), "{text}");
+        let summary = find("summary");
+        assert_eq!(
+            (&summary["received"], &summary["duplicates"], &summary["corrupt"]),
+            (&2.into(), &1.into(), &1.into())
+        );
+    });
+}
