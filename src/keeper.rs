@@ -13,7 +13,7 @@
 //!
 //! Who ends when:
 //!
-//! * the packet process dies: another one, at once. One that dies again and again by itself ([`FAILURES_MAX`]) is given up: the
+//! * the packet process dies: another one, at once. One that dies again and again by itself (`FAILURES_MAX`) is given up: the
 //!   diversion is undone, so that pings take the kernel's path, and the keeper ends with the reason;
 //! * the keeper is told to stop (SIGINT, SIGTERM): it undoes the diversion first, then the packet process answers what it can,
 //!   tells its totals and ends, then the rest is undone;
@@ -23,7 +23,7 @@
 //!   everything goes on where it was (`takeover`, `supervisor`);
 //! * the configuration is read again: another packet process goes on with it, over the same tables, and then the diversion
 //!   follows. One that is wrong is refused before anything ends;
-//! * the packet process does not move (a worker has not turned for [`SILENCE_MAX`]): it is killed, and that is a death as above.
+//! * the packet process does not move (a worker has not turned for `SILENCE_MAX`): it is killed, and that is a death as above.
 //!
 //! The keeper never touches a packet, and reads nothing from outside this program but the host's news and its configuration.
 //!

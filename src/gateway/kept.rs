@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -20,6 +22,7 @@ use crate::config::Config;
 use crate::error::SetupError;
 use crate::host::addresses::{AddressWatch, Follow};
 use crate::host::divert::{Divert, Ownership};
+use crate::host::netlink::Netlink;
 use crate::state::{Shape, State};
 use crate::table::Storage;
 use crate::table::addresses::Addresses;
@@ -30,6 +33,10 @@ pub const TABLES: &str = "tables";
 pub const COMMANDS: &str = "nft-commands";
 /// The pipe from it.
 pub const COMPLAINTS: &str = "nft-complaints";
+
+/// How long a device that is not taken up may take to go, and how often that is looked at.
+const GONE_MAX: Duration = Duration::from_secs(2);
+const GONE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A gateway's set-up, undone when dropped.
 #[derive(Debug)]
@@ -251,6 +258,8 @@ impl Left {
         if let Some(ownership) = ownership {
             ownership.end();
         }
+        drop(self.descriptors);
+        await_no(&config.inside.device);
         None
     }
 
@@ -275,6 +284,15 @@ impl Left {
         let followed = |name: &str| follow_default && name == "addresses";
         let other = |(_, name, wanted): &(_, &str, Value)| self.note.get(*name) != Some(wanted) && !followed(name);
         wanted.into_iter().find(other).map(|(named, ..)| named)
+    }
+}
+
+/// Waits a moment until the device is gone: whoever has been refused closes its descriptors in its own time.
+fn await_no(device: &str) {
+    let Ok(mut netlink) = Netlink::open() else { return };
+    let give_up = Instant::now() + GONE_MAX;
+    while matches!(netlink.link_index(device), Ok(Some(_))) && Instant::now() < give_up {
+        thread::sleep(GONE_PAUSE);
     }
 }
 

@@ -52,17 +52,22 @@ pub struct Supervisor {
     watchdog: Option<Duration>,
     told_alive: Option<Instant>,
     left: Option<Left>,
+    /// What there is to say about all that, once there is a log.
+    doubts: Vec<String>,
 }
 
 impl Supervisor {
     /// As the environment says. To be called once, before this process has opened anything.
     pub fn from_environment() -> Supervisor {
-        let socket = env::var("NOTIFY_SOCKET").ok().and_then(|path| {
-            connect(&path)
-                .inspect_err(|error| tracing::warn!(%error, %path, "the supervisor cannot be told anything"))
-                .ok()
+        let mut doubts = Vec::new();
+        let socket = env::var("NOTIFY_SOCKET").ok().and_then(|path| match connect(&path) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                doubts.push(format!("the supervisor cannot be told anything: {path}: {error}"));
+                None
+            }
         });
-        let mut supervisor = Supervisor { socket, watchdog: watchdog(), ..Supervisor::default() };
+        let mut supervisor = Supervisor { socket, watchdog: watchdog(), doubts, ..Supervisor::default() };
         supervisor.left = supervisor.inherit();
         if supervisor.socket.is_some() && supervisor.note.is_none() {
             supervisor.note = mem::memory_file(c"echogate-note").ok().map(File::from);
@@ -148,6 +153,7 @@ impl Supervisor {
 
     /// What a predecessor has stored, if there is anything.
     pub(super) fn left(&mut self) -> Option<Left> {
+        self.doubts.drain(..).for_each(|doubt| tracing::warn!("{doubt}"));
         self.left.take()
     }
 
@@ -157,9 +163,13 @@ impl Supervisor {
             return None;
         }
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
-        let inherited = passing::inherited(count)
-            .inspect_err(|error| tracing::warn!(%error, "the supervisor has handed over something else than it says"))
-            .ok()?;
+        let inherited = match passing::inherited(count) {
+            Ok(inherited) => inherited,
+            Err(error) => {
+                self.doubts.push(format!("the supervisor hands over less than it says: {error}"));
+                return None;
+            }
+        };
         let mut descriptors: HashMap<String, OwnedFd> = names.split(':').map(str::to_owned).zip(inherited).collect();
         // Written on by us: so it is the one that is stored already.
         let file = descriptors.remove(NOTE).map(File::from);
@@ -167,9 +177,8 @@ impl Supervisor {
         self.note = file.filter(|_| note.is_some());
         if note.is_none() {
             self.forget(NOTE);
-            tracing::warn!(
-                "the supervisor has handed over descriptors without a note of what they are: they are closed"
-            );
+            let doubt = "the supervisor has handed over descriptors without a note of what they are: they are closed";
+            self.doubts.push(doubt.to_owned());
             descriptors.keys().for_each(|name| self.forget(name));
         }
         Some(Left { note: note?, descriptors })

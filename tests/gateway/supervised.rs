@@ -82,7 +82,11 @@ impl Supervisor {
     /// Starts it, and waits until it serves and has said so.
     fn serve(&self, scene: &Scene, setup: &Setup) -> Echogate {
         self.known().told.clear();
-        let gateway = Echogate::start(scene.gateway(), &mut self.command(scene, setup)).serving();
+        let mut command = self.command(scene, setup);
+        let gateway = Echogate::start(scene.gateway(), &mut command);
+        // It has what is stored, too, and must not keep it.
+        drop(command);
+        let gateway = gateway.serving();
         self.hear_of("READY=1");
         gateway
     }
