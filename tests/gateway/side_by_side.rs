@@ -59,7 +59,8 @@ fn serve(scene: &Scene, node: usize) -> Echogate {
 /// The node that the router sends pings of this client to this remote to.
 fn node_of(scene: &Scene, pinger: usize, remote: Ipv4Addr) -> usize {
     let interface = &scene.lab().clients()[pinger].interface;
-    let way = run(scene.gateway(), &format!("ip route get {remote} from {} iif {interface}", scene.client_address(pinger)));
+    let way =
+        run(scene.gateway(), &format!("ip route get {remote} from {} iif {interface}", scene.client_address(pinger)));
     let by = |node: &usize| way.contains(&format!("dev {} ", scene.lab().clients()[*node].interface));
     NODES.into_iter().find(by).unwrap_or_else(|| panic!("by none of the nodes: {way}"))
 }
@@ -68,8 +69,10 @@ fn node_of(scene: &Scene, pinger: usize, remote: Ipv4Addr) -> usize {
 fn two_gateways_behind_a_nexthop_group_and_one_dies() {
     let scene = build();
     let [first, second] = NODES.map(|node| serve(&scene, node));
-    let flows: Vec<(usize, Ipv4Addr)> =
-        PINGERS.into_iter().flat_map(|pinger| scene.lab().remotes().iter().map(move |remote| (pinger, *remote))).collect();
+    let flows: Vec<(usize, Ipv4Addr)> = PINGERS
+        .into_iter()
+        .flat_map(|pinger| scene.lab().remotes().iter().map(move |remote| (pinger, *remote)))
+        .collect();
     let nodes: Vec<usize> = flows.iter().map(|(pinger, remote)| node_of(&scene, *pinger, *remote)).collect();
     // Which way the hash sends whom is by chance: the one dies that somebody uses.
     let dying = nodes[0];
