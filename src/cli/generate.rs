@@ -61,8 +61,8 @@ fn man(directory: &Path) -> io::Result<()> {
 /// Every key with its meaning, what it may be and its default, commented out; those that must be set are not.
 fn sample() -> String {
     let mut text = "\
-# The configuration of echogate (echogate run --config FILE). Every key is here, with its default where it has one; a line that
-# begins with #KEY is what holds anyway. Try it with: echogate check --config FILE. After a change: systemctl reload echogate.
+# The configuration of echogate (echogate run --config FILE), with every key. A line #KEY = VALUE is the default, or an example
+# where the default is told in words. Try it with: echogate check --config FILE. After a change: systemctl reload echogate.
 "
     .to_owned();
     let mut table = "";

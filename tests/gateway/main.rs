@@ -31,6 +31,7 @@ mod restarts;
 mod sandbox;
 mod scene;
 mod serves;
+mod side_by_side;
 mod supervised;
 mod sys;
 mod takeover;

@@ -39,7 +39,7 @@ fn under_policies_of_drop_the_packaged_rules_let_pings_pass_and_nothing_else(set
     let own = scene.ping(0, "-c 1 -W 1 198.18.0.1");
     assert!(!own.all_came_back(1), "{}", own.text);
     let findings = scene.check(setup);
-    assert_eq!(findings.code, Some(1), "a gateway is running, and that is all: {}", findings.printed);
+    assert_eq!(findings.code, Some(0), "{}", findings.printed);
     assert!(!findings.printed.contains("nft insert"), "check would add nothing: {}", findings.printed);
     gateway.stop();
 }
@@ -70,11 +70,19 @@ fn the_units_capabilities_are_all_that_a_gateway_with_a_user_of_its_own_needs() 
     fs::set_permissions(directory.path(), open).expect("it is ours");
     let program = directory.path().join("echogate");
     fs::copy(env!("CARGO_BIN_EXE_echogate"), &program).expect("it can be copied");
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]);
+    // As udev makes the device on every distribution, and systemd the directory; seen by this process only.
+    let prepare = format!(
+        "mknod {0}/tun c 10 200 && chmod 666 {0}/tun && mount --bind {0}/tun /dev/net/tun && \
+         mkdir {0}/run && chown 65534:65534 {0}/run && exec \"$@\"",
+        directory.path().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", &prepare, "sh"]);
+    command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]);
     // The bounding set first: what is left in it may be inherited, and then be ambient.
     command.arg(format!("--bounding-set={set}"));
     command.args([format!("--inh-caps={set}"), format!("--ambient-caps={set}")]);
+    command.env("RUNTIME_DIRECTORY", directory.path().join("run"));
     command.arg(&program).arg("run").args(scene.arguments(&Setup { io: "uring", workers: 2 }));
     let gateway = Echogate::start(scene.gateway(), &mut command).serving();
     scene.assert_pings("as nobody, with the unit's capabilities");
