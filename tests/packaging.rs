@@ -146,7 +146,7 @@ fn systemd_understands_the_unit_and_finds_little_that_it_could_still_do() {
     let complaints = String::from_utf8_lossy(&verified.stderr);
     assert!(verified.status.success() && !complaints.contains("echogate.service"), "{complaints}");
 
-    // Of 100: what is exposed without any protection is 96, and nginx's unit as Debian has it.
+    // Of 100; a unit without any protection has 96.
     let mut security = Command::new("systemd-analyze");
     successful(security.args(["security", "--offline=true", "--no-pager", "--threshold=30"]).arg(&file));
 }

@@ -73,7 +73,7 @@ fn the_units_capabilities_are_all_that_a_gateway_with_a_user_of_its_own_needs() 
     // As udev makes the device on every distribution, and systemd the directory; seen by this process only.
     let prepare = format!(
         "mknod {0}/tun c 10 200 && chmod 666 {0}/tun && mount --bind {0}/tun /dev/net/tun && \
-         mkdir {0}/run && chown 65534:65534 {0}/run && exec \"$@\"",
+         mkdir {0}/run && chown 65534:65534 {0}/run && export RUNTIME_DIRECTORY={0}/run && exec \"$@\"",
         directory.path().display()
     );
     let mut command = Command::new("unshare");
@@ -82,7 +82,6 @@ fn the_units_capabilities_are_all_that_a_gateway_with_a_user_of_its_own_needs() 
     // The bounding set first: what is left in it may be inherited, and then be ambient.
     command.arg(format!("--bounding-set={set}"));
     command.args([format!("--inh-caps={set}"), format!("--ambient-caps={set}")]);
-    command.env("RUNTIME_DIRECTORY", directory.path().join("run"));
     command.arg(&program).arg("run").args(scene.arguments(&Setup { io: "uring", workers: 2 }));
     let gateway = Echogate::start(scene.gateway(), &mut command).serving();
     scene.assert_pings("as nobody, with the unit's capabilities");

@@ -9,7 +9,9 @@ use tempfile::TempDir;
 
 use crate::in_every_setup;
 use crate::process::{Echogate, Ended};
+use crate::restarts::{probed, setting, under_load};
 use crate::scene::{Scene, Setup, run, wait_until};
+use crate::takeover::report;
 
 const SETUP: Setup = Setup { io: "uring", workers: 1 };
 
@@ -83,6 +85,29 @@ fn no_running_ping_notices_a_reload(setup: &Setup) {
             assert!(pings.all_came_back(300), "{}", pings.text);
         }
     });
+    let ended = reloaded.stop();
+    assert_eq!(ended.code, Some(0), "{}", ended.complaints);
+}
+
+#[test]
+fn a_reload_under_load_loses_nothing() {
+    let setup = Setup { workers: 2, ..SETUP };
+    let off = "[limits]\nenforce = \"off\"\n";
+    let reloaded = Reloaded::new(&setup, off);
+    let (load, (probe, ())) = under_load(&reloaded.scene, setting("ECHOGATE_RATE", 1000), || {
+        probed(&reloaded.scene, || {
+            for busy in 1..4 {
+                reloaded.write("10.66.0.0/24", &format!("{off}[run]\nbusy_poll_us = {busy}\n"));
+                reloaded.assert_reloads();
+            }
+            // And one that the diversion follows.
+            reloaded.write("10.66.0.0/23", off);
+            reloaded.assert_reloads();
+        })
+    });
+    report("reloaded four times", &setup, (&load, &probe));
+    assert_eq!((load.wrong_client, load.altered, load.duplicates), (0, 0, 0), "{load:?}");
+    assert_eq!((load.lost, probe.lost()), (0, 0), "{load:?}");
     let ended = reloaded.stop();
     assert_eq!(ended.code, Some(0), "{}", ended.complaints);
 }

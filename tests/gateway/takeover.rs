@@ -23,7 +23,7 @@ fn successor(scene: &Scene, setup: &Setup, more: &[&str]) -> Vec<String> {
 }
 
 #[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
-fn report(what: &str, setup: &Setup, (load, probe): (&echogate::lab::load::LoadReport, &Probe)) {
+pub(crate) fn report(what: &str, setup: &Setup, (load, probe): (&echogate::lab::load::LoadReport, &Probe)) {
     println!(
         "{what}, {} workers on {}, {} echoes/s: longest round trip of the load {:?}; lost {} of {} echoes of the load, {} of {} of \
          the probe",
