@@ -16,6 +16,7 @@
 mod idents;
 mod keys;
 mod limits;
+mod reload;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use crate::policy::Prefix;
 pub use idents::IdentRange;
 pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
 pub use limits::{ClientLimits, Exception};
+pub use reload::FIXED;
 pub use sources::Source;
 
 /// The most prefixes of clients: they are compared one after the other for each packet.
@@ -117,6 +119,8 @@ pub struct Run {
     pub io: Backend,
     /// What happens to packets that are none of the proxy's business.
     pub fall_through: FallThrough,
+    /// Whether the process that moves the packets gives up all else.
+    pub sandbox: bool,
     /// How long a worker looks for the next packet before it sleeps, in microseconds.
     pub busy_poll_us: u32,
 }
@@ -193,6 +197,7 @@ impl Default for Run {
             workers: cores.min(WORKERS_UNASKED_MAX),
             io: Backend::default(),
             fall_through: FallThrough::default(),
+            sandbox: true,
             busy_poll_us: 0,
         }
     }
@@ -220,6 +225,13 @@ impl Config {
                  ident between two pings",
                 humantime::format_duration(self.mapping.idle)
             ));
+        }
+        if !self.run.sandbox {
+            warnings.push(
+                "run.sandbox is off: the process that reads strangers' packets keeps the gateway's capabilities, its user's \
+                 files, and every system call"
+                    .to_owned(),
+            );
         }
         warnings
     }

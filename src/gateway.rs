@@ -24,7 +24,7 @@ use std::iter;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ use crate::state::{self, State};
 use crate::table::addresses::Addresses;
 use crate::worker::{Basin, Inbox, Post, Tap, Worker};
 pub use holding::Holding;
-pub use kept::Kept;
+pub use kept::{COMMANDS, COMPLAINTS, Kept, Left, TABLES};
 use observer::Observed;
 pub use observer::Observer;
 pub use pulse::{PULSE_INTERVAL, Pulse, Still};
@@ -63,12 +63,17 @@ const LAST_REPLIES_POLL: Duration = Duration::from_millis(5);
 /// not ours to know, and may change; a larger reply with DF could bring its sender an error about a packet to a client.
 const CLIENT_PATH_MTU: usize = 576;
 
+/// What the workers are told.
+const SERVE: u8 = 0;
+const DRAIN: u8 = 1;
+const LEAVE: u8 = 2;
+
 /// A gateway that is serving.
 #[derive(Debug)]
 pub struct Gateway {
     counters: Arc<Counters>,
     faults: Receiver<SetupError>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<AtomicU8>,
     workers: Vec<Running>,
     /// How often each had turned when `pulse` was last asked.
     turned: Vec<u64>,
@@ -100,7 +105,7 @@ struct Crew {
     fall_through: FallThrough,
     busy_poll: Duration,
     clock: Monotonic,
-    stop: Arc<AtomicBool>,
+    stop: Arc<AtomicU8>,
 }
 
 /// Every precondition of a gateway with this configuration, on the host of the calling thread.
@@ -109,6 +114,15 @@ pub fn preflight(config: &Config) -> Result<Vec<Finding>, SetupError> {
     let mut findings = preflight::examine(&plan(config));
     findings.extend([preflight::ring(config.run.io), preflight::pinger()]);
     Ok(findings)
+}
+
+/// Undoes what of a gateway with this configuration has outlived it: the diversion's rule and routes, and on old kernels its
+/// nftables table.
+pub fn undo(config: &Config) -> Result<(), SetupError> {
+    if config.inside.divert.is_empty() {
+        return Ok(());
+    }
+    Divert::clear(&divert_settings(config))
 }
 
 /// What the tables of a gateway with this configuration hold and cost.
@@ -157,7 +171,7 @@ fn settings(config: &Config) -> Settings {
 impl Gateway {
     /// Sets the gateway up and lets it serve. On an error nothing is left behind.
     pub fn start(config: &Config) -> Result<Gateway, SetupError> {
-        examine(config)?;
+        examine(config, false)?;
         let follow_default = config.outside.addresses.is_empty();
         let config = resolved(config)?;
         let engine = io::choose(config.run.io)?;
@@ -239,7 +253,7 @@ impl Gateway {
             counters,
             observer,
             faults,
-            stop: Arc::new(AtomicBool::new(false)),
+            stop: Arc::new(AtomicU8::new(SERVE)),
             workers: Vec::with_capacity(workers),
             turned: vec![0; workers],
             state: None,
@@ -332,15 +346,22 @@ impl Gateway {
         while self.snapshot().outstanding > 0 && Instant::now() < until && self.faults.is_empty() {
             thread::sleep(LAST_REPLIES_POLL);
         }
-        self.end_workers();
+        self.end_workers(DRAIN);
         undone.map(|()| self.snapshot())
     }
 
-    fn end_workers(&mut self) {
+    /// Ends the workers so that others over the same descriptors and tables can go on: nothing is waited for that they will
+    /// hear as well. Tells the totals.
+    pub fn leave(mut self) -> Snapshot {
+        self.end_workers(LEAVE);
+        self.snapshot()
+    }
+
+    fn end_workers(&mut self, how: u8) {
         drop(self.addresses.take());
         self.observer.release();
         // Release: pairs with the workers' Acquire.
-        self.stop.store(true, Ordering::Release);
+        self.stop.store(how, Ordering::Release);
         for running in &self.workers {
             running.waker.wake();
         }
@@ -362,7 +383,7 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         drop(self.divert.take());
-        self.end_workers();
+        self.end_workers(DRAIN);
     }
 }
 
@@ -400,11 +421,14 @@ impl Crew {
         // Whoever waits for it is gone only when the gateway is.
         let _ = ready.send(());
         // Acquire: pairs with the Release of `end_workers`.
-        while !self.stop.load(Ordering::Acquire) {
-            worker.turn(&self.clock, None)?;
+        loop {
+            match self.stop.load(Ordering::Acquire) {
+                SERVE => worker.turn(&self.clock, None)?,
+                LEAVE => return worker.leave(&self.clock),
+                _ => return worker.drain(&self.clock),
+            }
             pin.watch(&self.clock);
         }
-        worker.drain(&self.clock)
     }
 }
 
@@ -463,11 +487,13 @@ fn never_silent(
 }
 
 /// Looks at the preconditions: what is missing ends the set-up, what is doubtful is said.
-fn examine(config: &Config) -> Result<(), SetupError> {
+/// `taken_up`: the device is one that was left.
+fn examine(config: &Config, taken_up: bool) -> Result<(), SetupError> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    for finding in preflight::examine(&plan(config)) {
+    let findings = preflight::examine(&plan(config)).into_iter();
+    for finding in findings.filter(|finding| !(taken_up && finding.name == preflight::DEVICE)) {
         let remedy = finding.remedy.clone().unwrap_or_default();
         match finding.status {
             Status::Ok => {}

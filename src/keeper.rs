@@ -13,13 +13,17 @@
 //!
 //! Who ends when:
 //!
-//! * the packet process dies: another one, at once. One that dies again and again by itself ([`FAILURES_MAX`]) is given up: the
+//! * the packet process dies: another one, at once. One that dies again and again by itself (`FAILURES_MAX`) is given up: the
 //!   diversion is undone, so that pings take the kernel's path, and the keeper ends with the reason;
 //! * the keeper is told to stop (SIGINT, SIGTERM): it undoes the diversion first, then the packet process answers what it can,
 //!   tells its totals and ends, then the rest is undone;
 //! * the keeper is killed: the kernel kills the packet process with it (PR_SET_PDEATHSIG; where that is lost, its line hangs
 //!   up), the nftables table goes with its owner's pipe, the device with its last descriptor. Pings take the kernel's path;
-//! * the packet process does not move (a worker has not turned for [`SILENCE_MAX`]): it is killed, and that is a death as above.
+//! * another keeper takes over (an upgrade), or a supervisor that keeps the descriptors restarts this one: nothing is undone, and
+//!   everything goes on where it was (`takeover`, `supervisor`);
+//! * the configuration is read again: another packet process goes on with it, over the same tables, and then the diversion
+//!   follows. One that is wrong is refused before anything ends;
+//! * the packet process does not move (a worker has not turned for `SILENCE_MAX`): it is killed, and that is a death as above.
 //!
 //! The keeper never touches a packet, and reads nothing from outside this program but the host's news and its configuration.
 //!
@@ -28,9 +32,12 @@
 
 mod line;
 mod packets;
+mod supervisor;
+mod takeover;
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::mem;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -40,13 +47,16 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 use serde_json::{Value, json};
 
-use crate::config::Source;
+use crate::config::{Config, Source};
 use crate::control::Listeners;
 use crate::error::SetupError;
-use crate::gateway::Kept;
-use crate::sys::process;
+use crate::gateway::{Kept, Left};
+use crate::sys::{process, time};
 use line::Line;
-pub use packets::serve;
+pub use packets::{Served, serve};
+pub use supervisor::Supervisor;
+use takeover::Request;
+pub use takeover::{reload, restart};
 
 /// The program that is running, also where its file has been replaced meanwhile.
 const OURSELVES: &str = "/proc/self/exe";
@@ -67,8 +77,9 @@ const ENDING_MAX: Duration = Duration::from_secs(5);
 const FAILURES_MAX: u32 = 5;
 const FAILURE_TIME: Duration = Duration::from_secs(10);
 
-/// The name under which the tables' memory is handed over.
-const TABLES: &str = "tables";
+/// What a packet process is told: to answer what it can, tell its totals and end; or to end at once for another one.
+const STOP: &str = "stop";
+const LEAVE: &str = "leave";
 
 /// What a packet process says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,17 +95,41 @@ enum Said {
 /// What the keeper waits for.
 #[derive(Debug)]
 enum Event {
+    Asked(Request),
     Said(u64, Said),
     /// The line has hung up.
     Gone(u64),
 }
 
+/// What a keeper is started with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub source: Source,
+    /// Arguments that make a packet process log as this one does.
+    pub log: Vec<String>,
+    /// Whether a gateway that runs is to leave everything to this one.
+    pub takeover: bool,
+}
+
+/// Why a keeper has come to an end of its keeping.
+#[derive(Debug)]
+pub enum Asked {
+    /// A signal.
+    Signal(i32),
+    /// Another keeper takes over.
+    Successor(Successor),
+}
+
+/// A keeper that takes over.
+#[derive(Debug)]
+pub struct Successor(Line);
+
 /// A gateway whose packets are moved by another process.
 #[derive(Debug)]
 pub struct Keeper {
-    source: Source,
-    /// Arguments that make a packet process log as this one does.
-    log: Vec<String>,
+    options: Options,
+    supervisor: Supervisor,
     kept: Kept,
     listeners: Listeners,
     packets: Packets,
@@ -113,24 +148,54 @@ struct Packets {
     started: Instant,
     heard: Instant,
     serves: bool,
+    over: bool,
     fault: Option<String>,
 }
 
 impl Keeper {
-    /// Sets a gateway up and has it served by a process of its own, which gets the arguments `log` for its log. The calling thread has to live as
-    /// long as the keeper. On an error nothing is left behind.
-    pub fn start(source: Source, log: Vec<String>) -> Result<Keeper, SetupError> {
-        let config = source.config()?;
-        // First: what cannot be listened at is no reason to touch the host.
+    /// Sets a gateway up and has it served by a process of its own. What another keeper, or the supervisor, has left is taken
+    /// up. The calling thread has to live as long as the keeper. On an error nothing is left behind.
+    pub fn start(options: Options, mut supervisor: Supervisor) -> Result<Keeper, SetupError> {
+        let stored = supervisor.left();
+        let config = options.source.config()?;
+        let running = if options.takeover { takeover::take(&config.inside.device)? } else { None };
+        if running.is_some() {
+            supervisor.tell(&format!("MAINPID={}", std::process::id()));
+        }
+        // Before the host is touched, and after whoever listened there has ended.
         let listeners = Listeners::open(&config)?;
-        let kept = Kept::open(&config)?;
-        let (sender, events) = channel::unbounded();
-        let packets = Packets::start(0, &source, &log, &kept, &listeners, &sender)?;
-        let description = String::new();
-        let mut keeper = Keeper { source, log, kept, listeners, packets, events, sender, description, failures: 0 };
-        keeper.await_serving()?;
-        keeper.kept.divert()?;
+        let left = running.or(stored);
+        let keeper = Keeper::over(options, supervisor, listeners, left, 0, channel::unbounded())?;
+        takeover::listen(&config.inside.device, keeper.sender.clone());
         Ok(keeper)
+    }
+
+    fn over(
+        options: Options,
+        supervisor: Supervisor,
+        listeners: Listeners,
+        left: Option<Left>,
+        number: u64,
+        (sender, events): (Sender<Event>, Receiver<Event>),
+    ) -> Result<Keeper, SetupError> {
+        let names: Vec<String> = left.iter().flat_map(|left| left.descriptors.keys().cloned()).collect();
+        let refuse = || names.iter().for_each(|name| supervisor.forget(name));
+        let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
+        supervisor.store(&kept);
+        let packets = Packets::start(number, &options, &kept, &listeners, &sender)?;
+        let description = String::new();
+        let mut keeper =
+            Keeper { options, supervisor, kept, listeners, packets, events, sender, description, failures: 0 };
+        keeper.await_serving()?;
+        keeper.divert()?;
+        keeper.supervisor.tell(&format!("READY=1\nSTATUS={}", keeper.description));
+        Ok(keeper)
+    }
+
+    fn divert(&mut self) -> Result<(), SetupError> {
+        let failed = |cause| SetupError::caused("sharing the supervisor's socket", cause);
+        let supervisor = self.supervisor.try_clone().map_err(failed)?;
+        self.kept.divert(move |note, descriptors| supervisor.replace(note, descriptors))
     }
 
     /// The one line that says what it serves.
@@ -166,20 +231,26 @@ impl Keeper {
                 self.packets.serves = true;
                 self.description = description;
             }
-            Said::Alive => {}
+            Said::Alive => self.supervisor.alive(),
             Said::Fault(what) => self.packets.fault = Some(what),
         }
     }
 
-    /// Keeps the gateway until a signal arrives. An error: it cannot be kept any longer, and why.
-    pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<i32, SetupError> {
+    /// Keeps the gateway until somebody asks for something else. An error: it cannot be kept any longer, and why.
+    pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<Asked, SetupError> {
         loop {
             let silence = channel::at(self.packets.heard + SILENCE_MAX);
             channel::select! {
-                recv(signals) -> signal => return Ok(signal.unwrap_or(0)),
+                recv(signals) -> signal => match signal.unwrap_or(0) {
+                    libc::SIGHUP => self.reload(None)?,
+                    other => return Ok(Asked::Signal(other)),
+                },
                 recv(self.events) -> event => match event {
                     Ok(Event::Said(number, said)) if number == self.packets.number => self.hear(said),
                     Ok(Event::Gone(number)) if number == self.packets.number => self.replace()?,
+                    Ok(Event::Asked(Request::TakeOver(line))) => return Ok(Asked::Successor(Successor(line))),
+                    Ok(Event::Asked(Request::Restart(line))) => self.restart(&line)?,
+                    Ok(Event::Asked(Request::Reload(line))) => self.reload(Some(&line))?,
                     _ => {}
                 },
                 recv(silence) -> _ => {
@@ -195,12 +266,15 @@ impl Keeper {
     fn replace(&mut self) -> Result<(), SetupError> {
         let status = self.packets.wait();
         let why = self.packets.why(&status);
+        // Who is killed from outside has not failed.
+        let killed = self.packets.serves && status.is_ok_and(|status| status.signal() == Some(libc::SIGKILL));
+        self.go_on_after(why, !killed)
+    }
+
+    fn go_on_after(&mut self, why: SetupError, failed: bool) -> Result<(), SetupError> {
         if !self.kept.is_attached() {
             return Err(why);
         }
-        // Who is killed from outside has not failed.
-        let failed =
-            !(self.packets.serves && status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL)));
         if failed {
             let again = self.packets.started.elapsed() < FAILURE_TIME;
             self.failures = if again { self.failures + 1 } else { 1 };
@@ -211,25 +285,133 @@ impl Keeper {
             return Err(remedy.into_iter().fold(error, SetupError::remedy));
         }
         tracing::error!("{why}: starting another one");
+        self.start_another()
+    }
+
+    fn start_another(&mut self) -> Result<(), SetupError> {
         let number = self.packets.number + 1;
-        let (source, log) = (&self.source, &self.log);
-        self.packets = Packets::start(number, source, log, &self.kept, &self.listeners, &self.sender)?;
+        self.packets = Packets::start(number, &self.options, &self.kept, &self.listeners, &self.sender)?;
         Ok(())
+    }
+
+    /// Starts another packet process in the place of one that serves, and answers whoever has asked for it.
+    fn restart(&mut self, line: &Line) -> Result<(), SetupError> {
+        tracing::info!("another packet process was asked for");
+        if let Err(error) = self.packets.end(LEAVE) {
+            tracing::error!("{error}");
+        }
+        self.start_another()?;
+        let served = self.await_serving();
+        let answer = match &served {
+            Ok(()) => json!({ "serving": self.description }),
+            Err(error) => json!({ "fault": error.to_string() }),
+        };
+        // Whoever has asked may have gone meanwhile.
+        let _ = line.send(&answer, &[]);
+        served.or_else(|why| self.go_on_after(why, true))
+    }
+
+    /// Reads the configuration again and goes on with it; or, if it is wrong or cannot be had now, with the one in force. Answers
+    /// whoever has asked. An error: neither serves.
+    fn reload(&mut self, line: Option<&Line>) -> Result<(), SetupError> {
+        self.supervisor.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_micros()));
+        let taken = match self.read_again() {
+            Ok((source, config)) => self.go_on_with(source, config)?,
+            Err(refusal) => Err(refusal),
+        };
+        let answer = match &taken {
+            Ok(()) => {
+                tracing::info!("the configuration has been read again: {}", self.description);
+                json!({ "serving": self.description })
+            }
+            Err(refusal) => {
+                tracing::error!("{refusal}: the configuration stays as it was");
+                json!({ "fault": refusal.to_string() })
+            }
+        };
+        self.supervisor.tell(&format!("READY=1\nSTATUS={}", self.description));
+        // Whoever has asked may have gone meanwhile.
+        line.map_or(Ok(()), |line| line.send(&answer, &[])).unwrap_or_default();
+        Ok(())
+    }
+
+    /// What the file says now, and what comes of it here. Changes nothing.
+    fn read_again(&self) -> Result<(Source, Config), SetupError> {
+        let source = self.options.source.read_again()?;
+        let config = self.kept.accepts(source.in_place_of(&self.options.source)?)?;
+        Ok((source, config))
+    }
+
+    /// Has another packet process go on with this configuration, which is a possible one; if it cannot, yet another one goes on
+    /// with the old (the inner error says why).
+    fn go_on_with(&mut self, source: Source, config: Config) -> Result<Result<(), SetupError>, SetupError> {
+        let listening = match self.listeners.with_metrics(&config, self.kept.config()) {
+            Ok(listening) => listening,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let (old_source, old_listening) =
+            (mem::replace(&mut self.options.source, source), self.listeners.exchange_metrics(listening));
+        if let Err(error) = self.packets.end(LEAVE) {
+            tracing::error!("{error}");
+        }
+        self.start_another()?;
+        if let Err(why) = self.await_serving() {
+            self.options.source = old_source;
+            self.listeners.exchange_metrics(old_listening);
+            self.go_on_after(SetupError::new(why.to_string()), true)?;
+            return Ok(self.await_serving().and(Err(why)));
+        }
+        // After it: who has become a client is known to it before the first echo request is led here.
+        let supervisor = self.supervisor.try_clone();
+        let supervisor = supervisor.map_err(|cause| SetupError::caused("sharing the supervisor's socket", cause))?;
+        Ok(self.kept.change(config, move |note, descriptors| supervisor.replace(note, descriptors)))
     }
 
     /// Undoes the diversion, lets the packet process answer what it can and tell its totals, and undoes the rest.
     pub fn stop(mut self) -> Result<(), SetupError> {
+        self.supervisor.tell("STOPPING=1");
         let undone = self.kept.undivert();
-        let ended = self.packets.stop();
+        let ended = self.packets.end(STOP);
+        self.supervisor.forget_all(&self.kept);
         undone.and(ended)
     }
+
+    /// Ends, and undoes nothing: for the next keeper, if the supervisor keeps the descriptors until then. If it does not, the
+    /// kernel closes them, and pings take its path.
+    pub fn leave(mut self) -> Result<(), SetupError> {
+        self.supervisor.tell("STOPPING=1");
+        let ended = self.packets.end(LEAVE);
+        self.kept.leave().and(ended)
+    }
+
+    /// Leaves everything to the successor. It is this keeper again if that one does not take it.
+    pub fn hand_over(mut self, successor: &Successor) -> Result<Option<Keeper>, SetupError> {
+        tracing::info!("another gateway takes over");
+        if let Err(error) = self.packets.end(LEAVE) {
+            tracing::error!("{error}");
+        }
+        let left = self.kept.leave()?;
+        match takeover::give(&successor.0, &left) {
+            Ok(()) => Ok(None),
+            Err(error) => {
+                tracing::error!(%error, "the other gateway has not taken over: this one goes on");
+                // Another number, for there may be news of the one that has ended.
+                let (number, channel) = (self.packets.number + 1, (self.sender, self.events));
+                Keeper::over(self.options, self.supervisor, self.listeners, Some(left), number, channel).map(Some)
+            }
+        }
+    }
+}
+
+/// As a supervisor counts (sd_notify(3)).
+fn monotonic_micros() -> u128 {
+    time::monotonic().map_or(0, |now| now.as_micros())
 }
 
 impl Packets {
     fn start(
         number: u64,
-        source: &Source,
-        log: &[String],
+        options: &Options,
         kept: &Kept,
         listeners: &Listeners,
         events: &Sender<Event>,
@@ -237,7 +419,13 @@ impl Packets {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(OURSELVES);
-        command.arg0("echogate").arg(SUBCOMMAND).args(log);
+        command.arg0("echogate").arg(SUBCOMMAND).args(&options.log);
+        if options.source.config().is_ok_and(|config| !config.run.sandbox) {
+            command.arg("--no-sandbox");
+        }
+        for variable in supervisor::VARIABLES {
+            command.env_remove(variable);
+        }
         // Ctrl-C in the gateway's terminal is for the keeper.
         command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
         process::kill_with_this_thread(&mut command);
@@ -246,19 +434,18 @@ impl Packets {
         drop(command);
         let now = Instant::now();
         let line = Line::new(ours);
-        let packets = Packets { number, child, line, started: now, heard: now, serves: false, fault: None };
+        let packets =
+            Packets { number, child, line, started: now, heard: now, serves: false, over: false, fault: None };
         packets.listen(events.clone()).map_err(failed)?;
         // One that is dead already is heard of by its silence.
-        let _ = packets.begin(source, kept, listeners);
+        let _ = packets.begin(&options.source, kept, listeners);
         Ok(packets)
     }
 
     /// Tells it everything that it needs.
     fn begin(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
-        let mut named: Vec<(String, BorrowedFd<'_>)> = kept.holding().descriptors();
-        named.push((TABLES.to_owned(), kept.state().as_fd()));
-        named.extend(listeners.descriptors());
-        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.into_iter().unzip();
+        let named = kept.descriptors().into_iter().chain(listeners.descriptors());
+        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.unzip();
         let addresses: Vec<String> = kept.state().addresses().iter().map(ToString::to_string).collect();
         let order = json!({
             "text": source.text, "path": source.path, "flags": source.flags, "addresses": addresses, "names": names,
@@ -284,6 +471,7 @@ impl Packets {
     fn wait(&mut self) -> io::Result<ExitStatus> {
         // Hung up, and yet alive: it is no use to anybody.
         self.kill();
+        self.over = true;
         self.child.wait()
     }
 
@@ -301,8 +489,14 @@ impl Packets {
         }
     }
 
-    fn stop(&mut self) -> Result<(), SetupError> {
-        let _ = self.line.send(&json!("stop"), &[]);
+    /// Has it end in the way that is named, and waits for that.
+    fn end(&mut self, how: &str) -> Result<(), SetupError> {
+        if self.over {
+            // Whoever was to hear why has heard it.
+            return Ok(());
+        }
+        // One that is dead already does not hear it.
+        let _ = self.line.send(&json!(how), &[]);
         let deadline = Instant::now() + ENDING_MAX;
         loop {
             match self.child.try_wait() {

@@ -202,6 +202,21 @@ impl<'c, I: PacketIo> Worker<'c, I> {
         Ok(())
     }
 
+    /// Reads nothing any more and serves what it has read, then drains: for a successor over the same descriptors, which
+    /// finds the rest waiting.
+    pub fn leave(&mut self, clock: &impl Clock) -> Result<(), SetupError> {
+        self.io.stop_receiving();
+        let until = clock.now() + DRAIN_TIME_MAX;
+        loop {
+            self.io.wait(&mut self.events, Some(Duration::ZERO))?;
+            let now = clock.now();
+            self.process(now);
+            if (self.io.in_flight() == 0 && self.waiting.is_empty()) || now >= until {
+                return self.drain(clock);
+            }
+        }
+    }
+
     fn process(&mut self, now: Instant) {
         self.tap.begin_turn(now);
         let mut turn = Turn {

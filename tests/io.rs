@@ -63,6 +63,7 @@ over_both! {
     a_full_queueing_discipline_is_told,
     the_name_is_free_after_the_end,
     frames_outlive_their_io,
+    who_stops_receiving_leaves_the_rest_to_the_next,
 }
 
 fn in_network(work: impl FnOnce() + Send) {
@@ -86,6 +87,11 @@ const SIZES: Sizes = Sizes {
 };
 
 fn scene(engine: Engine, sizes: Sizes) -> Scene {
+    scene_and_spare(engine, sizes).0
+}
+
+/// Also another handle to the TUN's queue and the receive socket.
+fn scene_and_spare(engine: Engine, sizes: Sizes) -> (Scene, (Tun, ReceiveSocket)) {
     // No packets but ours: a new device would solicit IPv6 routers.
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
     let mut netlink = Netlink::open().unwrap();
@@ -100,19 +106,25 @@ fn scene(engine: Engine, sizes: Sizes) -> Scene {
     netlink.set_up(index, true).unwrap();
     netlink.add_address(index, TUN_ADDRESS, 24).unwrap();
     let waker = Waker::new().unwrap();
+    let receive = ReceiveSocket::open(Shards::ALL, Wanted::RepliesAndErrors, 4 << 20).unwrap();
+    let spare = (tun.try_clone().unwrap(), receive.try_clone().unwrap());
     let ports = Ports {
         tun,
-        receive: ReceiveSocket::open(Shards::ALL, Wanted::RepliesAndErrors, 4 << 20).unwrap(),
+        receive,
         send: [GATEWAY, GATEWAY_TOO].map(|address| SendSocket::open(address, 1 << 20).unwrap()).into(),
         waker: waker.clone(),
         sizes,
     };
-    let io: Box<dyn PacketIo> = match engine {
+    let io = io_over(engine, ports);
+    let pool = Pool::new(PoolSize { buffers: 4096, buffer_bytes: 65_536 }).unwrap();
+    (Scene { io, pool, events: Events::with_capacity(), waker, netlink, tun: index }, spare)
+}
+
+fn io_over(engine: Engine, ports: Ports) -> Box<dyn PacketIo> {
+    match engine {
         Engine::Uring => Box::new(UringIo::new(ports).unwrap()),
         Engine::Syscalls => Box::new(SyscallsIo::new(ports).unwrap()),
-    };
-    let pool = Pool::new(PoolSize { buffers: 4096, buffer_bytes: 65_536 }).unwrap();
-    Scene { io, pool, events: Events::with_capacity(), waker, netlink, tun: index }
+    }
 }
 
 impl Scene {
@@ -473,6 +485,36 @@ fn frames_outlive_their_io(engine: Engine) {
     let Scene { io, mut events, .. } = scene;
     drop(io);
     assert_eq!(numbers(&mut events), (0..10).collect::<Vec<_>>());
+}
+
+fn who_stops_receiving_leaves_the_rest_to_the_next(engine: Engine) {
+    let (mut first, (tun, receive)) = scene_and_spare(engine, SIZES);
+    send_into_tun(0..50);
+    (0..20).for_each(|sequence| first.send_echo(0, GATEWAY, 1, sequence, b"asked by the first"));
+    first.wait(SOON);
+    first.io.stop_receiving();
+    send_into_tun(50..100);
+    while first.io.in_flight() > 0 {
+        first.wait(Duration::from_millis(1));
+    }
+    first.wait(Duration::ZERO);
+    let (mut read, mut heard) = (numbers(&mut first.events), replies(&mut first.events));
+    assert!(read.iter().all(|number| *number < 50), "{read:?}");
+    let send = vec![SendSocket::open(GATEWAY, 1 << 20).unwrap()];
+    let ports = Ports { tun, receive, send, waker: first.waker.clone(), sizes: SIZES };
+    let Scene { io, pool, waker, netlink, tun, .. } = first;
+    drop(io);
+    let io = io_over(engine, ports);
+    let mut second = Scene { io, pool, events: Events::with_capacity(), waker, netlink, tun };
+    let (rest, replies_left) = (100 - read.len(), 20 - heard.len());
+    second.wait_until(|events| {
+        events.from_inside.iter().filter(|packet| is_ipv4_udp(packet)).count() == rest
+            && events.from_outside.len() == replies_left
+    });
+    read.extend(numbers(&mut second.events));
+    heard.extend(replies(&mut second.events));
+    assert_eq!(read, (0..100).collect::<Vec<_>>());
+    assert_eq!(heard.iter().map(|(_, sequence, _)| *sequence).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
 }
 
 #[test]

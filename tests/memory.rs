@@ -517,6 +517,10 @@ impl PacketIo for Noting {
         self.io.mtu_towards(address, remote)
     }
 
+    fn stop_receiving(&mut self) {
+        self.io.stop_receiving();
+    }
+
     fn in_flight(&self) -> usize {
         self.io.in_flight()
     }

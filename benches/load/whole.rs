@@ -123,7 +123,7 @@ impl Packets {
             let now = ring.now;
             tap.begin_turn(now);
             let mut batch = handle.batch(now);
-            replies.iter().for_each(|packet| batch.touch_inbound(packet));
+            batch.touch_inbound(replies.iter().map(|packet| &packet[..]));
             for packet in replies.iter_mut() {
                 let verdict = if tap.picks_inbound(packet) {
                     let seen = tap.look_inbound(packet);
@@ -135,7 +135,7 @@ impl Packets {
                 };
                 matched += u64::from(matches!(verdict, Inbound::Deliver { .. }));
             }
-            requests.iter().for_each(|packet| batch.touch_outbound(packet));
+            batch.touch_outbound(requests.iter().map(|packet| &packet[..]));
             for packet in requests.iter_mut() {
                 let verdict = if tap.picks_outbound() {
                     let seen = tap.look_outbound(packet);

@@ -10,15 +10,19 @@ mod bench;
 mod check;
 mod demo;
 mod flags;
+mod generate;
 mod log;
 mod packets;
 mod ping;
 mod reach;
+mod reload;
+mod restart;
 mod run;
 mod stats;
 mod top;
 mod totals;
 mod trace;
+mod undo;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -27,7 +31,7 @@ use clap::{Parser, Subcommand};
 
 use self::log::{Log, LogFormat, Patience};
 use crate::error::SetupError;
-use crate::keeper;
+use crate::keeper::{self, Supervisor};
 
 /// It could not start: as clap's own, for arguments that are none.
 const EXIT_USAGE: u8 = 2;
@@ -53,16 +57,20 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Restart(restart::Arguments),
+    Reload(reload::Arguments),
     Stats(stats::Arguments),
     Top(top::Arguments),
     Trace(trace::Arguments),
     /// Move packets for a keeper
     #[command(name = keeper::SUBCOMMAND, hide = true)]
-    Packets,
+    Packets(packets::Arguments),
     Check(check::Arguments),
+    Undo(undo::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
     Ping(Box<ping::Arguments>),
+    Generate(generate::Arguments),
 }
 
 impl Arguments {
@@ -77,20 +85,30 @@ impl Arguments {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let patience = match &arguments.command {
-        Command::Run(_) | Command::Packets => Patience::None,
+        Command::Run(_) | Command::Packets(_) => Patience::None,
         _ => Patience::Writer,
     };
-    let log = Log::start(arguments.log.as_deref(), arguments.log_format, patience);
+    // Before anything else is opened.
+    let supervisor = Supervisor::from_environment();
+    let begun = match &arguments.command {
+        Command::Packets(arguments) => packets::begin(arguments),
+        _ => Ok(()),
+    };
+    let log = begun.and_then(|()| Log::start(arguments.log.as_deref(), arguments.log_format, patience));
     let done = log.and_then(|log| match &arguments.command {
-        Command::Run(options) => run::run(options, arguments.log_arguments()),
-        Command::Packets => packets::run(log.lost()),
+        Command::Run(options) => run::run(options, arguments.log_arguments(), supervisor),
+        Command::Restart(arguments) => restart::run(arguments),
+        Command::Reload(arguments) => reload::run(arguments),
+        Command::Packets(_) => packets::run(log.lost()),
         Command::Stats(arguments) => stats::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Trace(arguments) => trace::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Undo(arguments) => undo::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Ping(arguments) => ping::run(arguments),
+        Command::Generate(arguments) => generate::run(arguments),
     });
     done.unwrap_or_else(|error| {
         complain(&error);

@@ -9,7 +9,23 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{print, totals};
 use crate::error::SetupError;
-use crate::keeper;
+use crate::host::sandbox;
+use crate::keeper::{self, Served};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Keep the privileges of who started it
+    #[arg(long)]
+    no_sandbox: bool,
+}
+
+/// Before anything else, and before any thread: the name, and no privileges.
+pub(super) fn begin(arguments: &Arguments) -> Result<(), SetupError> {
+    // It was started by a name that says nothing (/proc/self/exe): this is what `top` shows. It is for people only.
+    let _ = fs::write("/proc/self/comm", "echogate-packet");
+    // What the kernel's Landlock lacks is lacking on every start: no reason to say so on each.
+    if arguments.no_sandbox { Ok(()) } else { sandbox::give_up_privileges().map(drop) }
+}
 
 pub(super) fn run(log_lines_lost: Arc<AtomicU64>) -> Result<ExitCode, SetupError> {
     // A supervisor that asks every process of a gateway to end means the keeper, which tells this one when it is time.
@@ -17,13 +33,12 @@ pub(super) fn run(log_lines_lost: Arc<AtomicU64>) -> Result<ExitCode, SetupError
         signal_hook::flag::register(signal, Arc::default())
             .map_err(|cause| SetupError::caused("signals cannot be watched", cause))?;
     }
-    // It was started by a name that says nothing (/proc/self/exe): this is what `top` shows. It is for people only.
-    let _ = fs::write("/proc/self/comm", "echogate-packet");
     Ok(match keeper::serve(log_lines_lost) {
-        Some(snapshot) => {
+        Served::Stopped(snapshot) => {
             print(&totals::table(&snapshot));
             ExitCode::SUCCESS
         }
-        None => ExitCode::FAILURE,
+        Served::Left => ExitCode::SUCCESS,
+        Served::Failed => ExitCode::FAILURE,
     })
 }

@@ -1,22 +1,24 @@
 //! `echogate run`: the gateway from set-up to totals.
 
+use std::mem;
 use std::process::ExitCode;
 use std::thread;
 
 use crossbeam::channel::{self, Receiver};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::flags::{ConfigFlags, file_only_help};
 use super::{complain, print};
 use crate::error::SetupError;
-use crate::keeper::Keeper;
+use crate::keeper::{Asked, Keeper, Options, Supervisor};
 
 /// Run the gateway until SIGINT or SIGTERM
 ///
 /// Sets up the TUN device and the rules that lead clients' echo requests into it, says in one line what it serves, and
 /// proxies. At SIGINT or SIGTERM it drains, undoes its set-up and prints its totals; a second signal ends it at once.
+/// At SIGUSR2 it ends and undoes nothing, for a supervisor that keeps its descriptors for the next start.
 ///
 /// Exit codes: 0 it was told to stop; 1 it ended by itself, or its set-up could not be undone; 2 it could not start,
 /// and has left nothing behind.
@@ -25,37 +27,76 @@ use crate::keeper::Keeper;
 pub(super) struct Arguments {
     #[command(flatten)]
     flags: ConfigFlags,
+
+    /// Let the process that moves the packets keep capabilities, files and system calls
+    ///
+    /// As run.sandbox = "off" in the file. For a debugger, a profiler or a kernel without seccomp: it gives up what keeps somebody
+    /// who got into that process by a packet (there is no way that is known) from having the gateway's privileges.
+    #[arg(long)]
+    no_sandbox: bool,
+
+    /// Take everything over from the gateway that runs on this device, with every mapping: for an upgrade. That one then
+    /// ends, with exit code 0. If none runs, start as without this
+    #[arg(long)]
+    takeover: bool,
 }
 
-pub(super) fn run(arguments: &Arguments, log: Vec<String>) -> Result<ExitCode, SetupError> {
-    let source = arguments.flags.source()?;
+pub(super) fn run(arguments: &Arguments, log: Vec<String>, supervisor: Supervisor) -> Result<ExitCode, SetupError> {
+    let mut source = arguments.flags.source()?;
+    if arguments.no_sandbox {
+        source.flags.push(("run.sandbox".to_owned(), "off".to_owned()));
+    }
     // What is wrong with it is said before anything else.
     source.config()?;
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.
-    let stop = watch_signals()?;
-    let mut keeper = Keeper::start(source, log)?;
+    let signals = watch_signals()?;
+    let options = Options { source, log, takeover: arguments.takeover };
+    let mut keeper = Keeper::start(options, supervisor)?;
     print(&format!("{}\n", keeper.description()));
 
-    let fault = keeper.keep(&stop).map(|signal| tracing::info!("{} received: draining", name(signal))).err();
-    let stopped = keeper.stop();
-    let failures = [fault, stopped.err()];
+    let failures = loop {
+        match keeper.keep(&signals) {
+            Ok(Asked::Successor(successor)) => match keeper.hand_over(&successor) {
+                Ok(None) => break [None, None],
+                Ok(Some(same)) => keeper = same,
+                Err(error) => break [Some(error), None],
+            },
+            Ok(Asked::Signal(SIGUSR2)) => {
+                tracing::info!("{} received: leaving everything to the next start", name(SIGUSR2));
+                break [keeper.leave().err(), None];
+            }
+            Ok(Asked::Signal(signal)) => {
+                tracing::info!("{} received: draining", name(signal));
+                break [keeper.stop().err(), None];
+            }
+            Err(fault) => break [Some(fault), keeper.stop().err()],
+        }
+    };
     failures.iter().flatten().for_each(complain);
     Ok(if failures.iter().all(Option::is_none) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The first signal that asks to stop arrives in the channel; the second ends the process as if nobody had caught it.
+/// Signals arrive in the channel; the second that asks to end ends the process as if nobody had caught it.
 ///
 /// A thread that reads signals from a pipe, not a handler with flags: it can wake a channel, and nothing in it has to be
 /// safe in signal context.
 fn watch_signals() -> Result<Receiver<i32>, SetupError> {
     let refused = |cause| SetupError::caused("signals cannot be watched", cause);
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR2]).map_err(refused)?;
     let (sender, receiver) = channel::bounded(1);
     let watch = move || {
-        let mut arrivals = signals.forever();
-        // Nobody receives any more when the process is ending by itself.
-        arrivals.next().map(|first| sender.send(first));
-        arrivals.next().map(emulate_default_handler);
+        let mut asked = false;
+        for signal in signals.forever() {
+            if signal != SIGHUP && mem::replace(&mut asked, true) {
+                let _ = emulate_default_handler(signal);
+            }
+            // Nobody receives any more when the process is ending by itself. One that waits says enough for two of a kind.
+            let _ = if signal == SIGHUP {
+                sender.try_send(signal).map_err(drop)
+            } else {
+                sender.send(signal).map_err(drop)
+            };
+        }
     };
     thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(refused)?;
     Ok(receiver)

@@ -238,6 +238,16 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         table: "run",
+        name: "sandbox",
+        flag: None,
+        meaning: "Whether the process that moves the packets gives up its capabilities, the file system and the system calls that \
+                  moving packets does not take. Off (or `--no-sandbox`) is for a debugger, a profiler or a kernel without seccomp: \
+                  then who gets into that process by a packet has the gateway's capabilities",
+        default: KeyDefault::Value("on"),
+        kind: Kind::Switch(|config| &mut config.run.sandbox),
+    },
+    Key {
+        table: "run",
         name: "busy_poll_us",
         flag: Some("busy-poll-us"),
         meaning: "How long a worker looks for the next packet, again and again, before it sleeps. Spares a ping the time \
@@ -507,6 +517,30 @@ impl Key {
             self.kind,
             Kind::Names(_) | Kind::Addresses(_) | Kind::Prefixes(_) | Kind::IdentRanges(_) | Kind::Exceptions(_)
         )
+    }
+
+    /// A value as the file would give it: the default where that is one, else one that could be meant.
+    pub fn example(&self) -> String {
+        let quoted = |text: &str| format!("{text:?}");
+        let in_list = |text: &str| format!("[{text:?}]");
+        match (&self.kind, self.default) {
+            (Kind::Integer { .. }, KeyDefault::Value(value)) => value.to_owned(),
+            (_, KeyDefault::Value(value)) => quoted(value),
+            (Kind::Integer { min, .. }, _) => min.to_string(),
+            (Kind::Duration { .. } | Kind::OptionalDuration { .. }, _) => quoted("120s"),
+            (Kind::Name(_), _) => quoted("echogate0"),
+            (Kind::Names(_), _) => in_list("wg0"),
+            (Kind::Address(_), _) => quoted("198.51.100.1"),
+            (Kind::Addresses(_), _) => in_list("198.51.100.1"),
+            (Kind::Prefixes(_), _) => in_list("10.66.0.0/24"),
+            (Kind::IdentRanges(_), _) => in_list("0-1023"),
+            (Kind::Exceptions(_), _) => in_list("10.66.0.9/32 packets_per_second=0 mappings=4096"),
+            (Kind::Switch(_), _) => quoted(SWITCH[0].0),
+            (Kind::Backend(_), _) => quoted(BACKENDS[0].0),
+            (Kind::FallThrough(_), _) => quoted(FALL_THROUGHS[0].0),
+            (Kind::ControlSocket(_), _) => quoted("/run/echogate/echogate0.sock"),
+            (Kind::Listen(_), _) => quoted("127.0.0.1:9428"),
+        }
     }
 
     /// How help calls the flag's value: `PREFIX`.

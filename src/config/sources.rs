@@ -71,6 +71,15 @@ impl Source {
         }
     }
 
+    /// The same with the file as it is now.
+    pub fn read_again(&self) -> Result<Source, SetupError> {
+        if self.path.is_empty() {
+            return Err(SetupError::new("this gateway was started without a file: there is nothing to read again")
+                .remedy("start it with --config FILE, or change it by starting it again (run --takeover)"));
+        }
+        Ok(Source { text: read(Path::new(&self.path))?, ..self.clone() })
+    }
+
     /// The configuration that this is.
     pub fn config(&self) -> Result<Config, SetupError> {
         let named = |(name, value): &(String, String)| {

@@ -32,8 +32,8 @@ fn about(text: &mut Text, stats: &Stats) {
 }
 
 fn traffic(text: &mut Text, stats: &Stats) {
-    type Count = fn(&Amount) -> u64;
-    let units: [(&str, Count); 2] = [("packets", |traffic| traffic.packets), ("bytes", |traffic| traffic.bytes)];
+    type Unit = (&'static str, fn(&Amount) -> u64);
+    let units: [Unit; 2] = [("packets", |traffic| traffic.packets), ("bytes", |traffic| traffic.bytes)];
     for (unit, amount) in units {
         let what = if unit == "bytes" { "Bytes, IP header included, of packets" } else { "Packets" };
         text.family(&format!("echogate_received_{unit}_total"), Kind::Counter, &format!("{what} received, by side."));

@@ -57,6 +57,22 @@ impl Listeners {
         Ok(Listeners { control, metrics, devices, file })
     }
 
+    /// Where `config` would have /metrics served in the place of `before`: bound, if it is elsewhere.
+    pub fn with_metrics(&self, config: &Config, before: &Config) -> Result<Option<TcpListener>, SetupError> {
+        match (config.observe.metrics, &self.metrics) {
+            (Some(address), Some(bound)) if before.observe.metrics == Some(address) => {
+                let again = bound.try_clone();
+                again.map(Some).map_err(|cause| SetupError::caused(format!("cannot listen at {address}"), cause))
+            }
+            (wanted, _) => wanted.map(listen).transpose(),
+        }
+    }
+
+    /// Has /metrics served there, for whoever gets the descriptors next; where it was.
+    pub fn exchange_metrics(&mut self, other: Option<TcpListener>) -> Option<TcpListener> {
+        std::mem::replace(&mut self.metrics, other)
+    }
+
     /// Each under its name.
     pub fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let control = self.control.as_ref().map(|socket| (CONTROL.to_owned(), socket.as_fd()));

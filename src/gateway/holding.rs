@@ -37,7 +37,6 @@ impl Holding {
         let device = device(config);
         let workers = config.run.workers as usize;
         let tuns = Tun::open(&device.name, workers)?;
-        steer(&tuns, seed);
         let mut netlink = Netlink::open().map_err(|error| SetupError::caused("cannot open a netlink socket", error))?;
         device.configure(&mut netlink)?;
         let wanted = Wanted::with_errors(config.echo.icmp_errors);
@@ -50,7 +49,9 @@ impl Holding {
                 send: config.outside.addresses.iter().map(send).collect::<Result<_, _>>()?,
             })
         };
-        tuns.into_iter().enumerate().map(open).collect::<Result<_, _>>().map(Holding)
+        let holding = tuns.into_iter().enumerate().map(open).collect::<Result<_, _>>().map(Holding)?;
+        steer(&holding, seed);
+        Ok(holding)
     }
 
     /// How many workers they are for.
@@ -107,9 +108,9 @@ impl Holding {
 }
 
 /// Lets the pings between one pair of hosts use all workers, where the kernel lets us say how.
-fn steer(tuns: &[Tun], seed: u64) {
-    let [first, _, ..] = tuns else { return };
-    if let Err(error) = steering::attach(first, seed) {
+pub(super) fn steer(holding: &Holding, seed: u64) {
+    let [first, _, ..] = &holding.0[..] else { return };
+    if let Err(error) = steering::attach(&first.tun, seed) {
         tracing::warn!(%error, "pings between one pair of hosts stay on one worker");
     }
 }

@@ -44,6 +44,7 @@ use super::device::Device;
 use super::netlink::{Netlink, Route, Rule};
 use crate::error::SetupError;
 use crate::policy::Prefix;
+pub use table::Ownership;
 use table::Table;
 use watch::Watcher;
 
@@ -94,12 +95,41 @@ pub struct Divert {
 impl Divert {
     /// Diverts, in the network namespace of the calling thread. What a killed predecessor left is taken over.
     pub fn install(settings: &DivertSettings) -> Result<Divert, SetupError> {
+        Divert::take_up(settings, None, |_| {})
+    }
+
+    /// As `install`, with a table that another process has left in force, if it fits. `tell` is told of what keeps a table in
+    /// force, each time that there is another one, until the diversion is removed or left.
+    pub fn take_up(
+        settings: &DivertSettings,
+        left: Option<Ownership>,
+        tell: impl Fn(Ownership) + Send + 'static,
+    ) -> Result<Divert, SetupError> {
         settings.validate()?;
-        let mut installed = Installed::open(settings)?;
+        let mut installed = Installed::open(settings, Box::new(tell))?;
         installed.claim()?;
+        installed.table = left.and_then(|left| Table::adopt(settings, left));
+        installed.tell();
         installed.mend()?;
         let watcher = Watcher::subscribe()?.start(installed)?;
         Ok(Divert { watcher: Some(watcher) })
+    }
+
+    /// Undoes what a killed gateway with these settings has left. One that lives is left alone: its table is its own.
+    pub fn clear(settings: &DivertSettings) -> Result<(), SetupError> {
+        settings.validate()?;
+        Table::clear(&settings.table_name())?;
+        let mut left = Installed::open(settings, Box::new(|_| {}))?;
+        left.claim()?;
+        if left.netlink.rules().map_err(asking("for rules"))?.contains(&settings.rule()) {
+            left.netlink.delete_rule(&settings.rule()).map_err(changing("removing the policy rule"))?;
+        }
+        left.undo_routes().map_err(changing("removing the gateway's routes"))
+    }
+
+    /// Leaves the diversion in force, for whoever has its [`Ownership`] too.
+    pub fn leave(mut self) -> Result<(), SetupError> {
+        self.watcher.take().map_or(Ok(()), Watcher::leave)
     }
 
     /// Ends the diversion and undoes all of it.
@@ -194,19 +224,33 @@ impl DivertSettings {
 }
 
 /// The parts in force. Whoever holds this undoes them; dropping it does, too.
-#[derive(Debug)]
 struct Installed {
     settings: DivertSettings,
     netlink: Netlink,
     table: Option<Table>,
     /// Whether there may be anything to undo. Until then rule and routes of these numbers are somebody else's.
     begun: bool,
+    tell: Box<dyn Fn(Ownership) + Send>,
 }
 
 impl Installed {
-    fn open(settings: &DivertSettings) -> Result<Installed, SetupError> {
+    fn open(settings: &DivertSettings, tell: Box<dyn Fn(Ownership) + Send>) -> Result<Installed, SetupError> {
         let netlink = Netlink::open().map_err(|error| SetupError::caused("opening a netlink socket", error))?;
-        Ok(Installed { settings: settings.clone(), netlink, table: None, begun: false })
+        Ok(Installed { settings: settings.clone(), netlink, table: None, begun: false, tell })
+    }
+
+    fn tell(&self) {
+        if let Some(ownership) = self.table.as_ref().and_then(|table| table.ownership(&self.settings)) {
+            (self.tell)(ownership);
+        }
+    }
+
+    /// Lets go of everything, and leaves it in force.
+    fn leave(&mut self) {
+        self.begun = false;
+        if let Some(table) = self.table.take() {
+            table.leave();
+        }
     }
 
     /// Makes sure that nobody else uses our numbers, and clears what a predecessor left under other settings.
@@ -247,6 +291,7 @@ impl Installed {
             // The old one first: two owners of one table exclude each other.
             self.table = None;
             self.table = Some(Table::install(&self.settings)?);
+            self.tell();
             mended.push("nftables table");
         }
         Ok(mended)

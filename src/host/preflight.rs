@@ -26,6 +26,9 @@ use crate::error::SetupError;
 use crate::io::Backend;
 use crate::policy::Prefix;
 
+/// The finding about the device's name.
+pub const DEVICE: &str = "device";
+
 /// How a precondition stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {

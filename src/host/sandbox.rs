@@ -131,6 +131,8 @@ const WHATEVER_ARGUMENTS: &[i64] = &[
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_pread64,
+    libc::SYS_lseek,
+    libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_recvfrom,

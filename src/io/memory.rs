@@ -261,12 +261,15 @@ pub struct MemoryIo {
     inside: Rc<Pool>,
     outside: Rc<Pool>,
     queued: VecDeque<Sent>,
+    /// Nothing is to be read any more.
+    deaf: bool,
 }
 
 impl MemoryIo {
     /// The gateway's end, with its buffers.
     pub fn new(wire: Wire, inside: PoolSize, outside: PoolSize) -> Result<MemoryIo, SetupError> {
-        Ok(MemoryIo { wire, inside: Pool::new(inside)?, outside: Pool::new(outside)?, queued: VecDeque::new() })
+        let (inside, outside) = (Pool::new(inside)?, Pool::new(outside)?);
+        Ok(MemoryIo { wire, inside, outside, queued: VecDeque::new(), deaf: false })
     }
 
     /// The buffers of one side.
@@ -283,8 +286,10 @@ impl MemoryIo {
         let now = world.clock.now();
         let mut any = !self.queued.is_empty();
         events.sent.extend(self.queued.drain(..));
-        any |= world.inside.deliver(now, &self.inside, &mut events.from_inside);
-        any |= world.outside.deliver(now, &self.outside, &mut events.from_outside);
+        if !self.deaf {
+            any |= world.inside.deliver(now, &self.inside, &mut events.from_inside);
+            any |= world.outside.deliver(now, &self.outside, &mut events.from_outside);
+        }
         events.woken |= world.woken;
         any | mem::take(&mut world.woken)
     }
@@ -329,6 +334,10 @@ impl PacketIo for MemoryIo {
 
     fn mtu_towards(&self, _address: u8, _remote: Ipv4Addr) -> Option<u16> {
         self.wire.0.borrow().outside.faults.mtu
+    }
+
+    fn stop_receiving(&mut self) {
+        self.deaf = true;
     }
 
     fn in_flight(&self) -> usize {

@@ -144,6 +144,10 @@ pub trait PacketIo {
     /// only about a packet that was too large (EMSGSIZE): it takes a few system calls.
     fn mtu_towards(&self, address: u8, remote: Ipv4Addr) -> Option<u16>;
 
+    /// Reads nothing any more: what is waiting stays where it is, for whoever has the same descriptors next. What has been read
+    /// already is still brought by `wait`, and counts as in flight until then.
+    fn stop_receiving(&mut self);
+
     /// Frames handed to `send_*` that have not come back yet.
     fn in_flight(&self) -> usize;
 }

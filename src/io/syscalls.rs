@@ -30,6 +30,8 @@ pub struct SyscallsIo {
     receiving: Receiving,
     send: Vec<SendSocket>,
     waker: Waker,
+    /// Nothing is to be read any more.
+    deaf: bool,
     to_inside: Vec<Frame>,
     to_outside: Vec<Outgoing>,
 }
@@ -56,6 +58,7 @@ impl SyscallsIo {
             receiving,
             send,
             waker,
+            deaf: false,
             to_inside: Vec::with_capacity(frames),
             to_outside: Vec::with_capacity(frames),
         })
@@ -135,10 +138,10 @@ impl PacketIo for SyscallsIo {
         self.send_all_outside(events);
         let pauses = [self.inside_retry.pause(), self.receiving.pause()];
         let limit = timeout.into_iter().chain(pauses.into_iter().flatten()).chain(ended).min();
-        let read_inside = pauses[0].is_none() && self.inside.free() > 0;
+        let read_inside = pauses[0].is_none() && self.inside.free() > 0 && !self.deaf;
         let mut watches = [
             Watch::readable(read_inside.then(|| self.tun.as_fd())),
-            Watch::readable(self.receiving.watched().filter(|_| pauses[1].is_none())),
+            Watch::readable(self.receiving.watched().filter(|_| pauses[1].is_none() && !self.deaf)),
             Watch::readable(Some(self.waker.as_fd())),
         ];
         match poll::poll(&mut watches, limit) {
@@ -173,6 +176,10 @@ impl PacketIo for SyscallsIo {
 
     fn mtu_towards(&self, address: u8, remote: Ipv4Addr) -> Option<u16> {
         self.send.get(usize::from(address))?.mtu_towards(remote).ok()
+    }
+
+    fn stop_receiving(&mut self) {
+        self.deaf = true;
     }
 
     fn in_flight(&self) -> usize {

@@ -81,6 +81,8 @@ pub struct UringIo {
     outside: Receiver,
     in_flight: InFlight,
     wake_armed: bool,
+    /// Nothing is to be received any more.
+    deaf: bool,
     /// Sends that could not be submitted: to be reported by the next `wait`.
     refused: Vec<Sent>,
     /// Addresses (by bit) whose sends have failed since their error queue was last emptied.
@@ -134,6 +136,7 @@ impl UringIo {
             outside,
             in_flight: InFlight::new(u32::try_from(buffers).unwrap_or(u32::MAX)),
             wake_armed: false,
+            deaf: false,
             refused: Vec::with_capacity(2 * BATCH_MAX),
             failed_addresses: 0,
             send,
@@ -162,7 +165,7 @@ impl UringIo {
         let mut later = (!self.wake_armed).then_some(PUSH_PAUSE);
         for receiver in [&mut self.inside, &mut self.outside] {
             let has_buffers = receiver.buffers.refill();
-            if receiver.armed || !has_buffers {
+            if receiver.armed || !has_buffers || self.deaf {
                 continue;
             }
             let mut pause = receiver.retry.pause();
@@ -272,8 +275,19 @@ impl PacketIo for UringIo {
         self.send.get(usize::from(address))?.mtu_towards(remote).ok()
     }
 
+    fn stop_receiving(&mut self) {
+        self.deaf = true;
+        for token in [INSIDE_TOKEN, OUTSIDE_TOKEN] {
+            // None is found where it is not armed just now: it will not be.
+            let _ = self.ring.submit();
+            let cancel = CancelBuilder::user_data(token);
+            let _ = self.ring.submitter().register_sync_cancel(Some(CLOSE_TIME_MAX.into()), cancel);
+        }
+    }
+
     fn in_flight(&self) -> usize {
-        self.in_flight.len() + self.refused.len()
+        let ending = if self.deaf { usize::from(self.inside.armed) + usize::from(self.outside.armed) } else { 0 };
+        self.in_flight.len() + self.refused.len() + ending
     }
 }
 

@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn long_messages_and_many_descriptors_arrive_in_their_order() {
-        let (here, there, _raw) = pair();
+        let (here, there, raw) = pair();
+        drop(raw);
         let long = json!({ "text": "x".repeat(1 << 20) });
         let file = File::open("/dev/null").unwrap();
         let sent = long.clone();

@@ -1,4 +1,4 @@
-//! The packet process: takes what the keeper hands over, serves, and says so.
+//! The packet process: takes what the keeper hands over, gives up all else, serves, and says so.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,11 +14,12 @@ use crossbeam::channel::{self, Receiver};
 use serde_json::Value;
 
 use super::line::{Line, Message};
-use super::{Said, TABLES};
+use super::{LEAVE, STOP, Said};
 use crate::config::Source;
 use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, TABLES};
+use crate::host::sandbox;
 use crate::metrics::Snapshot;
 
 /// How often the workers are asked whether they move, and the tables are marked as in use.
@@ -27,18 +28,27 @@ const PULSE: Duration = Duration::from_millis(250);
 /// Pulses without a turn of every worker until the keeper is not told any more that all are alive.
 const LATE_MAX: u32 = 1;
 
-/// Serves what the keeper at the other end of standard input hands over, until it says stop or hangs up. The totals, if it
-/// was asked to stop; none: it could not begin or go on, and the keeper knows why.
-pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Option<Snapshot> {
-    let line = io::stdin().as_fd().try_clone_to_owned().map(|end| Line::new(UnixStream::from(end))).ok()?;
-    let result = begin(&line, log_lines_lost).and_then(|(gateway, control)| go_on(gateway, control, &line));
-    result
-        .inspect_err(|error| {
-            // A keeper that is gone needs no reason.
-            let _ = line.send(&Said::Fault(error.to_string()).write(), &[]);
-        })
-        .ok()
-        .flatten()
+/// How a packet process has come to its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Served {
+    /// It was told to: its totals.
+    Stopped(Box<Snapshot>),
+    /// Another one goes on.
+    Left,
+    /// It could not begin or go on, and the keeper knows why; or the keeper is gone.
+    Failed,
+}
+
+/// Serves what the keeper at the other end of standard input hands over, until it is told to end, or the keeper hangs up.
+pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Served {
+    let Ok(end) = io::stdin().as_fd().try_clone_to_owned() else { return Served::Failed };
+    let line = Line::new(UnixStream::from(end));
+    let served = begin(&line, log_lines_lost).and_then(|(gateway, control)| go_on(gateway, control, &line));
+    served.unwrap_or_else(|error| {
+        // A keeper that is gone needs no reason.
+        let _ = line.send(&Said::Fault(error.to_string()).write(), &[]);
+        Served::Failed
+    })
 }
 
 fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Control), SetupError> {
@@ -51,13 +61,17 @@ fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Contro
     let tables = descriptors.remove(TABLES).ok_or_else(nobody)?;
     let mut find = |name: &str| descriptors.remove(name);
     let listeners = Listeners::adopt(&mut find)?;
-    let gateway = Gateway::resume(&source.config()?, tables, find, &addresses)?;
+    let config = source.config()?;
+    let gateway = Gateway::resume(&config, tables, find, &addresses)?;
     let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
+    if config.run.sandbox {
+        // The rings are made, and whoever else has a thread has it.
+        sandbox::allow_only_packets()?;
+    }
     Ok((gateway, control))
 }
 
-/// Serves until the end. None: the keeper is gone, and nobody wants totals.
-fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Option<Snapshot>, SetupError> {
+fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Served, SetupError> {
     let orders = orders(line).map_err(|cause| SetupError::caused("listening to the keeper", cause))?;
     let say = |said: Said| line.send(&said.write(), &[]);
     let _ = say(Said::Serving(gateway.description().to_owned()));
@@ -71,15 +85,22 @@ fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Option<S
             }
             recv(asked) -> order => match order {
                 Ok(Order { ask: Ask::Reload, answer }) => {
-                    let refusal = SetupError::new("this gateway reads its configuration when it starts, and only then");
-                    answer.give(Err(refusal.remedy("restart it")));
+                    let refusal = SetupError::new("who moves packets has no files: the configuration is read by who keeps them");
+                    answer.give(Err(refusal.remedy("echogate reload, or SIGHUP to the process of echogate run")));
                 }
                 Err(_) => {
                     tracing::error!("the thread of the control socket ended: nobody can look, and packets go on");
                     asked = channel::never();
                 }
             },
-            recv(orders) -> stop => return stop.ok().map(|()| gateway.stop()).transpose(),
+            recv(orders) -> order => return match order {
+                Ok(STOP) => gateway.stop().map(|totals| Served::Stopped(Box::new(totals))),
+                Ok(_) => {
+                    gateway.leave();
+                    Ok(Served::Left)
+                }
+                Err(_) => Ok(Served::Failed),
+            },
             default(PULSE) => {
                 late = if gateway.pulse() { 0 } else { late + 1 };
                 if late <= LATE_MAX {
@@ -91,13 +112,14 @@ fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Option<S
     }
 }
 
-/// What the keeper says from now on: stop. Closed when it hangs up.
-fn orders(line: &Line) -> io::Result<Receiver<()>> {
+/// What the keeper says from now on: how to end. Closed when it hangs up.
+fn orders(line: &Line) -> io::Result<Receiver<&'static str>> {
     let (sender, receiver) = channel::bounded(1);
     let line = line.try_clone()?;
     let listen = move || {
         while let Ok(Some(message)) = line.receive() {
-            if message.value.as_str() == Some("stop") && sender.send(()).is_err() {
+            let known = [STOP, LEAVE].into_iter().find(|order| message.value.as_str() == Some(order));
+            if known.is_some_and(|order| sender.send(order).is_err()) {
                 break;
             }
         }

@@ -4,7 +4,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use super::*;
-use crate::proxy::{Proxy, Settings};
+use crate::proxy::{Inbound, Outbound, Proxy, Reason, Settings};
+use crate::wire::build;
+use crate::wire::icmpv4::Echo;
+use crate::wire::ipv4::Ipv4;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
@@ -106,4 +109,41 @@ fn the_settings_of_a_gateway_have_a_shape() {
     let now = clock().unwrap().now();
     let (proxy, found) = Proxy::over(&settings, state.tables(), state.last_used(), now).unwrap();
     assert_eq!((found, proxy.outstanding()), (crate::proxy::Found::default(), 0));
+}
+
+/// Two proxies, one after the other, over one memory; the second comes `after` the first was last seen.
+fn reply_after(after: Duration) -> (Inbound, Inbound, u64) {
+    let mut settings = Settings::new(vec!["10.66.0.0/24".parse().unwrap()], vec![GATEWAY]);
+    settings.echo_words_log2 = 14;
+    let (client, remote) = (Ipv4Addr::new(10, 66, 0, 2), Ipv4Addr::new(192, 0, 2, 7));
+    let state = State::create(&shape()).unwrap();
+    let began = clock().unwrap().now();
+    let mut request = build::echo_request(client, remote, 7, 1, 64, b"asked of the first");
+    {
+        let (first, _) = Proxy::over(&settings, state.tables(), began, began).unwrap();
+        let mut handle = first.handle(0).unwrap();
+        assert!(matches!(handle.batch(began).outbound(&mut request), Outbound::Forward { .. }));
+    }
+    let opened = State::open(copy_of(&state), &shape()).unwrap();
+    let now = began + after;
+    let (second, found) = Proxy::over(&settings, opened.tables(), began, now).unwrap();
+    assert_eq!(found.slots.mappings, 1);
+    let sent = Ipv4::check(&request[..]).unwrap();
+    let echo = Echo::check(sent.payload()).unwrap();
+    let reply = build::echo_reply(remote, GATEWAY, echo.ident(), 1, 60, echo.payload());
+    let mut handle = second.handle(0).unwrap();
+    let mut answer = |mut reply: Vec<u8>| handle.batch(now).inbound(&mut reply);
+    (answer(reply.clone()), answer(reply), found.outstanding)
+}
+
+#[test]
+fn an_echo_of_one_process_is_answered_through_the_next_once_and_in_time() {
+    let (first, second, outstanding) = reply_after(Duration::from_secs(1));
+    assert!(matches!(first, Inbound::Deliver { client, .. } if client == Ipv4Addr::new(10, 66, 0, 2)), "{first:?}");
+    assert_eq!((second, outstanding), (Inbound::Drop(Reason::NoEcho), 1));
+    // Of 60 s; by its stamp, which wraps after four times that, it would be young again.
+    for late in [61, 241] {
+        let (first, _, outstanding) = reply_after(Duration::from_secs(late));
+        assert_eq!((first, outstanding), (Inbound::Drop(Reason::NoEcho), 0), "{late} s");
+    }
 }

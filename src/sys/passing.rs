@@ -65,6 +65,26 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, V
     Ok((received, descriptors))
 }
 
+/// The first descriptor that a supervisor hands over (sd_listen_fds(3)).
+const FIRST_INHERITED: RawFd = 3;
+
+/// The descriptors that whoever started this process has left open for it, from 3 on; closed on exec from now on. To be called
+/// once, before this process has opened anything: a number that nobody has left open would be somebody else's later. An
+/// error: one of them is not open.
+#[expect(unsafe_code, reason = "numbers become descriptors")]
+pub fn inherited(count: usize) -> io::Result<Vec<OwnedFd>> {
+    let numbers = || (FIRST_INHERITED..).take(count);
+    for number in numbers() {
+        // SAFETY: takes integers; a number that is none is refused (EBADF).
+        let result = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: all are open, and by the caller's promise nobody in this process has opened them.
+    Ok(numbers().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
 /// The user that the process at the other end of a connected Unix socket had when it connected or listened.
 #[expect(unsafe_code, reason = "getsockopt(2)")]
 pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {

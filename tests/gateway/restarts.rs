@@ -26,12 +26,12 @@ use crate::sys;
 
 in_every_setup!(killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mapping_kept,);
 
-const SETUP: Setup = Setup { io: "uring", workers: 2 };
+pub(crate) const SETUP: Setup = Setup { io: "uring", workers: 2 };
 
 /// Client idents of the probe.
 const IDENTS: u16 = 64;
 
-fn setting(name: &str, otherwise: u32) -> u32 {
+pub(crate) fn setting(name: &str, otherwise: u32) -> u32 {
     env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number: {text}")))
 }
 
@@ -74,6 +74,10 @@ impl Probe {
             let answered = (0..sent.len()).map(|number| times.get(&u32::try_from(number).expect("small")).copied());
             Probe { answered: answered.collect(), sent }
         })
+    }
+
+    pub(crate) fn sent(&self) -> usize {
+        self.sent.len()
     }
 
     pub(crate) fn lost(&self) -> usize {
@@ -166,7 +170,7 @@ fn kill_packets(gateway: &Echogate) -> Instant {
     at
 }
 
-fn serve(scene: &Scene, setup: &Setup) -> Echogate {
+pub(crate) fn serve(scene: &Scene, setup: &Setup) -> Echogate {
     Echogate::serve(scene.gateway(), &[scene.arguments(setup), limits_off()].concat())
 }
 
@@ -203,7 +207,7 @@ fn killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mappin
         report.lost,
         report.sent,
         probe.lost(),
-        probe.sent.len(),
+        probe.sent(),
     );
 }
 
@@ -272,7 +276,7 @@ fn the_packet_process_ends_with_its_keeper() {
 }
 
 /// The tables' memory, as whoever has its descriptor sees it.
-fn tables_of(gateway: &Echogate) -> File {
+pub(crate) fn tables_of(gateway: &Echogate) -> File {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", gateway.id())).expect("it runs");
     let mut paths = descriptors.map(|entry| entry.expect("it can be listed").path());
     let is_tables =

@@ -169,6 +169,11 @@ impl Pings {
         Pings { sent: number(" packets transmitted"), received: number(" received"), text }
     }
 
+    /// How many came back.
+    pub(crate) fn received(&self) -> u32 {
+        self.received
+    }
+
     /// Whether `count` were sent, and each came back once and as it left.
     pub(crate) fn all_came_back(&self, count: u32) -> bool {
         let flaws = ["DUP!", "wrong data", "errors", "duplicates", "BAD CHECKSUM"];

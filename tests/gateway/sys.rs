@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -18,6 +18,42 @@ pub(crate) fn signal(process: u32, signal: i32) -> io::Result<()> {
     // SAFETY: no pointers; the number is of a child of ours that has not been waited for, or of a child of that one.
     let result = unsafe { libc::kill(process, signal) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether two descriptors are one open file.
+#[expect(unsafe_code, reason = "kcmp(2) has no safe wrapper")]
+pub(crate) fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    let process = std::process::id();
+    // SAFETY: takes integers: two process numbers, KCMP_FILE (0) and two descriptors.
+    unsafe { libc::syscall(libc::SYS_kcmp, process, process, 0, one.as_raw_fd(), other.as_raw_fd()) == 0 }
+}
+
+/// Lets the command have these descriptors as its numbers 3, 4 and so on.
+#[expect(unsafe_code, reason = "system calls between fork and exec")]
+pub(crate) fn hand_down(command: &mut Command, descriptors: Vec<OwnedFd>) {
+    // SAFETY: `place` makes system calls and allocates nothing, which is allowed after fork.
+    unsafe { command.pre_exec(move || place(&descriptors)) };
+}
+
+#[expect(unsafe_code, reason = "fcntl(2) and dup2(2) have no safe wrapper that takes a number")]
+fn place(descriptors: &[OwnedFd]) -> io::Result<()> {
+    // Out of the way first, so that none is overwritten before it is in its place. What is left there is closed on exec.
+    const ASIDE: RawFd = 512;
+    for (aside, descriptor) in (ASIDE..).zip(descriptors) {
+        // SAFETY: takes integers.
+        let moved = unsafe { libc::dup3(descriptor.as_raw_fd(), aside, libc::O_CLOEXEC) };
+        if moved < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    for (aside, wanted) in (ASIDE..).zip(3..).take(descriptors.len()) {
+        // SAFETY: takes integers; the process that this is done to runs nothing but this and exec.
+        let placed = unsafe { libc::dup2(aside, wanted) };
+        if placed < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// A call of io_uring's; the numbers are the same on every architecture.

@@ -5,6 +5,9 @@
 //! `nft -i`, which reads commands from a pipe and ends when the pipe closes. The pipe's only writing end is ours, so the
 //! chain holds however this process ends: pipe closed, child gone, table gone. No supervisor, nothing to clean up.
 //!
+//! Who has the pipe has the table ([`Ownership`]): it can be handed to another process, which then keeps the table in force
+//! without a moment in which it is not. A child of somebody else's is told to quit, and known to be gone when it hangs up.
+//!
 //! An nft without an interactive mode or a kernel before 5.12 refuses; then a plain table does, removed at the end and
 //! replaced by the next start, and one warning says what is lost.
 //!
@@ -15,10 +18,11 @@
 //! Rejected: speaking nftables' netlink protocol ourselves (our socket would be the owner, without a child): some 300
 //! lines of encodings that the kernel does not document, against a program that every host with this feature has.
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{self, Child, ChildStderr, ChildStdin, Stdio};
+use std::process::{self, Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,6 +44,9 @@ const AFTER_NAT: i32 = 310;
 /// The errors that are passed on, by nft's names.
 const ERROR_TYPES: &str = "destination-unreachable, time-exceeded, parameter-problem";
 
+/// The table goes with the socket that made it.
+const OWNED: &str = "{ flags owner; }";
+
 /// How long nft may take to execute the line, and to end when told.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
@@ -58,13 +65,27 @@ pub(super) struct Table {
     owner: Option<Owner>,
 }
 
-/// A child whose life is the table's.
+/// An nft whose life is the table's.
 #[derive(Debug)]
 struct Owner {
-    child: Child,
-    /// None once the child has been told to end.
-    commands: Option<ChildStdin>,
-    complaints: ChildStderr,
+    /// None: another process has started it.
+    child: Option<Child>,
+    /// None once it has been told to end.
+    commands: Option<File>,
+    complaints: File,
+}
+
+/// What keeps a table in force, for whoever has it.
+#[derive(Debug)]
+pub struct Ownership {
+    /// The chain that tells this table from others.
+    pub stamp: String,
+    /// The whole of the table, but for the stamp: a table that says something else is of no use.
+    pub ruleset: String,
+    /// The pipe to nft.
+    pub commands: OwnedFd,
+    /// The pipe from it.
+    pub complaints: OwnedFd,
 }
 
 impl Table {
@@ -85,6 +106,61 @@ impl Table {
                 );
                 Ok(table)
             }
+        }
+    }
+
+    /// Removes a table of this name, if there is one. One that is owned is a living gateway's, and the kernel refuses.
+    pub(super) fn clear(name: &str) -> Result<(), SetupError> {
+        let operation = "removing the nftables table";
+        match nft::run(&["list", "table", "ip", name], "") {
+            Ok(_) => {}
+            Err(Failure::Refused(_)) => return Ok(()),
+            Err(failure) => return Err(failure.into_setup_error(operation)),
+        }
+        let deleted = nft::run(&["delete", "table", "ip", name], "");
+        deleted.map(drop).map_err(|failure| failure.into_setup_error(operation))
+    }
+
+    /// The table that was left, if it is in force. One that says something else than these settings is replaced by its own nft, in
+    /// one transaction; if that cannot be, it is ended.
+    pub(super) fn adopt(settings: &DivertSettings, ownership: Ownership) -> Option<Table> {
+        let Ownership { stamp, ruleset, commands, complaints } = ownership;
+        let name = settings.table_name();
+        let mut owner = Owner { child: None, commands: Some(commands.into()), complaints: complaints.into() };
+        if !owner.lives() || !is_listed(&name, &stamp) {
+            return None;
+        }
+        if ruleset == unstamped(settings) {
+            return Some(Table { name, stamp, owner: Some(owner) });
+        }
+        let stamp = new_stamp();
+        let line = self::ruleset(settings, &stamp, OWNED);
+        let replaced = owner.command(&line).and_then(|()| owner.await_table(&name, &stamp));
+        replaced.inspect_err(|why| tracing::warn!(%why, "the nftables table is made anew")).ok().map(|()| Table {
+            name,
+            stamp,
+            owner: Some(owner),
+        })
+    }
+
+    /// Another handle to what keeps this table in force; none if nothing needs to.
+    pub(super) fn ownership(&self, settings: &DivertSettings) -> Option<Ownership> {
+        let owner = self.owner.as_ref()?;
+        let clone = |file: &File| file.as_fd().try_clone_to_owned().ok();
+        Some(Ownership {
+            stamp: self.stamp.clone(),
+            ruleset: unstamped(settings),
+            commands: clone(owner.commands.as_ref()?)?,
+            complaints: clone(&owner.complaints)?,
+        })
+    }
+
+    /// Leaves it in force, for whoever has its [`Ownership`] too.
+    pub(super) fn leave(mut self) {
+        if let Some(owner) = &mut self.owner {
+            // Not ours to end any more. Its number is waited for by whoever becomes its parent.
+            owner.child = None;
+            owner.commands = None;
         }
     }
 
@@ -111,7 +187,7 @@ impl Table {
 
     #[cfg(test)]
     pub(super) fn child_id(&self) -> Option<u32> {
-        self.owner.as_ref().map(|owner| owner.child.id())
+        self.owner.as_ref()?.child.as_ref().map(Child::id)
     }
 
     /// Removes the table and waits until it is gone.
@@ -132,6 +208,13 @@ impl Table {
     }
 }
 
+impl Ownership {
+    /// Ends the table, where nobody takes it up.
+    pub fn end(self) {
+        drop(Owner { child: None, commands: Some(self.commands.into()), complaints: self.complaints.into() });
+    }
+}
+
 impl Owner {
     fn install(settings: &DivertSettings, stamp: &str) -> Result<Owner, Failure> {
         let mut child = nft::command()?
@@ -144,10 +227,11 @@ impl Owner {
             .spawn()
             .map_err(Failure::NotRun)?;
         let (Some(commands), Some(complaints)) = (child.stdin.take(), child.stderr.take()) else {
-            return Err(Failure::NotRun(std::io::ErrorKind::BrokenPipe.into()));
+            return Err(Failure::NotRun(io::ErrorKind::BrokenPipe.into()));
         };
-        let mut owner = Owner { child, commands: Some(commands), complaints };
-        let line = ruleset(settings, stamp, "{ flags owner; }");
+        let (commands, complaints) = (OwnedFd::from(commands), OwnedFd::from(complaints));
+        let mut owner = Owner { child: Some(child), commands: Some(commands.into()), complaints: complaints.into() };
+        let line = ruleset(settings, stamp, OWNED);
         owner.command(&line)?;
         owner.await_table(&settings.table_name(), stamp)?;
         Ok(owner)
@@ -200,19 +284,42 @@ impl Owner {
                 return false;
             }
         }
-        matches!(self.child.try_wait(), Ok(None))
+        self.runs()
+    }
+
+    fn runs(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => matches!(child.try_wait(), Ok(None)),
+            None => !hangs_up(&mut self.complaints),
+        }
     }
 }
 
+/// Whether everybody has closed the other end of this pipe. What is in it is thrown away.
+fn hangs_up(pipe: &mut File) -> bool {
+    while let Ok([true]) = poll::readable([pipe.as_fd()], Some(Duration::ZERO)) {
+        if matches!(pipe.read(&mut [0; 1024]), Ok(0) | Err(_)) {
+            return true;
+        }
+    }
+    false
+}
+
 impl Drop for Owner {
-    /// Ends the child and waits for it: the kernel removes the table as the child's socket closes.
+    /// Ends nft and waits for it: the kernel removes the table as its socket closes. Others may have the pipe as well, so it is
+    /// told.
     fn drop(&mut self) {
-        self.commands = None;
+        let Some(mut commands) = self.commands.take() else { return };
+        // Gone already, then.
+        let _ = commands.write_all(b"quit\n");
+        drop(commands);
         let deadline = Instant::now() + TIME_LIMIT;
-        while matches!(self.child.try_wait(), Ok(None)) {
+        while self.runs() {
             if Instant::now() >= deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
+                if let Some(child) = &mut self.child {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                }
                 return;
             }
             thread::sleep(PAUSE);
@@ -229,6 +336,11 @@ fn new_stamp() -> String {
 
 fn is_listed(table: &str, stamp: &str) -> bool {
     nft::run(&["list", "chain", "ip", table, stamp], "").is_ok()
+}
+
+/// What tables of these settings have in common.
+fn unstamped(settings: &DivertSettings) -> String {
+    ruleset(settings, "", "")
 }
 
 /// The whole table as one line.

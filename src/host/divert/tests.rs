@@ -271,7 +271,7 @@ fn a_killed_nft_takes_the_table_with_it_and_is_replaced() {
     scene.at_gateway(|| {
         let settings = settings();
         let tun = Tun::open(&settings.device);
-        let mut installed = Installed::open(&settings).expect("opens");
+        let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
         installed.mend().expect("installs");
         let first = installed.table.as_ref().map(|table| table.child_id()).expect("a table");
         let id = first.expect("owned by a child");
@@ -299,7 +299,7 @@ fn a_plain_table_does_the_same_and_is_watched_too() {
         let settings = settings();
         let tun = Tun::open(&settings.device);
         let before = state();
-        let mut installed = Installed::open(&settings).expect("opens");
+        let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
         installed.table = Some(Table::install_plain(&settings).expect("installs"));
         assert!(!installed.mend().expect("mends").contains(&"nftables table"));
         assert_diverted(&scene, &tun);
@@ -329,7 +329,7 @@ fn what_a_predecessor_left_is_taken_over() {
         let mut other = settings.clone();
         other.clients.push("10.99.0.0/16".parse().expect("a prefix"));
         other.priority = 3000;
-        let mut killed = Installed::open(&other).expect("opens");
+        let mut killed = Installed::open(&other, Box::new(|_| {})).expect("opens");
         killed.table = Some(Table::install_plain(&other).expect("installs"));
         killed.mend().expect("installs");
         std::mem::forget(killed);
@@ -371,7 +371,7 @@ fn who_is_refused_takes_nothing_away_from_the_other() {
         let first = settings();
         let _tun = Tun::open(&first.device);
         // Without a watcher, which would put back what was taken.
-        let mut installed = Installed::open(&first).expect("opens");
+        let mut installed = Installed::open(&first, Box::new(|_| {})).expect("opens");
         installed.mend().expect("installs");
         let during = state();
         let mut second = settings();
@@ -389,7 +389,7 @@ fn a_set_up_that_gets_no_further_is_undone() {
         let settings = settings();
         let _tun = Tun::open(&settings.device);
         let before = state();
-        let mut installed = Installed::open(&settings).expect("opens");
+        let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
         installed.table = Some(Table::install_plain(&settings).expect("installs"));
         installed.mend().expect("installs");
         assert_ne!(state(), before);

@@ -49,10 +49,18 @@ impl Watcher {
 
     /// Ends the thread and undoes what it kept.
     pub(super) fn stop(self) -> Result<(), SetupError> {
+        self.end()?.undo()
+    }
+
+    /// Ends the thread and leaves what it kept.
+    pub(super) fn leave(self) -> Result<(), SetupError> {
+        self.end()?.leave();
+        Ok(())
+    }
+
+    fn end(self) -> Result<Installed, SetupError> {
         drop(self.stop);
-        let mut installed =
-            self.thread.join().map_err(|_| SetupError::new("the thread that watches the diversion has panicked"))?;
-        installed.undo()
+        self.thread.join().map_err(|_| SetupError::new("the thread that watches the diversion has panicked"))
     }
 }
 

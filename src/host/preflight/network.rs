@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::firewall::{self, Passage};
-use super::{Finding, Plan};
+use super::{DEVICE, Finding, Plan};
 use crate::host::device::{ipv4_sysctl, read_sysctl};
 use crate::host::divert::DivertSettings;
 use crate::host::netlink::Netlink;
@@ -81,7 +81,7 @@ pub(super) fn examine(plan: &Plan, netlink: &mut Netlink) -> Vec<Finding> {
 }
 
 fn device_name(plan: &Plan, netlink: &mut Netlink) -> Finding {
-    let (name, device) = ("device", &plan.device.name);
+    let (name, device) = (DEVICE, &plan.device.name);
     match netlink.link_index(device) {
         Ok(None) => Finding::ok(name, format!("{device} is free")),
         Ok(Some(_)) => {

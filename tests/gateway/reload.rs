@@ -1,0 +1,220 @@
+//! A changed file while clients ping: what may change does, without losing a ping; what may not, or is wrong, changes nothing.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::thread;
+
+use tempfile::TempDir;
+
+use crate::in_every_setup;
+use crate::process::{Echogate, Ended};
+use crate::restarts::{probed, setting, under_load};
+use crate::scene::{Scene, Setup, run, wait_until};
+use crate::takeover::report;
+
+const SETUP: Setup = Setup { io: "uring", workers: 1 };
+
+/// A gateway with a file.
+struct Reloaded {
+    scene: Scene,
+    directory: TempDir,
+    gateway: Option<Echogate>,
+}
+
+impl Reloaded {
+    /// Serves both clients, with this besides in the file.
+    fn new(setup: &Setup, more: &str) -> Reloaded {
+        let (scene, directory) = (Scene::new(2), tempfile::tempdir().expect("a directory"));
+        let mut reloaded = Reloaded { scene, directory, gateway: None };
+        reloaded.write("10.66.0.0/24", more);
+        let file = reloaded.file();
+        let mut command = Echogate::command("run");
+        command.arg("--config").arg(&file).args(["--io", setup.io, "--workers", &setup.workers.to_string()]);
+        reloaded.gateway = Some(Echogate::start(reloaded.scene.gateway(), &mut command).serving());
+        reloaded
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("echogate.toml")
+    }
+
+    fn write(&self, clients: &str, more: &str) {
+        let text = format!(
+            "[inside]\nclients = [\"{clients}\"]\ndivert = [\"g0\", \"g1\"]\n[outside]\naddresses = [\"198.18.0.1\"]\n{more}"
+        );
+        fs::write(self.file(), text).expect("it can be written");
+    }
+
+    fn reload(&self) -> Ended {
+        Echogate::start(self.scene.gateway(), &mut Echogate::command("reload")).ended()
+    }
+
+    fn assert_reloads(&self) {
+        let ended = self.reload();
+        assert_eq!(ended.code, Some(0), "{}{}", ended.printed, ended.complaints);
+        assert!(ended.printed.starts_with("serving pings of "), "{}", ended.printed);
+    }
+
+    fn gateway(&self) -> &Echogate {
+        self.gateway.as_ref().expect("it serves")
+    }
+
+    fn stop(mut self) -> Ended {
+        self.gateway.take().expect("it serves").terminated()
+    }
+}
+
+in_every_setup!(no_running_ping_notices_a_reload,);
+
+fn no_running_ping_notices_a_reload(setup: &Setup) {
+    let reloaded = Reloaded::new(setup, "");
+    let remote = reloaded.scene.remote(0);
+    thread::scope(|scope| {
+        // Fifty a second for six seconds, by both.
+        let pings = [0, 1].map(|client| {
+            let scene = &reloaded.scene;
+            scope.spawn(move || scene.ping(client, &format!("-c 300 -i 0.02 -W 10 {remote}")))
+        });
+        for mappings in 300..304 {
+            reloaded.write("10.66.0.0/24", &format!("[limits]\nmappings = {mappings}\n"));
+            reloaded.assert_reloads();
+        }
+        for pings in pings {
+            let pings = pings.join().expect("it pings");
+            assert!(pings.all_came_back(300), "{}", pings.text);
+        }
+    });
+    let ended = reloaded.stop();
+    assert_eq!(ended.code, Some(0), "{}", ended.complaints);
+}
+
+#[test]
+fn a_reload_under_load_loses_nothing() {
+    let setup = Setup { workers: 2, ..SETUP };
+    let off = "[limits]\nenforce = \"off\"\n";
+    let reloaded = Reloaded::new(&setup, off);
+    let (load, (probe, ())) = under_load(&reloaded.scene, setting("ECHOGATE_RATE", 1000), || {
+        probed(&reloaded.scene, || {
+            for busy in 1..4 {
+                reloaded.write("10.66.0.0/24", &format!("{off}[run]\nbusy_poll_us = {busy}\n"));
+                reloaded.assert_reloads();
+            }
+            // And one that the diversion follows.
+            reloaded.write("10.66.0.0/23", off);
+            reloaded.assert_reloads();
+        })
+    });
+    report("reloaded four times", &setup, (&load, &probe));
+    assert_eq!((load.wrong_client, load.altered, load.duplicates), (0, 0, 0), "{load:?}");
+    assert_eq!((load.lost, probe.lost()), (0, 0), "{load:?}");
+    let ended = reloaded.stop();
+    assert_eq!(ended.code, Some(0), "{}", ended.complaints);
+}
+
+#[test]
+fn clients_limits_and_remotes_are_taken_from_the_file() {
+    let reloaded = Reloaded::new(&SETUP, "");
+    let (scene, other) = (&reloaded.scene, reloaded.scene.remote(1));
+    let table = || run(scene.gateway(), "nft list table ip echogate");
+    scene.assert_pings("at first");
+
+    reloaded.write("10.66.0.0/24", &format!("[remotes]\ndeny = [\"{other}/32\"]\n"));
+    reloaded.assert_reloads();
+    scene.assert_pings("to who is not denied");
+    let denied = scene.ping(0, &format!("-c 1 -W 2 {other}"));
+    assert!(denied.text.contains("filtered") || denied.text.contains("rohibited"), "{}", denied.text);
+
+    // Only the first client is one; the other's requests are led here no more.
+    let first = scene.client_address(0);
+    assert!(table().contains("10.66.0.0/24"), "{}", table());
+    reloaded.write(&format!("{first}/32"), "");
+    reloaded.assert_reloads();
+    assert!(!table().contains("10.66.0.0/24") && table().contains(&first.to_string()), "{}", table());
+    scene.assert_pings("by who is a client still");
+    let none = scene.ping(1, &format!("-c 1 -W 1 {}", scene.remote(0)));
+    assert!(!none.all_came_back(1), "{}", none.text);
+    reloaded.write("10.66.0.0/24", "");
+    reloaded.assert_reloads();
+    let back = scene.pings(1, 3, scene.remote(0), "");
+    assert!(back.all_came_back(3), "{}", back.text);
+
+    // One ping a minute, the burst of one apart.
+    reloaded.write("10.66.0.0/24", "[limits]\npackets_per_second = 1\npackets_burst = 2\n");
+    reloaded.assert_reloads();
+    let limited = scene.ping(0, &format!("-c 20 -i 0.01 -W 1 {}", scene.remote(0)));
+    assert!(!limited.all_came_back(20), "{}", limited.text);
+    let untouched = reloaded.stop();
+    assert_eq!(untouched.code, Some(0), "{}", untouched.complaints);
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_its_line_and_the_old_configuration_stays_in_force() {
+    let reloaded = Reloaded::new(&SETUP, "");
+    let packets = reloaded.gateway().packets_id();
+    let file = reloaded.file();
+    for (more, reason) in [
+        ("[limits]\nmapings = 8\n", "echogate.toml:7: "),
+        ("[limits\n", "echogate.toml:6: "),
+        ("[limits]\nmappings = \"many\"\n", "echogate.toml:7: "),
+        ("[mapping]\nidle = \"0s\"\n", "echogate.toml:7: "),
+        ("[run]\nworkers = 3\n[echo]\ntimeout = \"30s\"\n", "echo.timeout cannot change while the gateway runs"),
+    ] {
+        reloaded.write("10.66.0.0/24", more);
+        let refused = reloaded.reload();
+        assert_eq!((refused.code, refused.printed.as_str()), (Some(2), ""), "{more}: {}", refused.complaints);
+        assert!(refused.complaints.contains(reason), "{more}: {}", refused.complaints);
+    }
+    fs::remove_file(&file).expect("it is there");
+    let refused = reloaded.reload();
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.complaints.contains("cannot be read"), "{}", refused.complaints);
+    // A port that is taken is known only when it is tried.
+    let taken = reloaded.scene.gateway().run(|| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let taken = taken.expect("enters").expect("a port is free");
+    let port = taken.local_addr().expect("it is bound").port();
+    reloaded.write("10.66.0.0/24", &format!("[observe]\nmetrics = \"127.0.0.1:{port}\"\n"));
+    let refused = reloaded.reload();
+    assert!(refused.code == Some(2) && refused.complaints.contains("cannot serve metrics"), "{}", refused.complaints);
+
+    assert_eq!(reloaded.gateway().packets_id(), packets, "nobody had to begin again");
+    reloaded.scene.assert_pings("as before");
+    let ended = reloaded.stop();
+    assert_eq!(ended.code, Some(0), "{}", ended.complaints);
+    assert_eq!(ended.complaints.matches("the configuration stays as it was").count(), 7, "{}", ended.complaints);
+}
+
+#[test]
+fn a_signal_reloads_too_and_metrics_move_to_another_address() {
+    let reloaded = Reloaded::new(&SETUP, "");
+    let packets = reloaded.gateway().packets_id();
+    reloaded.write("10.66.0.0/24", "[observe]\nmetrics = \"127.0.0.1:9428\"\n");
+    run(reloaded.scene.gateway(), &format!("kill -HUP {}", reloaded.gateway().id()));
+    wait_until("another packet process", || reloaded.gateway().find_packets().is_some_and(|id| id != packets));
+    let connects = |port: u16| {
+        let connected = reloaded.scene.gateway().run(|| std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)));
+        connected.expect("enters").is_ok()
+    };
+    wait_until("metrics at the new address", || connects(9428));
+    reloaded.write("10.66.0.0/24", "[observe]\nmetrics = \"127.0.0.1:9429\"\n");
+    reloaded.assert_reloads();
+    assert!(connects(9429) && !connects(9428), "they have moved");
+    reloaded.scene.assert_pings("all the same");
+    let ended = reloaded.stop();
+    assert_eq!(ended.code, Some(0), "{}", ended.complaints);
+}
+
+#[test]
+fn without_a_gateway_or_without_a_file_there_is_nothing_to_reload() {
+    let scene = Scene::new(1);
+    let reload = || Echogate::start(scene.gateway(), &mut Echogate::command("reload")).ended();
+    let nobody = reload();
+    assert_eq!(nobody.code, Some(2));
+    assert!(nobody.complaints.contains("no gateway keeps echogate0"), "{}", nobody.complaints);
+    let gateway = scene.serve(&SETUP);
+    let nothing = reload();
+    assert_eq!(nothing.code, Some(2));
+    assert!(nothing.complaints.contains("without a file"), "{}", nothing.complaints);
+    scene.assert_pings("as before");
+    gateway.stop();
+}
