@@ -80,7 +80,7 @@
 //!
 //! For it are [`proxy`], [`policy`], [`clock`], [`error`], [`wire`], [`outside`] and [`metrics`]; for who runs the whole gateway
 //! as a value, [`gateway`] and [`config`]; for tests of a server, [`lab`]. The modules that this documentation leaves
-//! out (`checksum`, `table`, `io`, `sys`, `host`, `worker`, `cli`) are public for the gateway's own tests, benches and
+//! out (`canary`, `checksum`, `table`, `io`, `sys`, `host`, `worker`, `cli`) are public for the gateway's own tests, benches and
 //! binary, and change without notice.
 //!
 //! # The packet's journey
@@ -134,7 +134,7 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 0 | checksum, clock, error |
+//! | 0 | canary, checksum, clock, error |
 //! | 1 | wire, table, sys |
 //! | 2 | policy, io |
 //! | 3 | proxy |
@@ -155,6 +155,8 @@
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+#[doc(hidden)]
+pub mod canary;
 #[doc(hidden)]
 pub mod checksum;
 #[cfg(feature = "cli")]

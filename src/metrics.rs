@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 
+use crate::canary::{Canary, is_loose};
 use crate::policy::Class;
 use crate::proxy::Reason;
 
@@ -183,7 +184,7 @@ impl RoundTripCounters {
 impl WorkerCounters {
     /// Counts a drop.
     pub fn drop(&self, reason: Reason) {
-        self.drops[reason].add(1);
+        self.drops[reason].add(u64::from(!is_loose(Canary::LostCounter)));
     }
 
     /// Counts a refusal, which is a drop.

@@ -34,6 +34,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
+use crate::canary::{Canary, is_loose};
 use crate::clock::Instant;
 use crate::error::SetupError;
 use crate::policy::remotes::Remotes;
@@ -128,6 +129,8 @@ struct Owner {
     /// Next bucket to sweep, counted over all the owner's shards.
     sweep_next: usize,
     swept: Instant,
+    /// Buckets that may still hold an echo of a mapping that has ended.
+    unswept: usize,
     /// A panic went through a batch, and may have left the idents half changed: nobody gets them again.
     torn: bool,
 }
@@ -261,6 +264,7 @@ impl Proxy {
                     shards,
                     sweep_next: 0,
                     swept: tables.map_or(Instant::START, |(_, now)| now),
+                    unswept: if tables.is_some() { usize::MAX } else { 0 },
                     torn: false,
                 })
             })
@@ -318,6 +322,7 @@ impl Proxy {
             shards: Vec::new(),
             sweep_next: 0,
             swept: Instant::START,
+            unswept: 0,
             torn: false,
         }
     }
@@ -390,7 +395,9 @@ impl Handle {
     /// How long this thread may sleep before it must open a batch and call [`Batch::expire`]; `None`: as long as it
     /// likes.
     pub fn sleep_max(&self, now: Instant) -> Option<Duration> {
-        self.owner.idents.sleep_max(now)
+        // No longer than the stamps of what is outstanding can be told from younger ones.
+        let sweep = (self.owner.unswept > 0).then_some(self.proxy.echo_timeout);
+        self.owner.idents.sleep_max(now).into_iter().chain(sweep).min()
     }
 
     /// Mappings of this thread's shards that are live now.
@@ -520,7 +527,7 @@ impl Batch<'_> {
         echo.set_ident(index.ident());
         // What is whole for good needs no identification (RFC 6864, section 4.1); what can be cut up on its way needs one that
         // is unique among all that the gateway's address sends there, by whichever client (section 4.3).
-        let divisible = !packet.dont_fragment() || packet.is_fragment();
+        let divisible = (!packet.dont_fragment() || packet.is_fragment()) && !is_loose(Canary::SharedIdentification);
         let identification = divisible.then(|| self.owner.identifications.next(remote));
         self.leave_from(packet, index.address(), identification);
         Outbound::Forward { address: index.address(), remote, length, recorded }
@@ -700,6 +707,10 @@ impl Batch<'_> {
         }
         let identity = self.proxy.mappings.slots.identity(index);
         match identity.state() {
+            State::Live | State::Held if is_loose(Canary::WrongClient) => {
+                let neighbour = Ipv4Addr::from(u32::from(identity.client()) ^ 1);
+                Ok(Receiver { address: neighbour, ident: identity.client_ident() })
+            }
             State::Live | State::Held => Ok(Receiver { address: identity.client(), ident: identity.client_ident() }),
             State::Free | State::Resting => Err(Reason::NoMapping),
         }
@@ -793,8 +804,9 @@ impl Batch<'_> {
     /// Ends what is due: idle mappings and hold-downs, [`CREATIONS_MAX`] of each at most, and unanswered echoes: as many
     /// buckets as the time since the last call asks for, after a long sleep all of this thread's.
     pub fn expire(&mut self) -> Expired {
+        let in_use = self.owner.idents.live() + self.owner.idents.held() > 0;
         let mappings = self.owner.idents.expire(&self.proxy.mappings, self.now, CREATIONS_MAX, &self.guard);
-        Expired { mappings, echoes: self.owner.sweep(&self.proxy.echoes, self.proxy.echo_timeout, self.now) }
+        Expired { mappings, echoes: self.owner.sweep(&self.proxy.echoes, self.proxy.echo_timeout, self.now, in_use) }
     }
 }
 
@@ -806,8 +818,8 @@ impl Drop for Batch<'_> {
 
 impl Owner {
     /// Sweeps as much of the owner's echoes as the clock asks: all of it every echo timeout, whatever the load; so no
-    /// stamp, which wraps after four of them, is ever misread.
-    fn sweep(&mut self, echoes: &Echoes, timeout: Duration, now: Instant) -> u64 {
+    /// stamp, which wraps after four of them, is ever misread. `in_use`: some of the owner's idents are mapped or rest.
+    fn sweep(&mut self, echoes: &Echoes, timeout: Duration, now: Instant, in_use: bool) -> u64 {
         let total = self.shards.len() * echoes.shard_buckets();
         if total == 0 {
             return 0;
@@ -823,6 +835,8 @@ impl Owner {
             self.swept = self.swept + Duration::from_nanos(u64::try_from(used).unwrap_or(u64::MAX));
             usize::try_from(due).unwrap_or(total)
         };
+        // Of a mapping that rests no more every echo is over: once round from here finds all of them.
+        self.unswept = if in_use { total } else { self.unswept.min(total).saturating_sub(due) };
         let mut left = due;
         let mut unanswered = 0;
         while left > 0 {

@@ -44,6 +44,7 @@ use self::cut::{Narrow, PIECES_MAX};
 use self::post::{INBOX_MAX, Parcel};
 pub use self::post::{Inbox, Post};
 pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Seen, Subject, Tap, Trace};
+use crate::canary::{Canary, is_loose};
 use crate::clock::{Clock, Instant};
 use crate::error::SetupError;
 use crate::io::{BATCH_MAX, Events, FallThrough, Frame, PacketIo, Sent, Side};
@@ -323,7 +324,10 @@ impl<I: PacketIo> Turn<'_, I> {
     fn not_sent(&mut self, frame: Frame, errno: i32) {
         let frame = if errno == libc::EMSGSIZE { self.cut(frame) } else { Some(frame) };
         let Some(mut frame) = frame else { return };
-        if ![REPEATED, TOLD, LATER].contains(&frame.note()) && self.batch.withdraw(&frame) {
+        if ![REPEATED, TOLD, LATER].contains(&frame.note())
+            && !is_loose(Canary::NotWithdrawn)
+            && self.batch.withdraw(&frame)
+        {
             self.counters.outstanding.sub(1);
         }
         self.counters.send_outside.count(errno);
@@ -338,6 +342,10 @@ impl<I: PacketIo> Turn<'_, I> {
         let verdict =
             if self.tap.picks_inbound(&frame) { self.inbound_seen(&mut frame) } else { self.batch.inbound(&mut frame) };
         match verdict {
+            Inbound::Deliver { .. } if is_loose(Canary::LostReply) => {
+                self.counters.outstanding.sub(1);
+                self.counters.drop(Reason::NoEcho);
+            }
             Inbound::Deliver { length, .. } => {
                 self.counters.outstanding.sub(1);
                 frame.truncate(length);
@@ -393,7 +401,9 @@ impl<I: PacketIo> Turn<'_, I> {
                 if recorded == Recorded::Again {
                     frame.set_note(REPEATED);
                 }
-                frame.truncate(length);
+                if !is_loose(Canary::LeakedByte) {
+                    frame.truncate(length);
+                }
                 self.send_outside(frame, address, remote);
             }
             Outbound::Carry { address, remote, length } => {
@@ -404,6 +414,9 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::FallThrough(_) => match self.fall_through {
                 FallThrough::Reinject => {
                     frame.set_note(REINJECTED);
+                    if is_loose(Canary::ChangedPassing) {
+                        frame.reverse();
+                    }
                     self.io.send_inside(frame);
                 }
                 FallThrough::Drop => self.counters.not_reinjected.add(1),
@@ -422,7 +435,12 @@ impl<I: PacketIo> Turn<'_, I> {
                     self.tell(frame, address, Message::Prohibited);
                 }
             }
-            Outbound::Drop(reason) => self.counters.drop(reason),
+            Outbound::Drop(reason) => {
+                self.counters.drop(reason);
+                if is_loose(Canary::LostBuffer) {
+                    mem::forget(frame);
+                }
+            }
         }
     }
 

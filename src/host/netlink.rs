@@ -90,6 +90,12 @@ impl Netlink {
         Ok(self.link_header(name)?.map(|header| header.flags.contains(LinkFlags::Up)))
     }
 
+    /// Whether the device called `name` carries packets by now: a device that is set up drops in silence what it is given before
+    /// the kernel has noticed its carrier, which can be a second later. None if there is none.
+    pub fn link_runs(&mut self, name: &str) -> io::Result<Option<bool>> {
+        Ok(self.link_header(name)?.map(|header| header.flags.contains(LinkFlags::Running)))
+    }
+
     fn link_header(&mut self, name: &str) -> io::Result<Option<LinkHeader>> {
         if name.is_empty() || name.len() > NAME_LENGTH_MAX {
             return Ok(None);

@@ -6,7 +6,9 @@
 //! delay, corruption) and on sends (an errno). What the gateway wrote is recorded as it was written: a test that wants
 //! answers to be lost too does so on their way in. So every count of the gateway's can be compared exactly.
 //!
-//! `wait` moves the clock: to the next arrival, or by the whole timeout if nothing arrives before it.
+//! `wait` moves the clock: to the next arrival, or by the whole timeout if nothing arrives before it. Where several workers share a
+//! clock, none of them may: [`Wire::schedule`] leaves the clock to the test, which learns from [`Wire::due`] when the gateway
+//! has something to do next.
 //!
 //! Limits: packets queue without bound until the gateway has a free buffer (a kernel would drop them); a packet longer
 //! than a buffer is cut, as the kernel does.
@@ -75,6 +77,10 @@ struct World {
     inside: Way,
     outside: Way,
     woken: bool,
+    /// Somebody else moves the clock.
+    scheduled: bool,
+    /// Until when the gateway sleeps if nothing happens; `None`: for ever.
+    asleep_until: Option<Instant>,
 }
 
 /// One side's packets under way, and those that were written to it.
@@ -85,6 +91,8 @@ struct Way {
     arriving: BTreeMap<(Instant, u64), Vec<u8>>,
     pushed: u64,
     arrived: u64,
+    /// What arrived, as the gateway saw it; kept if somebody asks for it.
+    seen: Option<Vec<Vec<u8>>>,
     written: Vec<Written>,
 }
 
@@ -101,7 +109,22 @@ impl Wire {
             inside: way(inside),
             outside: way(outside),
             woken: false,
+            scheduled: false,
+            asleep_until: Some(Instant::START),
         })))
+    }
+
+    /// From now on the gateway's `wait` leaves the clock alone and returns at once.
+    pub fn schedule(&self) {
+        self.0.borrow_mut().scheduled = true;
+    }
+
+    /// When a gateway on a wire with a schedule has something to do next: now or earlier if it has already, `None` if it
+    /// sleeps until somebody pushes a packet or wakes it.
+    pub fn due(&self) -> Option<Instant> {
+        let world = self.0.borrow();
+        let woken = world.woken.then_some(Instant::START);
+        woken.into_iter().chain(world.asleep_until).chain(world.next_arrival()).min()
     }
 
     /// Sends a packet on its way to the gateway: read from the TUN (inside) or received by the raw socket (outside),
@@ -116,6 +139,17 @@ impl Wire {
     /// What the gateway has written to `side` since the last call, in order, failed sends included.
     pub fn take(&self, side: Side) -> Vec<Written> {
         mem::take(&mut self.0.borrow_mut().way(side).written)
+    }
+
+    /// Keeps what arrives from now on, for [`Wire::take_seen`].
+    pub fn keep_seen(&self) {
+        let world = &mut *self.0.borrow_mut();
+        (world.inside.seen, world.outside.seen) = (Some(Vec::new()), Some(Vec::new()));
+    }
+
+    /// What was handed to the gateway from `side` since the last call, in order and as it arrived.
+    pub fn take_seen(&self, side: Side) -> Vec<Vec<u8>> {
+        self.0.borrow_mut().way(side).seen.as_mut().map(mem::take).unwrap_or_default()
     }
 
     /// How many packets from `side` were handed to the gateway so far.
@@ -152,6 +186,18 @@ impl World {
         let first = |way: &Way| way.arriving.keys().next().map(|(at, _)| *at);
         first(&self.inside).into_iter().chain(first(&self.outside)).min()
     }
+
+    /// Moves the clock to the next arrival, or by `timeout` if that is sooner.
+    fn pass_time(&self, timeout: Option<Duration>) -> Result<(), SetupError> {
+        let now = self.clock.now();
+        // An arrival that is due already waits for a buffer: time passes all the same.
+        let next = self.next_arrival().map(|at| at.since(now)).filter(|wait| !wait.is_zero());
+        let wait = next.into_iter().chain(timeout).min();
+        let wait =
+            wait.ok_or_else(|| SetupError::new("waiting without a limit on a wire where nothing is under way"))?;
+        self.clock.advance(wait);
+        Ok(())
+    }
 }
 
 impl Way {
@@ -187,7 +233,10 @@ impl Way {
             let Some(entry) = self.arriving.first_entry().filter(|entry| entry.key().0 <= now) else { break };
             let bytes = entry.get();
             let Some(frame) = pool.frame_from(&bytes[..bytes.len().min(pool.buffer_bytes())]) else { break };
-            entry.remove();
+            let bytes = entry.remove();
+            if let Some(seen) = &mut self.seen {
+                seen.push(bytes);
+            }
             into.push(frame);
             self.arrived += 1;
             any = true;
@@ -211,16 +260,9 @@ pub struct MemoryIo {
     wire: Wire,
     inside: Rc<Pool>,
     outside: Rc<Pool>,
-    queued: VecDeque<Queued>,
+    queued: VecDeque<Sent>,
     /// Nothing is to be read any more.
     deaf: bool,
-}
-
-#[derive(Debug)]
-struct Queued {
-    to: Side,
-    frame: Frame,
-    way: Option<(u8, Ipv4Addr)>,
 }
 
 impl MemoryIo {
@@ -243,12 +285,7 @@ impl MemoryIo {
         let world = &mut *self.wire.0.borrow_mut();
         let now = world.clock.now();
         let mut any = !self.queued.is_empty();
-        for Queued { to, frame, way } in self.queued.drain(..) {
-            let side = if to == Side::Inside { &mut world.inside } else { &mut world.outside };
-            let errno = side.send_errno(&mut world.rng, frame.len());
-            side.written.push(Written { bytes: frame.to_vec(), way, errno, at: now });
-            events.sent.push(Sent { to, frame, errno });
-        }
+        events.sent.extend(self.queued.drain(..));
         if !self.deaf {
             any |= world.inside.deliver(now, &self.inside, &mut events.from_inside);
             any |= world.outside.deliver(now, &self.outside, &mut events.from_outside);
@@ -257,35 +294,38 @@ impl MemoryIo {
         any | mem::take(&mut world.woken)
     }
 
-    /// Moves the clock to the next arrival, or by `timeout` if that is sooner.
-    fn pass_time(&self, timeout: Option<Duration>) -> Result<(), SetupError> {
-        let world = self.wire.0.borrow();
-        let now = world.clock.now();
-        // An arrival that is due already waits for a buffer: time passes all the same.
-        let next = world.next_arrival().map(|at| at.since(now)).filter(|wait| !wait.is_zero());
-        let wait = next.into_iter().chain(timeout).min();
-        let wait =
-            wait.ok_or_else(|| SetupError::new("waiting without a limit on a wire where nothing is under way"))?;
-        world.clock.advance(wait);
-        Ok(())
+    fn send(&mut self, to: Side, frame: Frame, way: Option<(u8, Ipv4Addr)>) {
+        let world = &mut *self.wire.0.borrow_mut();
+        let at = world.clock.now();
+        let side = if to == Side::Inside { &mut world.inside } else { &mut world.outside };
+        let errno = side.send_errno(&mut world.rng, frame.len());
+        side.written.push(Written { bytes: frame.to_vec(), way, errno, at });
+        world.asleep_until = Some(at);
+        self.queued.push_back(Sent { to, frame, errno });
     }
 }
 
 impl PacketIo for MemoryIo {
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError> {
-        if !self.settle(events) {
-            self.pass_time(timeout)?;
+        let any = self.settle(events);
+        let scheduled = self.wire.0.borrow().scheduled;
+        if scheduled {
+            let world = &mut *self.wire.0.borrow_mut();
+            let now = world.clock.now();
+            world.asleep_until = if any { Some(now) } else { timeout.map(|timeout| now + timeout) };
+        } else if !any {
+            self.wire.0.borrow().pass_time(timeout)?;
             self.settle(events);
         }
         Ok(())
     }
 
     fn send_inside(&mut self, frame: Frame) {
-        self.queued.push_back(Queued { to: Side::Inside, frame, way: None });
+        self.send(Side::Inside, frame, None);
     }
 
     fn send_outside(&mut self, frame: Frame, address: u8, remote: Ipv4Addr) {
-        self.queued.push_back(Queued { to: Side::Outside, frame, way: Some((address, remote)) });
+        self.send(Side::Outside, frame, Some((address, remote)));
     }
 
     fn copy_of(&self, side: Side, packet: &[u8]) -> Option<Frame> {

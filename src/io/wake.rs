@@ -3,10 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+#[cfg(feature = "pinger")]
 use std::time::Duration;
 
 use crate::error::SetupError;
-use crate::sys::{event, poll};
+use crate::sys::event;
+#[cfg(feature = "pinger")]
+use crate::sys::poll;
 
 /// Ends a worker's wait. Clones wake the same worker.
 ///

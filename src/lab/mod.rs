@@ -40,6 +40,8 @@ mod tests;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use namespace::{Namespace, enter_unprivileged};
 
@@ -91,6 +93,10 @@ impl Default for LabOptions {
         LabOptions { clients: 2, remotes: 1, routers: 0, rp_filter: 2, addresses: 1 }
     }
 }
+
+/// How long the cables may take to carry packets, all together. The kernel looks at carriers once a second where many change.
+const LINKS_TIME_MAX: Duration = Duration::from_secs(20);
+const LINKS_POLL: Duration = Duration::from_millis(5);
 
 /// A client and the gateway's device towards it.
 #[derive(Debug)]
@@ -144,7 +150,30 @@ impl Lab {
             lab.connect_client(client)?;
         }
         lab.connect_outside()?;
+        lab.await_links()?;
         Ok(lab)
+    }
+
+    /// Waits until every cable carries packets. One that does not yet loses the first question for its neighbour, which is asked
+    /// again a second later; of the packets that wait for the answer, the kernel keeps some 160.
+    fn await_links(&self) -> Result<(), SetupError> {
+        let of_clients = self
+            .clients
+            .iter()
+            .flat_map(|client| [(&self.gateway, client.interface.as_str()), (&client.namespace, HOST_DEVICE)]);
+        let of_routers = self.routers.iter().flat_map(|router| [(router, HOST_DEVICE), (router, FAR_DEVICE)]);
+        let outside = [(&self.gateway, OUTSIDE_DEVICE), (&self.internet, HOST_DEVICE)];
+        let until = Instant::now() + LINKS_TIME_MAX;
+        for (host, device) in of_clients.chain(of_routers).chain(outside) {
+            while !host.configure(|netlink| Ok(netlink.link_runs(device)? == Some(true)))? {
+                if Instant::now() >= until {
+                    let name = host.name();
+                    return Err(SetupError::new(format!("lab: {device} of the {name} carries nothing yet")));
+                }
+                thread::sleep(LINKS_POLL);
+            }
+        }
+        Ok(())
     }
 
     /// The clients, in order of their addresses from 10.66.0.2.

@@ -180,6 +180,27 @@ fn unanswered_echoes_are_swept_in_time_however_often_the_worker_turns() {
     assert_eq!(bench.proxy.outstanding(), 0);
 }
 
+/// Found by the simulator (seeds 36 and 47): a worker whose mappings had all ended slept, and what was outstanding stayed so, until its
+/// stamp wrapped and it looked young.
+#[test]
+fn a_worker_wakes_until_no_echo_of_its_ended_mappings_is_outstanding() {
+    let mut settings = settings();
+    settings.mapping_idle = Duration::from_secs(1);
+    settings.echo_timeout = Duration::from_secs(100);
+    let mut bench = Bench::new(&settings);
+    for ident in 0..50 {
+        bench.send(CLIENT, REMOTE, ident, 1);
+    }
+    let mut unanswered = 0;
+    while let Some(sleep) = bench.handle.sleep_max(bench.now) {
+        assert!(sleep <= settings.echo_timeout, "{sleep:?}");
+        bench.now = bench.now + sleep;
+        unanswered += bench.handle.batch(bench.now).expire().echoes;
+    }
+    assert_eq!((unanswered, bench.proxy.outstanding()), (50, 0));
+    assert!(bench.now.since(Instant::START) < settings.echo_timeout * 4, "{:?}", bench.now);
+}
+
 /// RFC 5508 REQ-11.
 #[test]
 fn what_is_none_of_ours_falls_through_unchanged() {

@@ -34,6 +34,7 @@ use rand::rngs::StdRng;
 
 use super::atomic::{AtomicU64, Ordering};
 use super::{SHARDS, SlotIndex, Storage};
+use crate::canary::{Canary, is_loose};
 use crate::clock::Instant;
 
 /// Keys for a new table.
@@ -62,7 +63,7 @@ pub struct EchoKey {
 pub enum Recorded {
     /// The echo has a word of its own.
     New,
-    /// The very same echo was outstanding already; it is as young as this one now.
+    /// The very same echo was outstanding already, in time; it is as young as this one now.
     Again,
     /// The echo took the word of one that had waited longer than the echo timeout: nobody answered that.
     OverExpired,
@@ -215,7 +216,9 @@ impl Echoes {
             if seen == 0 {
                 free = Some(way);
             } else if self.tag(seen) == tag {
-                return Choice { way, seen, outcome: Recorded::Again };
+                // Over, and not swept yet: this one is a new one, whatever becomes of it.
+                let over = self.age_ticks(seen, now) > self.timeout_ticks;
+                return Choice { way, seen, outcome: if over { Recorded::OverExpired } else { Recorded::Again } };
             }
         }
         match free {
@@ -255,9 +258,12 @@ impl Echoes {
                 if seen == 0 || self.tag(seen) != tag {
                     break;
                 }
+                if is_loose(Canary::DoubleDelivery) {
+                    return Consumed::Matched;
+                }
                 // Acquire: pairs with `record`'s Release.
                 if word.compare_exchange(seen, 0, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                    let late = self.age_ticks(seen, now) > self.timeout_ticks;
+                    let late = self.age_ticks(seen, now) > self.timeout_ticks && !is_loose(Canary::NeverLate);
                     return if late { Consumed::Late } else { Consumed::Matched };
                 }
             }
@@ -316,8 +322,8 @@ impl Echoes {
         let scrambled = self.scramble(
             u64::from(key.index.address()) << 58
                 | u64::from(key.index.ident() >> 6) << 48
-                | u64::from(key.sequence) << 32
-                | u64::from(u32::from(key.remote)),
+                | u64::from(if is_loose(Canary::WeakSequence) { 0 } else { key.sequence }) << 32
+                | u64::from(if is_loose(Canary::WeakRemote) { 0 } else { u32::from(key.remote) }),
         );
         let in_shard = usize::try_from(scrambled >> self.tag_bits).unwrap_or(usize::MAX);
         (key.index.shard() << self.shard_buckets_log2 | in_shard, self.tag(scrambled))
@@ -381,6 +387,17 @@ mod tests {
 
     fn at(seconds: u64) -> Instant {
         Instant::START + Duration::from_secs(seconds)
+    }
+
+    /// Found by the simulator (seed 1041): the old echo passed for the new one, and when that could not be sent, a reply to the old
+    /// one was in time again.
+    #[test]
+    fn an_echo_that_is_over_is_not_renewed_by_its_like() {
+        let echoes = table(14);
+        assert_eq!(echoes.record(key(1, 1, 1), at(0)), Recorded::New);
+        assert_eq!(echoes.record(key(1, 1, 1), at(59)), Recorded::Again);
+        assert_eq!(echoes.record(key(1, 1, 1), at(130)), Recorded::OverExpired);
+        assert_eq!((echoes.occupied(), echoes.consume(key(1, 1, 1), at(131))), (1, Consumed::Matched));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::clients::{ClientIndex, Clients};
 use super::forward::{Forward, Guard};
 use super::slots::{Slots, State};
 use super::{SHARDS, SlotIndex};
+use crate::canary::{Canary, is_loose};
 use crate::clock::Instant;
 
 /// Why no mapping could be made. Nobody's live mapping is evicted to make room (RFC 6888 REQ-11).
@@ -322,7 +323,8 @@ impl Idents {
         let identity = mappings.slots.hold(index, now);
         mappings.forward.remove(identity.client(), identity.client_ident(), index, guard);
         mappings.clients.leave(mappings.slots.client(index));
-        self.held.push_back((index, now + self.lifetimes.hold_down));
+        let rest = if is_loose(Canary::StaleIdent) { Duration::ZERO } else { self.lifetimes.hold_down };
+        self.held.push_back((index, now + rest));
     }
 
     /// How many live mappings the walk should have looked at since the last time.

@@ -26,6 +26,7 @@ use std::net::Ipv4Addr;
 use super::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::clients::ClientIndex;
 use super::{SlotIndex, Storage};
+use crate::canary::{Canary, is_loose};
 use crate::clock::Instant;
 
 /// Whether a slot is in use.
@@ -254,6 +255,9 @@ impl Slots {
     /// Marks the mapping as used now.
     #[inline]
     pub fn touch(&self, index: SlotIndex, now: Instant) {
+        if is_loose(Canary::ForgottenUse) {
+            return;
+        }
         let last_use = &self.slots[index.position()].last_use_ms;
         let now = wrapped_millis(now);
         // Relaxed both: a time stamp alone, read by the owner's sweep. The comparison keeps a busy mapping's line clean.

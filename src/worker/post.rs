@@ -27,14 +27,19 @@ impl Inbox {
         Inbox(Arc::new(ArrayQueue::new(room)))
     }
 
+    /// Whether nothing waits in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Empties it and tells how many there were: once its worker has ended, those are given up.
     pub fn give_up(&self) -> usize {
         std::iter::from_fn(|| self.0.pop()).count()
     }
 }
 
-/// Where a worker gets requests that others had no ident for, and where it hands over its own.
-#[derive(Debug)]
+/// Where a worker gets requests that others had no ident for, and where it hands over its own. Clones are the same worker's.
+#[derive(Clone, Debug)]
 pub struct Post {
     /// This worker's number.
     number: usize,

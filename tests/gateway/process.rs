@@ -169,13 +169,13 @@ impl Ended {
 }
 
 /// All that is written to a pipe, read as it comes.
-struct Pipe {
+pub(crate) struct Pipe {
     text: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Pipe {
-    fn read(mut pipe: impl Read + Send + 'static) -> Pipe {
+    pub(crate) fn read(mut pipe: impl Read + Send + 'static) -> Pipe {
         let text = Arc::new(Mutex::new(String::new()));
         let written = Arc::clone(&text);
         let reader = thread::spawn(move || {
@@ -188,7 +188,7 @@ impl Pipe {
         Pipe { text, reader: Some(reader) }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

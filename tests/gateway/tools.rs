@@ -1,7 +1,6 @@
 //! What people ping and trace with, through three routers and with every flag that could go wrong: Debian's own tools.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -12,9 +11,8 @@ use echogate::wire::ipv4::Ipv4;
 
 use crate::ear::Ear;
 use crate::in_every_setup;
-use crate::process::Echogate;
+use crate::process::{Echogate, Pipe};
 use crate::scene::{Scene, Setup, run, wait_until};
-use crate::sys;
 
 in_every_setup!(
     traceroute_and_mtr_show_every_hop_across_three_routers,
@@ -210,13 +208,9 @@ fn a_dead_net_is_unreachable_at_once(setup: &Setup) {
         assert_eq!((told.source(), &told.payload()[..2]), (GATEWAY_OUTSIDE, &[3, 0][..]));
         waits.push((round_trip, waited_for_a_cpu(gateway.id()) - waited_before));
     }
-    let seen = capture.end();
-    let times = |what: &str, of: &str| -> Vec<Duration> {
-        let lines = seen.lines().filter(|line| line.contains(what) && line.contains(of));
-        lines.filter_map(|line| line.split(' ').next()?.parse().ok()).map(Duration::from_secs_f64).collect()
-    };
-    let (came, left) = (times("echogate0 Out", "echo request"), times("g0    Out", "unreachable"));
-    assert_eq!((came.len(), left.len()), (ASKED.into(), ASKED.into()), "{seen}");
+    let came = capture.times(ASKED.into(), ["echogate0 Out", "echo request"]);
+    let left = capture.times(ASKED.into(), ["g0    Out", "unreachable"]);
+    assert_eq!((came.len(), left.len()), (ASKED.into(), ASKED.into()), "each once");
     println!("dead net ({} on {} workers), each of {ASKED} in microseconds:", setup.io, setup.workers);
     println!("  for ping  in the gateway  of that waiting for a CPU");
     let mut own = Vec::new();
@@ -245,8 +239,11 @@ fn waited_for_a_cpu(process: u32) -> Duration {
     Duration::from_nanos(waited.sum())
 }
 
-/// What passes a host, with the kernel's time stamps.
-struct Capture(Child);
+/// What passes a host, with the kernel's time stamps, until dropped.
+struct Capture {
+    tcpdump: Child,
+    printed: Pipe,
+}
 
 impl Capture {
     fn of(namespace: &Namespace) -> Capture {
@@ -254,23 +251,31 @@ impl Capture {
         command.args(["-i", "any", "-n", "-tt", "-l", "-Z", "root", "--immediate-mode", "icmp"]);
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = namespace.run(|| command.spawn()).expect("the namespace can be entered");
-        let mut child = child.expect("tcpdump is installed: scripts/test does that");
-        let mut said = BufReader::new(child.stderr.take().expect("piped"));
-        let mut line = String::new();
-        while !line.starts_with("listening on") {
-            line.clear();
-            let read = said.read_line(&mut line).expect("what it says");
-            assert_ne!(read, 0, "tcpdump does not listen");
-        }
-        child.stderr = Some(said.into_inner());
-        Capture(child)
+        let mut tcpdump = child.expect("tcpdump is installed: scripts/test does that");
+        let said = Pipe::read(tcpdump.stderr.take().expect("piped"));
+        let printed = Pipe::read(tcpdump.stdout.take().expect("piped"));
+        wait_until("tcpdump listens", || said.text().contains("listening on"));
+        Capture { tcpdump, printed }
     }
 
-    /// Ends it; the lines that it has printed.
-    fn end(self) -> String {
-        // What has been captured is printed first.
-        sys::terminate(self.0.id()).expect("it runs");
-        let output = self.0.wait_with_output().expect("its output");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+    /// The times of the lines that say all of this, once there are so many.
+    fn times(&self, count: usize, words: [&str; 2]) -> Vec<Duration> {
+        let times = || -> Vec<Duration> {
+            let text = self.printed.text();
+            // The last may not be whole yet.
+            let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let lines = lines.filter(|line| words.iter().all(|word| line.contains(word)));
+            lines.filter_map(|line| line.split(' ').next()?.parse().ok()).map(Duration::from_secs_f64).collect()
+        };
+        wait_until(&format!("{count} times {words:?}"), || times().len() >= count);
+        times()
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // Harmless after its end: the number is kept until it has been waited for.
+        drop(self.tcpdump.kill());
+        drop(self.tcpdump.wait());
     }
 }

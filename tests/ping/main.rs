@@ -67,11 +67,8 @@ fn one_host_reads_as_with_ping_but_for_the_numbers() {
     for arguments in [
         &["-c", "3", "-i", "0.2", "127.0.0.1"][..],
         &["-c", "2", "-i", "0.2", "-q", "-s", "100", "127.0.0.1"],
-        &["-c", "2", "-i", "0.2", "-6", "::1"],
-        &["-c", "1", "-p", "ff", "::1"],
         &["-c", "1", "-I", "lo", "127.0.0.1"],
         &["-c", "1", "-I", "127.0.0.1", "127.0.0.1"],
-        &["-c", "1", "-I", "lo", "::1"],
     ] {
         let (theirs, ours) = (run(lab.gateway(), "ping", arguments), echogate(lab.gateway(), arguments));
         assert_eq!(

@@ -97,7 +97,9 @@ fn times_begin_on_the_wire_or_with_the_send_as_is_asked_for() {
 /// What the terminal gets of a second of --graph.
 fn picture(no_color: Option<&str>) -> String {
     let lab = scene();
-    let seen = format!("{} ping --graph -i 0.1 127.0.0.1 203.0.113.9", env!("CARGO_BIN_EXE_echogate"));
+    // The terminal has no size before it is given one.
+    let seen =
+        format!("stty rows 24 cols 80; {} ping --graph -i 0.1 127.0.0.1 203.0.113.9", env!("CARGO_BIN_EXE_echogate"));
     let mut command = Command::new("script");
     command.args(["-qec", &seen, "/dev/null"]).env("TERM", "xterm-256color").env("SHELL", "/bin/sh");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env_remove("NO_COLOR");

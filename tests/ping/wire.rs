@@ -30,6 +30,28 @@ fn ours(wire: &Wire, arguments: &[&str], answers: impl Fn(usize, &Request) -> Ve
 }
 
 #[test]
+fn an_ipv6_host_reads_as_with_ping_but_for_the_numbers() {
+    in_network(|wire| {
+        for arguments in [
+            &["-c", "2", "-i", "0.2", "-6", "::1"][..],
+            &["-n", "-c", "1", "-p", "ff", "fd00:66::1"],
+            &["-c", "1", "-I", "lo", "::1"],
+        ] {
+            let nothing = |_, _: &Request| Vec::new();
+            let (theirs, ours) = (talk(wire, "ping", arguments, nothing), ours(wire, arguments, nothing));
+            assert_eq!(
+                blanked(&stdout(&ours)),
+                blanked(&stdout(&theirs)),
+                "{arguments:?} {}{}",
+                stderr(&ours),
+                stderr(&theirs)
+            );
+            assert_eq!((ours.status.code(), theirs.status.code()), (Some(0), Some(0)));
+        }
+    });
+}
+
+#[test]
 fn a_duplicate_is_marked_and_summed_up_as_with_ping() {
     in_network(|wire| {
         let arguments = ["-n", "-c", "2", "-i", "0.5", "198.18.0.2"];

@@ -345,16 +345,21 @@ mod tests {
         view
     }
 
+    /// Without what the columns' widths are.
+    fn words(text: &str) -> String {
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     #[test]
     fn rates_losses_latencies_and_the_busiest_are_on_a_small_screen() {
         let (text, colored) = screen(&view(true), 80, 24);
         assert!(colored);
         for expected in [
-            "echogate 0.1.0  echogate0  io_uring  2 workers  up 1h 20s",
+            "echogate 0.1.0 echogate0 io_uring 2 workers up 1h 20s",
             "every worker moves",
-            "requests sent              500         10,000",
+            "requests sent 500 10,000",
             "90.0%",
-            "round trip p50               6.0 ms",
+            "round trip p50 6.0 ms",
             "12 of 65,536",
             "50 of 1,048,576",
             "42.0 kB/s",
@@ -363,10 +368,10 @@ mod tests {
             "~0.4",
             "12 ms",
             "198.18.0.2",
-            "over_packets                            20                400",
+            "over_packets 20 400",
             "last 10 s",
         ] {
-            assert!(text.contains(expected), "{expected:?} is missing:\n{text}");
+            assert!(words(&text).contains(expected), "{expected:?} is missing:\n{text}");
         }
         let place = |name: &str| text.find(name).unwrap_or_else(|| panic!("{name} is missing:\n{text}"));
         assert!(place("over_packets") < place("no_echo"), "what grows stands first:\n{text}");
@@ -389,11 +394,11 @@ mod tests {
     fn a_gateway_that_has_just_begun_or_begun_again_has_no_rates_yet() {
         let mut view = View::new(stats(20, false), true);
         let (text, _) = screen(&view, 80, 24);
-        assert!(text.contains("requests sent                -         10,000"), "{text}");
+        assert!(words(&text).contains("requests sent - 10,000"), "{text}");
         assert!(text.contains("drops: none") && text.contains("just begun"), "{text}");
         view.show(stats(1, false));
         let (text, _) = screen(&view, 80, 24);
-        assert!(text.contains("requests sent                -            500"), "{text}");
+        assert!(words(&text).contains("requests sent - 500"), "{text}");
     }
 
     #[test]

@@ -1,0 +1,46 @@
+//! The bodies of the fuzz targets, over the committed corpora and over random bytes: so that they cannot rot, and that what was
+//! found once stays found. `scripts/fuzz` runs them with a fuzzer's guidance.
+
+#[path = "../fuzz/bodies.rs"]
+mod bodies;
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+fn corpus(target: &str, body: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let inputs: Vec<_> = fs::read_dir(&folder).expect("a corpus").collect();
+    assert!(!inputs.is_empty(), "{} is empty", folder.display());
+    for input in inputs {
+        body(&fs::read(input.expect("a file").path()).expect("an input"));
+    }
+}
+
+#[test]
+fn the_corpora_pass() {
+    corpus("wire", bodies::wire);
+    corpus("proxy", bodies::proxy);
+    corpus("configuration", bodies::configuration);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        bodies::wire(&bytes);
+        bodies::proxy(&bytes);
+        bodies::configuration(&bytes);
+    }
+
+    #[test]
+    fn any_history_passes(steps in prop::collection::vec((0_u8..6, prop::collection::vec(any::<u8>(), 0..12)), 0..60)) {
+        let history = steps.into_iter().flat_map(|(step, given)| {
+            let length = u8::try_from(given.len()).unwrap_or(0);
+            [vec![step, length], given].concat()
+        });
+        bodies::proxy(&history.collect::<Vec<_>>());
+    }
+}

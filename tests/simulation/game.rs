@@ -1,0 +1,151 @@
+//! What one seed stands for: how large the gateway is, what it allows, and how bad its world is.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use echogate::io::FallThrough;
+use echogate::io::memory::Faults;
+use echogate::policy::{Limits, ORDINARY};
+use echogate::proxy::{Proxy, Settings, Ttl};
+use echogate::table::clients::Allowance;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+
+use super::model::Rules;
+
+/// No longer mapping's life, echo timeout and hold-down than this: a pause that is longer ends all that is under way.
+pub(super) const LONG: Duration = Duration::from_secs(130);
+
+#[derive(Debug)]
+pub(super) struct Game {
+    pub(super) seed: u64,
+    pub(super) settings: Settings,
+    pub(super) limits: Option<Limits>,
+    pub(super) fall_through: FallThrough,
+    pub(super) clients: Vec<Ipv4Addr>,
+    pub(super) remotes: Vec<Ipv4Addr>,
+    /// Idents that a client uses.
+    pub(super) idents: u16,
+    /// Clients use a sequence again before it is answered.
+    pub(super) repeats: bool,
+    pub(super) inside: Faults,
+    pub(super) outside: Faults,
+    /// Somebody means ill; and what is no proxy's business.
+    pub(super) hostile: bool,
+    /// Packets from the wrong worker's queue, workers that stop for a while, links and addresses that go.
+    pub(super) trouble: bool,
+    /// The time that a round of packets lasts.
+    pub(super) round: Duration,
+}
+
+pub(super) fn gateway(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, 0, 1 + number)
+}
+
+/// Where nobody may ping.
+pub(super) fn denied(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, 9, host)
+}
+
+pub(super) fn is_client(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    (a, b, c) == (10, 66, 0)
+}
+
+impl Game {
+    pub(super) fn from_seed(seed: u64) -> Game {
+        let rng = &mut StdRng::seed_from_u64(seed ^ 0x6563_686f);
+        let addresses = rng.random_range(1..=3);
+        let gateways: Vec<_> = (0..addresses).map(gateway).collect();
+        let mut settings = Settings::new(vec!["10.66.0.0/24".parse().expect("a prefix")], gateways);
+        settings.seed = Some(seed);
+        settings.workers = rng.random_range(1..=3);
+        settings.echo_words_log2 = 16;
+        settings.denied = vec!["198.18.9.0/24".parse().expect("a prefix")];
+        settings.ttl = if rng.random_bool(0.3) { Ttl::Decrement } else { Ttl::AlreadyDecremented };
+        settings.pass_own = rng.random_bool(0.3);
+        settings.icmp_errors = rng.random_bool(0.9);
+        settings.idents.preserve = rng.random_bool(0.2);
+        if rng.random_bool(0.6) {
+            // Mappings end, idents rest and replies are late in the middle of the traffic.
+            settings.mapping_idle = Duration::from_millis(rng.random_range(100..3000));
+            settings.echo_timeout = Duration::from_millis(rng.random_range(30..1500));
+            settings.hold_down = rng
+                .random_bool(0.3)
+                .then(|| settings.echo_timeout * 2 + Duration::from_millis(rng.random_range(1100..3000)));
+        }
+        let few_idents = rng.random_bool(0.3);
+        if few_idents {
+            // What is left: a few for each shard, and so for each worker.
+            settings.idents.reserved = vec![0..=0x1000, 0x1000 + 64 * rng.random_range(1..4_u16)..=u16::MAX];
+        }
+        let limits = rng.random_bool(0.3).then(|| Limits {
+            packets_per_second: rng.random_range(5..500),
+            packets_burst: rng.random_range(5..100),
+            mappings_per_second: rng.random_range(1..50),
+            mappings_burst: rng.random_range(1..50),
+            mappings: rng.random_range(1..12),
+            ..ORDINARY
+        });
+        settings.allowance = limits.map_or(Allowance::UNLIMITED, Allowance::from);
+        let faults =
+            if rng.random_bool(0.2) { [Faults::default(), Faults::default()] } else { [faults(rng), faults(rng)] };
+        let [inside, outside] = faults;
+        let hosts = rng.random_range(2..if few_idents { 60 } else { 16 });
+        Game {
+            seed,
+            limits,
+            fall_through: *[FallThrough::Reinject, FallThrough::Drop].choose(rng).expect("two"),
+            clients: (0..hosts).map(|host| Ipv4Addr::new(10, 66, 0, 2 + host)).collect(),
+            remotes: (0..rng.random_range(1..5)).map(|host| Ipv4Addr::new(198, 18, 1, 2 + host)).collect(),
+            idents: if few_idents || limits.is_some() { rng.random_range(2..40) } else { rng.random_range(1..4) },
+            repeats: rng.random_bool(0.5),
+            inside,
+            outside,
+            hostile: rng.random_bool(0.7),
+            trouble: rng.random_bool(0.7),
+            round: Duration::from_millis(rng.random_range(2..40)),
+            settings,
+        }
+    }
+
+    /// What the model must know.
+    pub(super) fn rules(&self, proxy: &Proxy) -> Rules {
+        let batches = echogate::proxy::BATCH_TIME_MAX * 2;
+        let settings = &self.settings;
+        let own = Settings { hold_down: None, ..settings.clone() };
+        let shortest = Proxy::new(&own).map_or(proxy.sizes().hold_down, |proxy| proxy.sizes().hold_down);
+        Rules {
+            gateways: settings.addresses.clone(),
+            echo_timeout: settings.echo_timeout,
+            echo_life: shortest - batches,
+            idle: settings.mapping_idle,
+            hold_down: proxy.sizes().hold_down,
+            limits: self.limits,
+            icmp_errors: settings.icmp_errors,
+            hops: u8::from(settings.ttl == Ttl::Decrement),
+            inside_mtu: settings.inside_mtu,
+            damage: self.inside.corruption > 0.0,
+            is_client,
+        }
+    }
+}
+
+fn faults(rng: &mut StdRng) -> Faults {
+    let mut often = |most: f64| if rng.random_bool(0.6) { rng.random_range(0.0..most) } else { 0.0 };
+    let (loss, duplication, reordering) = (often(0.2), often(0.2), often(0.3));
+    let (corruption, send_error) = (often(0.1), often(0.1));
+    Faults {
+        loss,
+        duplication,
+        reordering,
+        corruption,
+        delay: Duration::from_millis(rng.random_range(0..30)),
+        jitter: Duration::from_millis(rng.random_range(0..60)),
+        send_error,
+        // Every one that there is.
+        send_errnos: (1..=133).collect(),
+        mtu: rng.random_bool(0.3).then(|| rng.random_range(300..1500)),
+    }
+}
