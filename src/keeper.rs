@@ -203,7 +203,15 @@ impl Keeper {
         &self.description
     }
 
+    /// Waits for the packet process to serve. What is asked meanwhile comes after that.
     fn await_serving(&mut self) -> Result<(), SetupError> {
+        let mut asked = Vec::new();
+        let served = self.await_serving_with(&mut asked);
+        asked.into_iter().for_each(|request| drop(self.sender.send(Event::Asked(request))));
+        served
+    }
+
+    fn await_serving_with(&mut self, asked: &mut Vec<Request>) -> Result<(), SetupError> {
         let deadline = Instant::now() + STARTING_MAX;
         while !self.packets.serves {
             match self.events.recv_deadline(deadline) {
@@ -212,6 +220,7 @@ impl Keeper {
                     let status = self.packets.wait();
                     return Err(self.packets.why(&status));
                 }
+                Ok(Event::Asked(request)) => asked.push(request),
                 Ok(_) => {}
                 Err(_) => {
                     return Err(SetupError::new(format!(

@@ -143,6 +143,8 @@ mod the_outside_of_an_embedding_server_allocates_nothing {
     fn with_a_queue() {
         outside_allocates_nothing(|proxy, clock| {
             let (outside, replies) = Outside::open_queue(proxy, clock, 64).unwrap();
+            // The channel allocates when a thread first waits at it, which on an idle machine none may for long.
+            assert!(replies.recv_timeout(Duration::from_millis(1)).is_err());
             (outside, Box::new(move || drop(replies.recv_timeout(SOON).unwrap())))
         });
     }

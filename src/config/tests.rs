@@ -146,7 +146,7 @@ fn bad_files_say_where_what_and_what_is_allowed() {
         ),
         (
             "[run]\nzebra = 1\n",
-            "e.toml:2: run.zebra: there is no such key\n  remedy: the keys of [run] are workers, io, fall_through, busy_poll_us",
+            "e.toml:2: run.zebra: there is no such key\n  remedy: the keys of [run] are workers, io, fall_through, sandbox, busy_poll_us",
         ),
         ("[run]\nidle = \"60s\"\n", "e.toml:2: run.idle: there is no such key\n  remedy: idle belongs under [mapping]"),
         ("[insde]\n", "e.toml:1: insde: there is no such table\n  remedy: the nearest table is [inside]"),
@@ -159,7 +159,7 @@ fn bad_files_say_where_what_and_what_is_allowed() {
         // Two mistakes: the first in the file is told.
         (
             "[run]\nzz = 1\n[echo]\naa = 1\n",
-            "e.toml:2: run.zz: there is no such key\n  remedy: the keys of [run] are workers, io, fall_through, busy_poll_us",
+            "e.toml:2: run.zz: there is no such key\n  remedy: the keys of [run] are workers, io, fall_through, sandbox, busy_poll_us",
         ),
         // Wrong types.
         (

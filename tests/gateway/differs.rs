@@ -448,7 +448,9 @@ fn echogate_differs_from_the_masquerade_only_where_the_documentation_says_so(set
 
 #[test]
 fn every_difference_that_is_allowed_has_its_line_in_the_documentation_and_the_other_way_round() {
-    let rows = include_str!("../../docs/differences.md").lines().filter_map(|line| line.strip_prefix("| "));
+    // Up to the differences of the pinger, which are no packets'.
+    let (gateways, _) = include_str!("../../docs/differences.md").split_once("\n## ").expect("a section a part");
+    let rows = gateways.lines().filter_map(|line| line.strip_prefix("| "));
     let documented: BTreeSet<&str> = rows.filter_map(|row| row.split(" |").next()).collect();
     let expected: BTreeSet<&str> = ALLOWED.iter().map(|(_, _, why)| *why).chain(["what", "---"]).collect();
     assert_eq!(documented, expected);

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -142,10 +143,16 @@ pub(crate) fn under_load<T>(stage: &Scene, rate: u32, meanwhile: impl FnOnce() -
     thread::scope(|scope| {
         let lab = stage.lab();
         let running = scope.spawn(|| load::run(&lab.clients()[1..], &lab.remotes()[..1], &options, watch));
-        let result = meanwhile();
-        over.store(true, Ordering::Relaxed);
+        let result = ending(&over, meanwhile);
         (running.join().expect("it ends").expect("it runs"), result)
     })
+}
+
+/// Does it, and then says that it is over: also if it fails, or those who wait for that would wait for ever.
+fn ending<T>(over: &AtomicBool, work: impl FnOnce() -> T) -> T {
+    let result = panic::catch_unwind(AssertUnwindSafe(work));
+    over.store(true, Ordering::Relaxed);
+    result.unwrap_or_else(|failed| panic::resume_unwind(failed))
 }
 
 /// The probe, while `meanwhile` runs.
@@ -154,9 +161,12 @@ pub(crate) fn probed<T>(stage: &Scene, meanwhile: impl FnOnce() -> T) -> (Probe,
     thread::scope(|scope| {
         let probe = scope.spawn(|| Probe::run(stage, &over));
         thread::sleep(Duration::from_millis(300));
-        let result = meanwhile();
-        thread::sleep(Duration::from_millis(300));
-        over.store(true, Ordering::Relaxed);
+        let meanwhile = || {
+            let result = meanwhile();
+            thread::sleep(Duration::from_millis(300));
+            result
+        };
+        let result = ending(&over, meanwhile);
         (probe.join().expect("it ends"), result)
     })
 }

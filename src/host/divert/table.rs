@@ -134,7 +134,8 @@ impl Table {
             return Some(Table { name, stamp, owner: Some(owner) });
         }
         let stamp = new_stamp();
-        let line = self::ruleset(settings, &stamp, OWNED);
+        // To add a table that is there with other flags would be to change them, which the kernel refuses.
+        let line = ruleset_over(OWNED, settings, &stamp, OWNED);
         let replaced = owner.command(&line).and_then(|()| owner.await_table(&name, &stamp));
         replaced.inspect_err(|why| tracing::warn!(%why, "the nftables table is made anew")).ok().map(|()| Table {
             name,
@@ -345,6 +346,11 @@ fn unstamped(settings: &DivertSettings) -> String {
 
 /// The whole table as one line.
 fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
+    ruleset_over("", settings, stamp, flags)
+}
+
+/// The same, for a table that may be there with these flags.
+fn ruleset_over(flags_before: &str, settings: &DivertSettings, stamp: &str, flags: &str) -> String {
     let table = format!("ip {}", settings.table_name());
     let quoted = |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
     let mut arrivals: Vec<&String> = settings.interfaces.iter().collect();
@@ -364,7 +370,7 @@ fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
     let (device, mtu) = (&settings.device.name, settings.device.mtu);
     let commands = [
         // Adding before deleting: deleting what is not there is an error.
-        format!("add table {table}"),
+        format!("add table {table} {flags_before}"),
         format!("delete table {table}"),
         format!("add table {table} {flags}"),
         format!("add chain {table} {stamp}"),
