@@ -480,10 +480,11 @@ impl Model {
             }
         }
         let before = self.mappings.insert((client, ident), (slot.0, slot.1, now));
-        if let Some((address, gateway_ident, last)) = before.filter(|before| (before.0, before.1) != slot) {
-            if lost(address, last).is_none() && now.since(last) + MILLISECOND < self.rules.idle {
-                return Err(format!("{client} ident {ident} had ident {gateway_ident} {:?} ago", now.since(last)));
-            }
+        if let Some((address, gateway_ident, last)) = before.filter(|before| (before.0, before.1) != slot)
+            && lost(address, last).is_none()
+            && now.since(last) + MILLISECOND < self.rules.idle
+        {
+            return Err(format!("{client} ident {ident} had ident {gateway_ident} {:?} ago", now.since(last)));
         }
         let Some(limits) = self.rules.limits.filter(|limits| limits.mappings > 0 && before.is_none()) else {
             return Ok(());
