@@ -226,7 +226,7 @@ fn the_sweep_takes_no_echo_that_was_just_renewed() {
         echoes.record(key, at(0));
         let request = move |echoes: &Echoes| echoes.record(key, at(100));
         let (recorded, swept) = order.both(&echoes, request, move |echoes| sweep(echoes, key, at(100)));
-        assert!(matches!((recorded, swept), (Recorded::Again, 0) | (Recorded::New, 1)), "{recorded:?} {swept}");
+        assert!(matches!((recorded, swept), (Recorded::OverExpired, 0) | (Recorded::New, 1)), "{recorded:?} {swept}");
         assert_eq!(echoes.occupied(), 1);
         assert_eq!(echoes.consume(key, at(100)), Consumed::Matched);
     });
