@@ -137,7 +137,8 @@ impl<T: Clone, const ROOM: usize> Registry<T, ROOM> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Barrier;
+    use std::sync::{Arc, Barrier};
+    use std::thread::{self, JoinHandle};
 
     use super::*;
     use crate::guarded;
@@ -177,24 +178,26 @@ mod tests {
         assert!(registry.insert(3).is_ok());
     }
 
+    /// A thread that uses the value until it is released.
+    fn used(registry: &'static Registry<u8, 2>, number: u64) -> (JoinHandle<()>, Arc<Barrier>) {
+        let (entered, release) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let theirs = [&entered, &release].map(Arc::clone);
+        let user = thread::spawn(move || {
+            registry.with(number, |_| Ok(theirs.each_ref().map(|barrier| barrier.wait()))).unwrap();
+        });
+        entered.wait();
+        (user, release)
+    }
+
     #[test]
     fn whoever_comes_while_a_value_is_in_use_is_told_so() {
         static REGISTRY: Registry<u8, 2> = Registry::new(Kind::Handle);
         let number = REGISTRY.insert(1).unwrap();
-        let (entered, told) = (Barrier::new(2), Barrier::new(2));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                REGISTRY.with(number, |_| {
-                    entered.wait();
-                    told.wait();
-                    Ok(())
-                })
-            });
-            entered.wait();
-            assert_eq!(REGISTRY.with(number, |_| Ok(())), Err(EchogateStatus::Busy));
-            assert_eq!(REGISTRY.remove(number), Err(EchogateStatus::Busy));
-            told.wait();
-        });
+        let (user, release) = used(&REGISTRY, number);
+        assert_eq!(REGISTRY.with(number, |_| Ok(())), Err(EchogateStatus::Busy));
+        assert_eq!(REGISTRY.remove(number), Err(EchogateStatus::Busy));
+        release.wait();
+        user.join().unwrap();
         assert_eq!(REGISTRY.remove(number), Ok(1));
     }
 
@@ -202,21 +205,12 @@ mod tests {
     fn what_threads_share_is_freed_however_many_are_just_looking_it_up() {
         static REGISTRY: Registry<u8, 2> = Registry::new(Kind::Outside);
         let number = REGISTRY.insert(1).unwrap();
-        let (entered, told) = (Barrier::new(2), Barrier::new(2));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                REGISTRY.with(number, |_| {
-                    entered.wait();
-                    told.wait();
-                    Ok(())
-                })
-            });
-            entered.wait();
-            let freeing = scope.spawn(|| REGISTRY.release(number));
-            assert_eq!(REGISTRY.remove(number), Err(EchogateStatus::Busy));
-            told.wait();
-            assert_eq!(freeing.join().unwrap(), Ok(1));
-        });
+        let (user, release) = used(&REGISTRY, number);
+        let freeing = thread::spawn(move || REGISTRY.release(number));
+        assert_eq!(REGISTRY.remove(number), Err(EchogateStatus::Busy));
+        release.wait();
+        user.join().unwrap();
+        assert_eq!(freeing.join().unwrap(), Ok(1));
         assert_eq!(REGISTRY.release(number), Err(EchogateStatus::Unknown));
     }
 

@@ -1,7 +1,10 @@
 //! Which of the running gateways a command talks to.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
+use super::print;
+use crate::config::Config;
 use crate::control::{self, Client};
 use crate::error::SetupError;
 
@@ -41,5 +44,22 @@ impl Which {
                     .remedy(format!("give --device one of {}", names.join(", "))))
             }
         }
+    }
+}
+
+/// The gateway to give an order to: its keeper answers, by its device.
+#[derive(clap::Args)]
+pub(super) struct Kept {
+    /// The device of the gateway [default: echogate0]
+    #[arg(long)]
+    device: Option<String>,
+}
+
+impl Kept {
+    /// Prints what is served after the order.
+    pub(super) fn order(&self, order: impl FnOnce(&str) -> Result<String, SetupError>) -> Result<ExitCode, SetupError> {
+        let device = self.device.clone().unwrap_or_else(|| Config::default().inside.device);
+        print(&format!("{}\n", order(&device)?));
+        Ok(ExitCode::SUCCESS)
     }
 }

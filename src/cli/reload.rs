@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::print;
-use crate::config::Config;
+use super::reach::Kept;
 use crate::error::SetupError;
 use crate::keeper;
 
@@ -17,13 +16,10 @@ use crate::keeper;
 /// Exit codes: 0 the file is in force; 2 it is not, or no gateway runs on this device.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The device of the gateway [default: echogate0]
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    gateway: Kept,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
-    let device = arguments.device.clone().unwrap_or_else(|| Config::default().inside.device);
-    print(&format!("{}\n", keeper::reload(&device)?));
-    Ok(ExitCode::SUCCESS)
+    arguments.gateway.order(keeper::reload)
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use super::control;
+use super::net::NO_MESSAGE;
 
 /// The most descriptors that one message carries: the kernel's limit (SCM_MAX_FD).
 pub const DESCRIPTORS_MAX: usize = 253;
@@ -30,7 +31,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
             .ok_or(io::ErrorKind::InvalidInput)?,
     };
     let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let mut message = no_message();
+    let mut message = NO_MESSAGE.msg_hdr;
     (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
     if used > 0 {
         (message.msg_control, message.msg_controllen) = (room.as_mut_ptr().cast(), used);
@@ -46,7 +47,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut room = ROOM;
     let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    let mut message = no_message();
+    let mut message = NO_MESSAGE.msg_hdr;
     (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
     (message.msg_control, message.msg_controllen) = (room.as_mut_ptr().cast(), mem::size_of_val(&room));
     // SAFETY: the message points to one vector of memory that is borrowed for writing, and to `room`, with their true lengths.
@@ -95,18 +96,6 @@ pub fn peer_user(socket: BorrowedFd<'_>) -> io::Result<u32> {
     let result =
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, ptr::from_mut(&mut peer).cast(), &raw mut len) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(peer.uid) }
-}
-
-const fn no_message() -> libc::msghdr {
-    libc::msghdr {
-        msg_name: ptr::null_mut(),
-        msg_namelen: 0,
-        msg_iov: ptr::null_mut(),
-        msg_iovlen: 0,
-        msg_control: ptr::null_mut(),
-        msg_controllen: 0,
-        msg_flags: 0,
-    }
 }
 
 #[cfg(test)]

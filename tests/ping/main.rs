@@ -61,6 +61,12 @@ fn blanked(text: &str) -> String {
     blank
 }
 
+/// The same text but for what is measured, and success.
+fn assert_same(ours: &Output, theirs: &Output, arguments: &[&str]) {
+    assert_eq!(blanked(&stdout(ours)), blanked(&stdout(theirs)), "{arguments:?} {}{}", stderr(ours), stderr(theirs));
+    assert_eq!((ours.status.code(), theirs.status.code()), (Some(0), Some(0)), "{arguments:?}");
+}
+
 #[test]
 fn one_host_reads_as_with_ping_but_for_the_numbers() {
     let lab = scene();
@@ -71,14 +77,7 @@ fn one_host_reads_as_with_ping_but_for_the_numbers() {
         &["-c", "1", "-I", "127.0.0.1", "127.0.0.1"],
     ] {
         let (theirs, ours) = (run(lab.gateway(), "ping", arguments), echogate(lab.gateway(), arguments));
-        assert_eq!(
-            blanked(&stdout(&ours)),
-            blanked(&stdout(&theirs)),
-            "{arguments:?} {}{}",
-            stderr(&ours),
-            stderr(&theirs)
-        );
-        assert_eq!((ours.status.code(), theirs.status.code()), (Some(0), Some(0)));
+        assert_same(&ours, &theirs, arguments);
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::{blanked, ordinary, stderr, stdout};
+use crate::{assert_same, blanked, ordinary, stderr, stdout};
 use scene::{Request, Wire, in_network};
 
 #[path = "../pinger/scene.rs"]
@@ -39,14 +39,7 @@ fn an_ipv6_host_reads_as_with_ping_but_for_the_numbers() {
         ] {
             let nothing = |_, _: &Request| Vec::new();
             let (theirs, ours) = (talk(wire, "ping", arguments, nothing), ours(wire, arguments, nothing));
-            assert_eq!(
-                blanked(&stdout(&ours)),
-                blanked(&stdout(&theirs)),
-                "{arguments:?} {}{}",
-                stderr(&ours),
-                stderr(&theirs)
-            );
-            assert_eq!((ours.status.code(), theirs.status.code()), (Some(0), Some(0)));
+            assert_same(&ours, &theirs, arguments);
         }
     });
 }
