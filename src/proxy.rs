@@ -21,8 +21,10 @@
 
 mod errors;
 mod fragments;
+mod inbound;
 mod pairing;
 mod settings;
+mod setup;
 mod verdict;
 
 use std::net::Ipv4Addr;
@@ -31,31 +33,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rand::RngExt as _;
-use rand::rngs::StdRng;
-
 use crate::canary::{Canary, is_loose};
 use crate::clock::Instant;
-use crate::error::SetupError;
-use crate::policy::remotes::Remotes;
 use crate::policy::{Policy, Refusal};
+use crate::table::SlotIndex;
 use crate::table::addresses::Addresses;
-use crate::table::atomic::AtomicU32;
 use crate::table::clients::Allowance;
 pub use crate::table::echoes::Recorded;
-use crate::table::echoes::{self, BucketIndex, Consumed, EchoKey, Echoes};
+use crate::table::echoes::{BucketIndex, Consumed, EchoKey, Echoes};
 use crate::table::forward::Guard;
 use crate::table::fragments::{self as table_fragments, Fragments};
 use crate::table::identifications::Identifications;
 pub use crate::table::idents::IdentPolicy;
-use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings, Recovered};
-use crate::table::slots::{SLOT_BYTES, Slot, Slots, State};
-use crate::table::{SHARDS, SlotIndex, Storage};
+use crate::table::idents::{self, Asker, Idents, Lifetimes, Mappings};
+use crate::table::slots::SLOT_BYTES;
 use crate::wire::error;
 use crate::wire::icmpv4::{self, Echo, EchoKind};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::transport;
 pub use settings::{Settings, Ttl};
+pub use setup::{Found, Keys, Tables};
 pub use verdict::{Inbound, Outbound, Passing, Reason};
 
 /// New mappings and expiries a batch at most: a burst of new clients must not stall the live ones.
@@ -135,161 +132,7 @@ struct Owner {
     torn: bool,
 }
 
-/// Tables that outlive the proxy, as another one may have left them.
-#[derive(Clone, Copy, Debug)]
-pub struct Tables {
-    /// 65,536 for each address.
-    pub slots: &'static [Slot],
-    /// As many as [`echoes::buckets`] tells for the setting.
-    pub buckets: &'static [echoes::Bucket],
-    /// The gateway's addresses by their numbers, and by bit which of them are lost: they are taken from here.
-    pub addresses: &'static [AtomicU32],
-    /// One word.
-    pub lost: &'static [AtomicU32],
-    /// What they have been used with.
-    pub keys: Keys,
-}
-
-/// What nobody outside may know, and what cannot change as long as the tables are used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Keys {
-    /// Scrambles the keys of outstanding echoes.
-    pub echoes: echoes::RoundKeys,
-    /// Seals the slots.
-    pub seal: u64,
-    /// See [`Proxy::fragment_seed`].
-    pub fragments: u64,
-}
-
-impl Keys {
-    /// New ones, from the operating system.
-    pub fn draw() -> Keys {
-        let mut rng = idents::generator(None);
-        Keys { echoes: echoes::round_keys(&mut rng), seal: rng.random(), fragments: rng.random() }
-    }
-}
-
-/// What a proxy has found in the tables.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Found {
-    /// In the slots.
-    pub slots: Recovered,
-    /// Echoes that are outstanding.
-    pub outstanding: u64,
-    /// Echoes that nobody had answered in time.
-    pub unanswered: u64,
-}
-
 impl Proxy {
-    /// Sizes and allocates the tables. The error names the setting that is impossible.
-    pub fn new(settings: &Settings) -> Result<Arc<Proxy>, SetupError> {
-        settings.check()?;
-        let mut rng = idents::generator(settings.seed);
-        let echoes = Echoes::new(settings.echo_words_log2, settings.echo_timeout, &mut rng);
-        Proxy::with_echoes(settings, echoes, None, rng).map(|(proxy, _)| proxy)
-    }
-
-    /// A proxy over tables that are there, and goes on with what is in them. They were in use until about `used`, by the clock
-    /// of `now`; `settings` may differ from those of then in all but the number of addresses, the echo timeout and the
-    /// number of words for echoes. Nobody else may use the tables any more.
-    pub fn over(
-        settings: &Settings,
-        tables: Tables,
-        used: Instant,
-        now: Instant,
-    ) -> Result<(Arc<Proxy>, Found), SetupError> {
-        settings.check()?;
-        let echoes = Echoes::over(tables.buckets, settings.echo_timeout, tables.keys.echoes);
-        // Nobody is waited for any more, and by their stamps, which wrap, old ones would in the end look young.
-        if now.since(used) >= settings.echo_timeout {
-            echoes.forget();
-        }
-        let unanswered = (0..SHARDS).map(|shard| echoes.sweep(shard, 0, echoes.shard_buckets(), now)).sum();
-        let outstanding = echoes.occupied() as u64;
-        let rng = idents::generator(settings.seed);
-        let (proxy, slots) = Proxy::with_echoes(settings, echoes, Some((tables, now)), rng)?;
-        Ok((proxy, Found { slots, outstanding, unanswered }))
-    }
-
-    fn with_echoes(
-        settings: &Settings,
-        echoes: Echoes,
-        tables: Option<(Tables, Instant)>,
-        mut rng: StdRng,
-    ) -> Result<(Arc<Proxy>, Recovered), SetupError> {
-        // No echo may outlive its identity, or its reply would go to whoever has the ident then.
-        let hold_down_min = echoes.hold_down_min(BATCH_TIME_MAX);
-        let hold_down = settings.hold_down.unwrap_or(hold_down_min);
-        if hold_down < hold_down_min {
-            return Err(SetupError::new(format!(
-                "a hold-down of {hold_down:?} is shorter than an echo can stay outstanding ({hold_down_min:?})"
-            ))
-            .remedy(format!("leave mapping.hold_down out, or set it to {} s", hold_down_min.as_secs() + 1)));
-        }
-        let lifetimes = Lifetimes { idle: settings.mapping_idle, hold_down };
-        let remotes = Remotes::new(&settings.denied, &settings.allowed);
-        let policy = Policy::new(&settings.clients, settings.allowance, &settings.overrides, remotes);
-        let mappings = match tables {
-            None => Mappings::new(&settings.addresses, policy.client_addresses()),
-            Some((tables, _)) => Mappings::over(
-                Slots::over(tables.slots, tables.keys.seal),
-                Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.lost)),
-                policy.client_addresses(),
-            ),
-        };
-        let line_of = |client| policy.is_inside(client).then(|| mappings.clients.index(policy.place(client)));
-        let mut recovered = Recovered::default();
-        let owners = (0..settings.workers)
-            .map(|worker| {
-                let shards: Vec<usize> = (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect();
-                let rng_of_idents = idents::split(&mut rng);
-                let addresses = settings.addresses.len();
-                let (idents, found) = match tables {
-                    None => {
-                        let idents = Idents::new(addresses, &shards, &settings.idents, lifetimes, rng_of_idents);
-                        (idents, Recovered::default())
-                    }
-                    Some((_, now)) => {
-                        let policy = &settings.idents;
-                        Idents::recover(&mappings, &shards, policy, lifetimes, rng_of_idents, now, line_of)
-                    }
-                };
-                recovered += found;
-                idents.announce(&mappings.addresses);
-                Some(Owner {
-                    number: worker,
-                    fragments: Fragments::new(policy.client_addresses()),
-                    identifications: Identifications::new(worker, settings.workers, &mut rng),
-                    idents,
-                    shards,
-                    sweep_next: 0,
-                    swept: tables.map_or(Instant::START, |(_, now)| now),
-                    unswept: if tables.is_some() { usize::MAX } else { 0 },
-                    torn: false,
-                })
-            })
-            .collect();
-        let proxy = Proxy {
-            mappings,
-            policy,
-            inside_mtu: settings.inside_mtu,
-            icmp_errors: settings.icmp_errors,
-            quoted_checksum: settings.quoted_checksum,
-            ttl: settings.ttl,
-            pass_own: settings.pass_own,
-            workers: settings.workers,
-            preserves_idents: settings.idents.preserve,
-            idents_per_address: (0..=u16::MAX).filter(|ident| !settings.idents.is_reserved(*ident)).count(),
-            fragment_seed: tables.map_or_else(|| rng.random(), |(tables, _)| tables.keys.fragments),
-            echoes,
-            lifetimes,
-            echo_timeout: settings.echo_timeout,
-            receivers: AtomicUsize::new(0),
-            owners: Mutex::new(owners),
-        };
-        Ok((Arc::new(proxy), recovered))
-    }
-
     /// The handle of worker `worker`, from 0; `None` while somebody has it, and for a number beyond
     /// [`Settings::workers`]. Dropped, it can be taken again, with all that it owned: a thread may end and another take its
     /// place. (Not after a panic in the middle of a batch.)
@@ -644,78 +487,6 @@ impl Batch<'_> {
         Ok(self.owner.idents.make(mappings, address, asker, self.now, &self.guard)?)
     }
 
-    /// Judges a packet from outside and, if it answers an outstanding echo, uses that up and rewrites the packet in
-    /// place. An error about an outstanding echo is rewritten too, and uses nothing up.
-    pub fn inbound(&mut self, packet: &mut [u8]) -> Inbound {
-        let mut packet = match Ipv4::check(packet) {
-            Ok(packet) => packet,
-            Err(malformed) => return Inbound::Drop(malformed.into()),
-        };
-        let client = match self.answered(&packet) {
-            Ok(client) => client,
-            Err(Reason::NotEchoReply) => return self.inbound_error(packet),
-            Err(reason) => return Inbound::Drop(reason),
-        };
-        let Ok(mut echo) = Echo::check(packet.payload_mut()) else { return Inbound::Drop(Reason::IcmpTruncated) };
-        echo.set_ident(client.ident);
-        self.readdress(&mut packet, client.address);
-        Inbound::Deliver { client: client.address, length: packet.total_len() }
-    }
-
-    /// Addresses what came from outside to the client, over one more hop.
-    #[inline]
-    fn readdress(&mut self, packet: &mut Ipv4<&mut [u8]>, client: Ipv4Addr) {
-        packet.set_destination(client);
-        if self.proxy.ttl == Ttl::Decrement {
-            packet.decrement_ttl();
-        }
-        // A reassembled packet keeps the fragments' DF: too big for the inside path it would be stuck, and the kernel
-        // would complain to its sender about a packet that that one never sent.
-        if packet.dont_fragment() && packet.total_len() > self.proxy.inside_mtu {
-            packet.clear_dont_fragment();
-            // Whole for good, it needed no identification of its own; in fragments it does.
-            packet.set_identification(self.owner.identifications.next(client));
-        }
-    }
-
-    /// Whose outstanding echo the packet answers; that echo is used up.
-    #[inline]
-    fn answered(&self, packet: &Ipv4<&mut [u8]>) -> Result<Receiver, Reason> {
-        if packet.protocol() != ipv4::ICMP {
-            return Err(Reason::NotEchoReply);
-        }
-        if packet.is_fragment() {
-            return Err(Reason::Fragment);
-        }
-        let echo = match Echo::check(packet.payload()) {
-            Ok(echo) if echo.kind() == EchoKind::Reply => echo,
-            Err(icmpv4::Malformed::Truncated) => return Err(Reason::IcmpTruncated),
-            Ok(_) | Err(icmpv4::Malformed::NotEcho | icmpv4::Malformed::Code) => return Err(Reason::NotEchoReply),
-        };
-        let address = self.proxy.address_number(packet.destination()).ok_or(Reason::NotOurAddress)?;
-        // Delivered, it would expire on the way in (in the kernel's hands or in ours), and whoever says so to the remote
-        // quotes the client's address.
-        if packet.ttl() <= 1 {
-            return Err(Reason::TtlExpired);
-        }
-        let index = SlotIndex::new(address, echo.ident());
-        let key = EchoKey { index, sequence: echo.sequence(), remote: packet.source() };
-        match self.proxy.echoes.consume(key, self.now) {
-            Consumed::Matched => {}
-            Consumed::Late => return Err(Reason::Late),
-            Consumed::Unknown => return Err(Reason::NoEcho),
-        }
-        let identity = self.proxy.mappings.slots.identity(index);
-        match identity.state() {
-            State::Live | State::Held if is_loose(Canary::WrongClient) => {
-                let neighbour = Ipv4Addr::from(u32::from(identity.client()) ^ 1);
-                Ok(Receiver { address: neighbour, ident: identity.client_ident() })
-            }
-            State::Live | State::Held => Ok(Receiver { address: identity.client(), ident: identity.client_ident() }),
-            State::Free | State::Resting => Err(Reason::NoMapping),
-        }
-    }
-
     /// Reads ahead the memory that `outbound` will need for these packets, all those of a batch, before the first is judged;
     /// changes nothing. It has their cache misses overlap.
     pub fn touch_outbound<'p>(&self, packets: impl IntoIterator<Item = &'p [u8]>) {
@@ -869,12 +640,6 @@ enum Business {
     Fragment,
     /// Somebody else's.
     Others(Passing),
-}
-
-/// Who gets a reply.
-struct Receiver {
-    address: Ipv4Addr,
-    ident: u16,
 }
 
 #[cfg(test)]

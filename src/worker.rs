@@ -462,7 +462,7 @@ impl<I: PacketIo> Turn<'_, I> {
         if refusals < self.post.workers() {
             self.put(self.post.next(), &frame, refusals);
         } else {
-            let verdict = self.batch.outbound_at_last(&mut frame);
+            let verdict = self.judge(&mut frame, refusals);
             self.carry_out(verdict, frame, refusals);
         }
     }
@@ -496,7 +496,7 @@ impl<I: PacketIo> Turn<'_, I> {
             for _ in 0..self.early.len() {
                 let Some((mut frame, until)) = self.early.pop_front() else { break };
                 if self.batch.is_decided(&frame) {
-                    let verdict = self.batch.outbound(&mut frame);
+                    let verdict = self.judge(&mut frame, 0);
                     self.carry_out(verdict, frame, 0);
                 } else {
                     self.early.push_back((frame, until));

@@ -71,6 +71,10 @@ impl Peer {
     pub(super) fn watch(&self) -> Watch {
         let to_write = !self.output.is_empty();
         let to_read = self.phase == Phase::Follows || self.phase == Phase::Asks && !to_write;
+        if !to_read && !to_write {
+            // A hang-up would be told again and again while an order is carried out; its answer finds out.
+            return Watch::readable(None);
+        }
         Watch::new(self.stream.as_fd(), to_read, to_write)
     }
 

@@ -277,6 +277,8 @@ impl Server {
         self.is_traced = true;
         // What was not told to others is not missed here.
         self.traffic.newly_missed(&self.observer.snapshot());
+        // What is left of a trace before this one is told to nobody.
+        self.traffic.take(&self.observer, now, |_| ());
         self.observer.basin().trace(Some(subject));
         peer.answer(&protocol::answer(Ok(json!({}))), Phase::Follows, now);
         self.next_take = now + TAKE_INTERVAL_BUSY;

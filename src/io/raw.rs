@@ -39,7 +39,7 @@ use crate::wire::ipv4::Ipv4;
 pub const SOCKET_BUFFER_BYTES: u32 = 4 << 20;
 
 /// The most gateway addresses, and so the most send sockets of a worker.
-pub const ADDRESSES_MAX: usize = 16;
+pub use crate::table::ADDRESSES_MAX;
 
 /// Where send sockets are connected to: an address that is the host's own (127/8) and that nobody uses.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);

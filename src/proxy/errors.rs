@@ -13,11 +13,11 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Batch, Inbound, Reason, Receiver};
+use super::inbound::Receiver;
+use super::{Batch, Inbound, Reason};
 use crate::canary::{Canary, is_loose};
 use crate::table::SlotIndex;
 use crate::table::echoes::{Consumed, EchoKey};
-use crate::table::slots::State;
 use crate::wire::error::{self, Message};
 use crate::wire::icmpv4::{Echo, EchoKind};
 use crate::wire::ipv4::{self, Ipv4};
@@ -69,12 +69,7 @@ impl Batch<'_> {
         if !is_outstanding && !is_loose(Canary::WeakQuote) {
             return Err(Reason::ErrorUnmatched);
         }
-        // An echo never outlives its identity, but the tables are read one after the other.
-        let identity = self.proxy.mappings.slots.identity(index);
-        match identity.state() {
-            State::Live | State::Held => Ok(Receiver { address: identity.client(), ident: identity.client_ident() }),
-            State::Free | State::Resting => Err(Reason::ErrorUnmatched),
-        }
+        self.receiver(index).ok_or(Reason::ErrorUnmatched)
     }
 
     /// What to tell the client of a packet that `outbound` forwarded and whose sending failed with `errno` (as in
@@ -142,14 +137,11 @@ impl Batch<'_> {
         let mut packet = Ipv4::check(packet).ok()?;
         let address = self.proxy.address_number(packet.source())?;
         let mut echo = Echo::check(packet.payload_mut()).ok()?;
-        let identity = self.proxy.mappings.slots.identity(SlotIndex::new(address, echo.ident()));
-        if identity.state() == State::Free {
-            return None;
-        }
-        echo.set_ident(identity.client_ident());
-        packet.set_source(identity.client());
+        let client = self.receiver(SlotIndex::new(address, echo.ident()))?;
+        echo.set_ident(client.ident);
+        packet.set_source(client.address);
         let clients = &self.proxy.mappings.clients;
-        let line = clients.index(self.proxy.policy.place(identity.client()));
+        let line = clients.index(self.proxy.policy.place(client.address));
         clients.may_be_told(line, self.now).then_some(address)
     }
 }

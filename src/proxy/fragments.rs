@@ -68,10 +68,10 @@ impl Batch<'_> {
                 },
             };
         }
-        if !self.owner.fragments.may_begin(place, part, self.now) {
-            return Outbound::Drop(Reason::FragmentUnfinished);
-        }
         let verdict = match Echo::check(packet.payload()).map(|echo| echo.kind()) {
+            Ok(EchoKind::Request) if !self.owner.fragments.may_begin(place, part, self.now) => {
+                return Outbound::Drop(Reason::FragmentUnfinished);
+            }
             Ok(EchoKind::Request) => match self.may_leave(packet) {
                 // Whoever is asked about a fragment is asked last: the others must not have to know of it.
                 Ok(place) => self.judge_request(packet, place, Asked::Last),

@@ -14,7 +14,7 @@
 //!   it; nothing new leaves under it. When the hold-down ends no echo can be outstanding, and the slot is free.
 //!
 //! Only the owner of the slot's shard writes identities, so plain stores do: no compare-and-swap, no ABA. The epoch
-//! counts the mappings that a slot has had; an index remembered with its epoch is known to be stale when it is.
+//! counts mappings, so that two of one client and ident in the same slot have different seals.
 //!
 //! Slots can outlive the process that wrote them (see [`super::Storage`]). So each carries a seal over its own number, its
 //! client and its epoch, written when a mapping begins: what does not fit its seal has been left half written, or has been
@@ -78,7 +78,7 @@ impl Identity {
         u16::from_be_bytes([high, low])
     }
 
-    /// How many mappings the slot has had, modulo 2^14.
+    /// How many mappings the slot has had since it last rested, modulo 2^14.
     pub fn epoch(self) -> u64 {
         self.0 >> STATE_BITS & EPOCH_MASK
     }

@@ -222,7 +222,6 @@ fn percent(part: u64, whole: u64) -> f64 {
 /// A rate with as many digits as say something.
 fn short(rate: f64) -> String {
     match rate {
-        // Below 2^53 a float is a whole number.
         10.0.. => format!("{}", ThousandsOf(rate)),
         _ => format!("{rate:.1}"),
     }
