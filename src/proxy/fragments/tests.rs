@@ -331,6 +331,22 @@ fn what_is_no_request_goes_back_in_all_its_parts_and_unchanged() {
 }
 
 #[test]
+fn a_client_with_as_many_unfinished_requests_as_it_may_have_loses_nothing_else() {
+    let mut bench = Bench::new(&Settings { allowance: Allowance::UNLIMITED, ..settings() });
+    let begun = (0..1000).find(|number| {
+        let datagram = Datagram { identification: *number, ..request(CLIENT, *number, &[7; 3000]) };
+        let first = bench.outbound(&mut cut(&datagram, 1500)[0].clone());
+        first == Outbound::Drop(Reason::FragmentUnfinished)
+    });
+    assert!(begun.is_some_and(|begun| begun > 0), "{begun:?}");
+    let message = build::echo_message(EchoKind::Reply, 1, 1, &[7; 3000]);
+    let reply = Datagram { identification: 5000, ..Datagram::new(CLIENT, REMOTE, ipv4::ICMP, message) };
+    for mut fragment in cut(&reply, 1500) {
+        assert_eq!(bench.outbound(&mut fragment), Outbound::FallThrough(Passing::NotEchoRequest));
+    }
+}
+
+#[test]
 fn what_the_first_is_refused_for_the_others_are_dropped_for() {
     let denied = Settings { denied: vec!["198.18.0.0/24".parse().unwrap()], ..settings() };
     let mut bench = Bench::new(&denied);
