@@ -151,20 +151,17 @@ pub fn ask_transmit_time(outgoing: &mut Outgoing, number: u32) {
 
 /// Sets the TTL (hop limit) of one request.
 pub fn set_ttl(outgoing: &mut Outgoing, v6: bool, ttl: u8) {
-    let value = libc::c_int::from(ttl).to_ne_bytes();
-    match v6 {
-        true => outgoing.attach(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &value),
-        false => outgoing.attach(libc::IPPROTO_IP, libc::IP_TTL, &value),
-    }
+    attach_number(outgoing, v6, libc::IP_TTL, libc::IPV6_HOPLIMIT, ttl);
 }
 
 /// Sets the type of service (traffic class) of one request.
 pub fn set_tos(outgoing: &mut Outgoing, v6: bool, tos: u8) {
-    let value = libc::c_int::from(tos).to_ne_bytes();
-    match v6 {
-        true => outgoing.attach(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &value),
-        false => outgoing.attach(libc::IPPROTO_IP, libc::IP_TOS, &value),
-    }
+    attach_number(outgoing, v6, libc::IP_TOS, libc::IPV6_TCLASS, tos);
+}
+
+fn attach_number(outgoing: &mut Outgoing, v6: bool, name_v4: libc::c_int, name_v6: libc::c_int, number: u8) {
+    let (level, name) = if v6 { (libc::IPPROTO_IPV6, name_v6) } else { (libc::IPPROTO_IP, name_v4) };
+    outgoing.attach(level, name, &libc::c_int::from(number).to_ne_bytes());
 }
 
 /// Sets the source address and the interface of one request.
