@@ -245,6 +245,7 @@ impl Counters {
 
 /// Packets and bytes in one direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "gateway", derive(serde::Serialize, serde::Deserialize))]
 pub struct Traffic {
     /// Packets.
     pub packets: u64,
