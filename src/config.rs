@@ -14,6 +14,7 @@
 //! allowed, and ranges, help texts and documentation would each be a list of their own.
 
 mod idents;
+mod key;
 mod keys;
 mod limits;
 mod reload;
@@ -30,7 +31,8 @@ use std::time::Duration;
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 pub use idents::IdentRange;
-pub use keys::{BACKENDS, KEYS, Key, KeyDefault};
+pub use key::{BACKENDS, Key, KeyDefault};
+pub use keys::KEYS;
 pub use limits::{ClientLimits, Exception};
 pub use reload::FIXED;
 pub use sources::Source;

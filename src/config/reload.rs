@@ -3,7 +3,8 @@
 //! Whatever is not named here changes when the gateway is told to read its configuration again: it is what the process that moves
 //! the packets makes for itself, or what can be made anew beside the old. These are what all of it hangs on.
 
-use super::keys::{KEYS, Key, Kind};
+use super::key::{Key, Kind};
+use super::keys::KEYS;
 use super::{Config, Source};
 use crate::error::SetupError;
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{BACKENDS, FALL_THROUGHS, KEYS, Key, Kind, NOWHERE, SWITCH};
+use super::key::{BACKENDS, FALL_THROUGHS, Key, Kind, NOWHERE, SWITCH};
+use super::keys::KEYS;
 use super::{Config, ControlSocket};
 use crate::error::SetupError;
 use crate::policy::PrefixError;

@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::keys::{KEYS, Key, Kind, SOCKET_PATH_BYTES_MAX};
+use super::key::{Key, Kind, SOCKET_PATH_BYTES_MAX};
+use super::keys::KEYS;
 use super::sources::Origins;
 use super::{CLIENTS_MAX, Config, ControlSocket};
 use crate::error::SetupError;
