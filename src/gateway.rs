@@ -75,10 +75,10 @@ pub struct Gateway {
     faults: Receiver<SetupError>,
     stop: Arc<AtomicU8>,
     workers: Vec<Running>,
-    /// How often each had turned when `pulse` was last asked.
-    turned: Vec<u64>,
+    pulse: Pulse,
+    clock: Monotonic,
     /// The tables, if they are to outlive this process.
-    state: Option<(State, Monotonic)>,
+    state: Option<State>,
     divert: Option<Divert>,
     addresses: Option<AddressWatch>,
     observer: Observer,
@@ -220,7 +220,7 @@ impl Gateway {
             let (mappings, echoes) = (found.slots.mappings, found.outstanding);
             tracing::info!(mappings, echoes, "goes on with what was there");
         }
-        gateway.state = Some((state, clock));
+        gateway.state = Some(state);
         Ok(gateway)
     }
 
@@ -251,11 +251,12 @@ impl Gateway {
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
             counters,
+            pulse: observer.pulse(clock.now()),
             observer,
             faults,
             stop: Arc::new(AtomicU8::new(SERVE)),
             workers: Vec::with_capacity(workers),
-            turned: vec![0; workers],
+            clock,
             state: None,
             divert: None,
             addresses: None,
@@ -289,16 +290,15 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Whether every worker has turned since this was last asked. Each is woken for the next time it is.
-    pub fn pulse(&mut self) -> bool {
-        let turned = self.counters.turns();
-        let moves = turned.iter().zip(&self.turned).all(|(now, before)| now != before);
-        self.turned = turned;
-        self.workers.iter().for_each(|running| running.waker.wake());
-        if let Some((state, clock)) = &self.state {
-            state.used(clock.now());
+    /// Whether every worker moves, by what this look and those before it have seen. It marks the tables as in use. To be called
+    /// several times a second.
+    pub fn moves(&mut self) -> bool {
+        let now = self.clock.now();
+        if let Some(state) = &self.state {
+            state.used(now);
         }
-        moves
+        self.pulse.look(&self.observer, now);
+        self.pulse.still(now).is_none()
     }
 
     /// Starts a worker's thread and waits until it serves.

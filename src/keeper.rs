@@ -23,7 +23,8 @@
 //!   everything goes on where it was (`takeover`, `supervisor`);
 //! * the configuration is read again: another packet process goes on with it, over the same tables, and then the diversion
 //!   follows. One that is wrong is refused before anything ends;
-//! * the packet process does not move (a worker has not turned for `SILENCE_MAX`): it is killed, and that is a death as above.
+//! * the packet process says nothing for `SILENCE_MAX`, as it does while a worker stands still: it is killed, and that is a death
+//!   as above.
 //!
 //! The keeper never touches a packet, and reads nothing from outside this program but the host's news and its configuration.
 //!
@@ -86,7 +87,7 @@ const LEAVE: &str = "leave";
 enum Said {
     /// It serves; in words what.
     Serving(String),
-    /// Every worker has turned since it last said so.
+    /// Every worker moves.
     Alive,
     /// Why it is about to end.
     Fault(String),
