@@ -143,27 +143,32 @@ struct Soak {
     watched: Watched,
 }
 
-/// Rounds until the time is over, each fault once before any comes again.
+/// Rounds until the time is over, and after each of them the page so far, each fault once before any comes again.
 fn soak(plan: Plan) -> Soak {
     let mut rng = StdRng::seed_from_u64(plan.seed.into());
     let control = Lab::build(&LabOptions { clients: 1, ..LabOptions::default() }).expect("as the scene's");
     control.route_back().expect("a route");
     let scene = Scene::alone(CLIENTS + 1);
     let mut stage = Stage::on(&scene);
-    let start = Instant::now();
-    let (mut rounds, mut watched, mut deck) = (Vec::new(), Watched::new(start), Vec::new());
-    while start.elapsed() < plan.length {
+    let (start, mut deck) = (Instant::now(), Vec::new());
+    let mut soak = Soak { plan, elapsed: Duration::ZERO, rounds: Vec::new(), watched: Watched::new(start) };
+    while soak.elapsed < plan.length {
         if deck.is_empty() {
             deck = Fault::ALL.to_vec();
             deck.shuffle(&mut rng);
         }
         let fault = deck.pop().expect("it is full");
-        let labs = Labs { scene: &scene, control: &control, number: u32::try_from(rounds.len()).expect("not so many") };
-        rounds.push(labs.round(&mut stage, &plan, fault, &mut rng, &mut watched));
+        let labs =
+            Labs { scene: &scene, control: &control, number: u32::try_from(soak.rounds.len()).expect("not so many") };
+        let round = labs.round(&mut stage, &plan, fault, &mut rng, &mut soak.watched);
+        soak.rounds.push(round);
+        soak.elapsed = start.elapsed();
+        if let Some(path) = env::var_os("ECHOGATE_SOAK_REPORT") {
+            fs::write(path, soak.page()).expect("it can be written");
+        }
     }
-    let elapsed = start.elapsed();
     stage.take_gateway().stop();
-    Soak { plan, elapsed, rounds, watched }
+    soak
 }
 
 /// Where a round takes place.
@@ -239,10 +244,7 @@ impl Labs<'_> {
 fn every_loss_has_its_reason_and_nothing_grows() {
     let soak = soak(Plan::asked_for());
     let page = soak.page();
-    println!("{page}");
-    if let Some(path) = env::var_os("ECHOGATE_SOAK_REPORT") {
-        fs::write(path, &page).expect("it can be written");
-    }
+    println!("{page}\n{}", soak.watched.told());
     let faults = soak.faults();
     assert!(faults.is_empty(), "{}\n{page}", faults.join("\n"));
 }

@@ -117,6 +117,23 @@ impl Watched {
     }
 }
 
+impl Watched {
+    /// Each process's memory whenever it has changed.
+    pub(super) fn told(&self) -> String {
+        let changed = |samples: &[Sample]| {
+            let kept = samples.iter().enumerate().filter(|(number, sample)| {
+                number.checked_sub(1).is_none_or(|before| {
+                    let before = &samples[before];
+                    before.of != sample.of || (before.value - sample.value).abs() > 0.5
+                })
+            });
+            kept.map(|(_, sample)| format!("{}: {} KiB at {:.0} s", sample.of, sample.value, sample.at)).collect()
+        };
+        let [keeper, packets]: [Vec<String>; 2] = [&self.keeper_memory, &self.packets_memory].map(|of| changed(of));
+        format!("keeper: {}\npacket process: {}", keeper.join(", "), packets.join(", "))
+    }
+}
+
 fn resident(process: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

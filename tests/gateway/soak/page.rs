@@ -30,7 +30,8 @@ impl Soak {
         let twice = |samples: &[Sample]| Slope::overall(samples).map_or(0.0, |slope| slope.mean);
         let line = |name, slope, floor| Line { name, slope, floor };
         vec![
-            line("keeper: resident KiB, within each process's life", Slope::of_each(&watched.keeper_memory), 1024.0),
+            line("keeper: resident KiB, within each process's life", Slope::of_each(&watched.keeper_memory), 4096.0),
+            line("keeper: resident KiB, from one to the next", Slope::overall(&watched.keeper_memory), 2048.0),
             line(
                 "packet process: resident KiB, within each process's life",
                 Slope::of_each(&watched.packets_memory),
