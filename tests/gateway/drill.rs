@@ -27,7 +27,7 @@ use crate::web::METRICS;
 
 const FILE: &str = "/etc/echogate/echogate.toml";
 
-/// Packets that a worker's buffers hold; see perf/restart.md.
+/// The least time between two kills.
 const SETTLING: Duration = Duration::from_millis(100);
 
 /// One line of the table.
@@ -130,37 +130,44 @@ impl Drill<'_> {
         result
     }
 
-    /// Kills the packet process, and every fourth time its keeper, which the supervisor starts again.
-    fn kill(&self, gateway: Echogate, kills: u32) -> (Echogate, Vec<Instant>, Vec<Instant>) {
-        let mut rng = echogate::table::idents::generator(None);
-        let (mut gateway, mut of_packets, mut of_keepers) = (gateway, Vec::new(), Vec::new());
-        for number in 1..=kills {
+    /// Kills the packet process so often, and waits each time until there is another.
+    fn kill_packets(gateway: Echogate, kills: u32) -> (Echogate, Vec<Instant>) {
+        let kill = |_| {
+            let killed = gateway.packets_id();
             let at = Instant::now();
-            if number.is_multiple_of(4) {
-                of_keepers.push(at);
-                assert_eq!(gateway.killed().code, None);
-                self.after_its_end();
-                gateway = self.start();
-            } else {
-                let killed = gateway.packets_id();
-                of_packets.push(at);
-                sys::signal(killed, libc::SIGKILL).expect("it runs");
-                let is_another = || gateway.find_packets().is_some_and(|id| id != killed);
-                wait_until("another packet process is there", is_another);
-            }
-            // Long enough for the first echo to come back, and for the next kill to fall anywhere.
-            thread::sleep(SETTLING + Duration::from_micros(rng.random_range(..100_000)));
+            sys::signal(killed, libc::SIGKILL).expect("it runs");
+            wait_until("another packet process", || gateway.find_packets().is_some_and(|id| id != killed));
+            pause();
+            at
+        };
+        let moments = (0..kills).map(kill).collect();
+        (gateway, moments)
+    }
+
+    /// Kills the keeper so often, which the supervisor starts again.
+    fn kill_keeper(&self, mut gateway: Echogate, kills: u32) -> (Echogate, Vec<Instant>) {
+        let mut moments = Vec::new();
+        for _ in 0..kills {
+            moments.push(Instant::now());
+            assert_eq!(gateway.killed().code, None);
+            self.after_its_end();
+            gateway = self.start();
+            pause();
         }
-        (gateway, of_packets, of_keepers)
+        (gateway, moments)
     }
 
     #[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
     fn print(&self) {
-        println!("\n| event | echoes/s | lost of the load | longest round trip | lost of the probe | first echo: median | worst |");
+        println!(
+            "\n| event | echoes/s | lost of the load | longest round trip | lost of the probe | first echo: median | worst |"
+        );
         println!("| --- | --- | --- | --- | --- | --- | --- |");
         for row in &self.rows {
             let first = |place: Option<usize>| {
-                place.and_then(|place| row.first_echoes.get(place)).map_or_else(String::new, |time| format!("{time:.1?}"))
+                place
+                    .and_then(|place| row.first_echoes.get(place))
+                    .map_or_else(String::new, |time| format!("{time:.1?}"))
             };
             println!(
                 "| {} | {} | {} of {} | {:.1?} | {} of {} | {} | {} |",
@@ -192,7 +199,8 @@ fn package(directory: &TempDir, version: &str) -> PathBuf {
     put(&from.join("echogate.service"), "usr/lib/systemd/system/echogate.service", 0o644);
     put(&from.join("echogate.sysusers"), "usr/lib/sysusers.d/echogate.conf", 0o644);
     put(&from.join("echogate.toml"), FILE.trim_start_matches('/'), 0o644);
-    let control = format!("Package: echogate\nVersion: {version}\nArchitecture: all\nMaintainer: nobody\nDescription: test\n");
+    let control =
+        format!("Package: echogate\nVersion: {version}\nArchitecture: all\nMaintainer: nobody\nDescription: test\n");
     let script = "#!/bin/sh\nset -e\nsystemd-sysusers echogate.conf\n[ -z \"$2\" ] || deb-systemd-invoke try-restart echogate.service\n";
     let written = directory.path().join("written");
     for (name, text, mode) in
@@ -237,8 +245,7 @@ fn a_package_is_installed_scraped_reloaded_upgraded_and_killed_and_every_mapping
     let scene = Scene::alone(2);
     let before = scene.state();
     let supervisor = Supervisor::new();
-    // The service's user speaks to it.
-    scene_is_open_to_the_service(&supervisor);
+    open_to_the_service(&supervisor);
     let host = Host::new(supervisor.directory());
     let mut drill = Drill { scene: &scene, host, supervisor, rate, rows: Vec::new() };
 
@@ -302,16 +309,11 @@ fn a_package_is_installed_scraped_reloaded_upgraded_and_killed_and_every_mapping
     println!("\nupgraded: {new}");
     assert_eq!(scene.state(), during, "restarts have left the set-up as it was");
 
-    let (gateway, killed) = {
-        let mut gaps = Vec::new();
-        let gateway = drill.phase(&format!("{kills} kills, each 4th of the keeper"), |drill| {
-            let (gateway, of_packets, of_keepers) = drill.kill(gateway, kills);
-            gaps.push((of_packets.len(), of_keepers.len()));
-            (gateway, of_packets.into_iter().chain(of_keepers).collect())
-        });
-        (gateway, gaps)
-    };
-    assert_eq!(killed.iter().map(|(packets, keepers)| packets + keepers).sum::<usize>(), kills as usize);
+    let of_keeper = kills.div_ceil(4);
+    let event = format!("{} kills of the packet process", kills - of_keeper);
+    let gateway = drill.phase(&event, |_| Drill::kill_packets(gateway, kills - of_keeper));
+    let event = format!("{of_keeper} kills of the keeper");
+    let gateway = drill.phase(&event, |drill| drill.kill_keeper(gateway, of_keeper));
     scene.assert_pings("after all that");
     assert_eq!(scene.state(), during);
     drop(prometheus);
@@ -324,7 +326,14 @@ fn a_package_is_installed_scraped_reloaded_upgraded_and_killed_and_every_mapping
     drill.print();
 }
 
-fn scene_is_open_to_the_service(supervisor: &Supervisor) {
+/// Long enough for the first echo to come back, and for the next kill to fall anywhere.
+fn pause() {
+    let mut rng = echogate::table::idents::generator(None);
+    thread::sleep(SETTLING + Duration::from_micros(rng.random_range(..100_000)));
+}
+
+/// The service's user speaks to it.
+fn open_to_the_service(supervisor: &Supervisor) {
     let open = || std::os::unix::fs::PermissionsExt::from_mode(0o777);
     for path in iter::once(supervisor.directory().to_owned()).chain([supervisor.directory().join("notify")]) {
         fs::set_permissions(path, open()).expect("it is ours");

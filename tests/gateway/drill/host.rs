@@ -99,7 +99,8 @@ pub(crate) struct Unit(String);
 impl Unit {
     pub(crate) fn installed(host: &Host) -> Unit {
         let places = ["/usr/lib/systemd/system", "/lib/systemd/system"];
-        let text = places.iter().find_map(|place| fs::read_to_string(host.file(&format!("{place}/echogate.service"))).ok());
+        let text =
+            places.iter().find_map(|place| fs::read_to_string(host.file(&format!("{place}/echogate.service"))).ok());
         Unit(text.expect("the package has a unit"))
     }
 
@@ -116,20 +117,20 @@ impl Unit {
         let (set, user) = (format!("-all,{}", names.join(",")), self.says("User"));
         assert_eq!(self.says("NoNewPrivileges"), "yes");
         let limit = |key| self.says(key).replace("infinity", "unlimited");
+        // Without CAP_SYS_RESOURCE, as in most containers, nobody can have more than there is.
         let prepare = format!(
-            "umask {}; export RUNTIME_DIRECTORY=/run/{} NOTIFY_SOCKET=/run/supervisor/notify LISTEN_PID=$$; exec \"$@\"",
+            "umask {}; for limit in 'n {}' 'l {}'; do ulimit -$limit 2>/dev/null || true; done
+             export RUNTIME_DIRECTORY=/run/{} NOTIFY_SOCKET=/run/supervisor/notify LISTEN_PID=$$; exec \"$@\"",
             self.says("UMask"),
+            limit("LimitNOFILE"),
+            limit("LimitMEMLOCK"),
             self.says("RuntimeDirectory")
         );
-        let (files, memory) = (limit("LimitNOFILE"), limit("LimitMEMLOCK"));
         let words = [
             "sh",
             "-ec",
             &prepare,
             "sh",
-            "prlimit",
-            &format!("--nofile={files}:{files}"),
-            &format!("--memlock={memory}:{memory}"),
             "setpriv",
             &format!("--reuid={user}"),
             &format!("--regid={user}"),
