@@ -17,6 +17,7 @@
 
 mod generator;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
@@ -89,6 +90,8 @@ pub struct LoadReport {
     pub send_refused: u64,
     /// Requests whose own reply did not come, came altered, or came too late.
     pub lost: u64,
+    /// When those requests left.
+    pub losses: Losses,
     /// Replies that reached the client that asked, every byte right.
     pub received: u64,
     /// Another client's replies.
@@ -170,6 +173,54 @@ impl fmt::Debug for RoundTrips {
     }
 }
 
+/// When lost requests left, counted from the start, to the hundredth of a second.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Losses(BTreeMap<u128, u64>);
+
+/// Losses that follow one another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spell {
+    /// When the first left.
+    pub from: Duration,
+    /// When the last left, or a hundredth of a second later.
+    pub to: Duration,
+    /// How many.
+    pub count: u64,
+}
+
+impl Losses {
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    /// Takes in one that left so long after the start.
+    pub fn record(&mut self, after: Duration) {
+        *self.0.entry(after.as_nanos() / Losses::MOMENT.as_nanos()).or_default() += 1;
+    }
+
+    fn add(&mut self, other: &Losses) {
+        for (moment, count) in &other.0 {
+            *self.0.entry(*moment).or_default() += count;
+        }
+    }
+
+    /// Each hundredth of a second in which requests left that were lost, and how many.
+    pub fn moments(&self) -> impl Iterator<Item = (Duration, u64)> {
+        self.0.iter().map(|(moment, count)| (Losses::MOMENT * u32::try_from(*moment).unwrap_or(u32::MAX), *count))
+    }
+
+    /// In their order, those together between which no more than `apart` is without a loss.
+    pub fn spells(&self, apart: Duration) -> Vec<Spell> {
+        let mut spells: Vec<Spell> = Vec::new();
+        for (from, count) in self.moments() {
+            let to = from + Losses::MOMENT;
+            match spells.last_mut() {
+                Some(last) if from <= last.to + apart => (last.to, last.count) = (to, last.count + count),
+                _ => spells.push(Spell { from, to, count }),
+            }
+        }
+        spells
+    }
+}
+
 impl Default for LoadReport {
     /// Nothing sent, nothing received.
     fn default() -> LoadReport {
@@ -177,6 +228,7 @@ impl Default for LoadReport {
             sent: 0,
             send_refused: 0,
             lost: 0,
+            losses: Losses::default(),
             received: 0,
             wrong_client: 0,
             altered: 0,
@@ -208,6 +260,7 @@ impl LoadReport {
         self.sent += other.sent;
         self.send_refused += other.send_refused;
         self.lost += other.lost;
+        self.losses.add(&other.losses);
         self.received += other.received;
         self.wrong_client += other.wrong_client;
         self.altered += other.altered;

@@ -29,6 +29,7 @@
 //! (net.core.netdev_max_backlog, 1,000 packets by default) belongs to the machine, not to the lab: more than that in
 //! flight at once is lost, whoever forwards.
 
+mod drops;
 pub mod forger;
 pub mod load;
 mod namespace;
@@ -37,12 +38,14 @@ pub mod responder;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use drops::MACHINES_QUEUES;
 pub use namespace::{Namespace, enter_unprivileged};
 
 use crate::error::SetupError;
@@ -211,6 +214,12 @@ impl Lab {
     /// The remotes' addresses, from 198.18.0.2 (behind n routers from 198.18.n.2).
     pub fn remotes(&self) -> &[Ipv4Addr] {
         &self.remotes
+    }
+
+    /// Packets that the kernel has thrown away since the lab was made, by place: devices, raw sockets and IP in each namespace; and
+    /// the CPUs' input queues, which are the whole machine's ([`MACHINES_QUEUES`]).
+    pub fn drops(&self) -> Result<BTreeMap<String, u64>, SetupError> {
+        drops::of(self)
     }
 
     fn prepare_gateway(&self, rp_filter: u8) -> Result<(), SetupError> {

@@ -32,6 +32,7 @@ mod sandbox;
 mod scene;
 mod serves;
 mod side_by_side;
+mod soak;
 mod supervised;
 mod sys;
 mod takeover;

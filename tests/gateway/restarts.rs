@@ -151,7 +151,7 @@ pub(crate) fn under_load<T>(stage: &Scene, rate: u32, meanwhile: impl FnOnce() -
 }
 
 /// Does it, and then says that it is over: also if it fails, or those who wait for that would wait for ever.
-fn ending<T>(over: &AtomicBool, work: impl FnOnce() -> T) -> T {
+pub(crate) fn ending<T>(over: &AtomicBool, work: impl FnOnce() -> T) -> T {
     let result = panic::catch_unwind(AssertUnwindSafe(work));
     over.store(true, Ordering::Relaxed);
     result.unwrap_or_else(|failed| panic::resume_unwind(failed))

@@ -16,6 +16,10 @@ use crate::lab::load::{self, LoadOptions, LoadReport, PAYLOAD_MIN, RoundTrips, S
 /// Bytes of an ICMP header.
 const HEADER: u16 = 8;
 
+/// How many spells of losses are told, and how long between two is without a loss.
+const SPELLS: usize = 10;
+const APART: Duration = Duration::from_millis(100);
+
 /// Ping remotes as fast as asked, and check every byte of every reply
 ///
 /// Runs in the network namespace it is started in, from addresses that are local there: a client of your own lab. Sends
@@ -98,6 +102,10 @@ fn table(report: &LoadReport) -> String {
     for (name, count) in counts {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name:26}{:>14}", grouped(count));
+    }
+    for spell in report.losses.spells(APART).iter().take(SPELLS) {
+        let (from, to) = (spell.from.as_secs_f64(), spell.to.as_secs_f64());
+        let _ = writeln!(text, "{:26}{:>14}", format!("lost {from:.2} s to {to:.2} s"), grouped(spell.count));
     }
     let from_due = report.from_due.count() > 0;
     times(&mut text, "round trip", if from_due { &report.from_due } else { &report.round_trip });

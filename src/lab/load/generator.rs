@@ -162,7 +162,7 @@ impl<'a> Generator<'a> {
         }
         loop {
             let now = Instant::now();
-            self.give_up(now);
+            self.give_up(now, start);
             let sending = self.may_send(now - start) && !shared.stop.load(Ordering::Relaxed);
             let before = (self.report.sent, self.report.received);
             if sending {
@@ -291,9 +291,9 @@ impl<'a> Generator<'a> {
             Verdict::Altered { claims } => {
                 self.report.altered += 1;
                 if let Some(echo) = claims
-                    && matches!(self.settle(echo), Settled::Now(_))
+                    && let Settled::Now(pending) = self.settle(echo)
                 {
-                    self.report.lost += 1;
+                    self.lose(pending, start);
                 }
             }
             Verdict::NoReply => self.report.no_reply += 1,
@@ -315,15 +315,20 @@ impl<'a> Generator<'a> {
         }
     }
 
+    fn lose(&mut self, lost: Pending, start: Instant) {
+        self.report.lost += 1;
+        self.report.losses.record(lost.sent_at.saturating_duration_since(start));
+    }
+
     /// Forgets what is older than the reply timeout, and what would be taken for an echo one cycle later.
-    fn give_up(&mut self, now: Instant) {
+    fn give_up(&mut self, now: Instant, start: Instant) {
         let cycle = self.plan.cycle();
-        while let Some(oldest) = self.recent.front()
+        while let Some(oldest) = self.recent.front().copied()
             && (now - oldest.sent_at > self.options.reply_timeout || self.recent.len() + self.options.window > cycle)
         {
             if !oldest.settled {
                 self.in_flight -= 1;
-                self.report.lost += 1;
+                self.lose(oldest, start);
             }
             self.recent.pop_front();
             self.first_place = (self.first_place + 1) % cycle;

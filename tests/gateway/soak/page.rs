@@ -1,0 +1,186 @@
+//! What a soak has found, on one page.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use echogate::lab::load::LoadReport;
+
+use super::faults::Fault;
+use super::ledger::sum;
+use super::slope::{Sample, Slope};
+use super::{HEAL, Round, Soak, UNDER_WAY};
+
+/// Something that must not grow.
+struct Line {
+    name: &'static str,
+    slope: Option<Slope>,
+    /// What it may grow by in the whole soak.
+    floor: f64,
+}
+
+impl Soak {
+    fn lines(&self) -> Vec<Line> {
+        let watched = &self.watched;
+        let ratios: Vec<Sample> = self.by_round(|round| {
+            let median = |report: &LoadReport| report.round_trip.quantile(0.5).as_secs_f64();
+            median(&round.load) / median(&round.control).max(1e-9)
+        });
+        let medians = self.by_round(|round| round.load.round_trip.quantile(0.5).as_secs_f64() * 1e6);
+        let twice = |samples: &[Sample]| Slope::overall(samples).map_or(0.0, |slope| slope.mean);
+        let line = |name, slope, floor| Line { name, slope, floor };
+        vec![
+            line("keeper: resident KiB, within each process's life", Slope::of_each(&watched.keeper_memory), 4096.0),
+            line("keeper: resident KiB, from one to the next", Slope::overall(&watched.keeper_memory), 2048.0),
+            line(
+                "packet process: resident KiB, within each process's life",
+                Slope::of_each(&watched.packets_memory),
+                1024.0,
+            ),
+            line("packet process: resident KiB, from one to the next", Slope::overall(&watched.packets_memory), 2048.0),
+            line("keeper: open descriptors", Slope::overall(&watched.keeper_descriptors), 2.0),
+            line("packet process: open descriptors", Slope::overall(&watched.packets_descriptors), 2.0),
+            line("round trip, median of a round, us", Slope::overall(&medians), twice(&medians)),
+            line("the same, as a multiple of the control's", Slope::overall(&ratios), twice(&ratios)),
+        ]
+    }
+
+    fn by_round(&self, value: impl Fn(&Round) -> f64) -> Vec<Sample> {
+        let at = |number: usize| self.elapsed.as_secs_f64() * number as f64 / self.rounds.len() as f64;
+        let sample = |(number, round)| Sample { of: 0, at: at(number), value: value(round) };
+        self.rounds.iter().enumerate().map(sample).collect()
+    }
+
+    fn total(&self, value: impl Fn(&Round) -> u64) -> u64 {
+        self.rounds.iter().map(value).sum()
+    }
+
+    /// What must not be.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for round in self.rounds.iter().filter(|round| round.judged.unexplained > 0) {
+            let (from, to) = (round.window.0.as_secs_f64(), round.window.1.as_secs_f64());
+            faults.push(format!(
+                "{} losses are unexplained beside: {} ({from:.2} s to {to:.2} s of its round); they left at {:?}",
+                round.judged.unexplained,
+                round.fault.name(),
+                round.load.losses.spells(Duration::from_millis(100)),
+            ));
+        }
+        for (what, count) in [
+            ("replies reached another client", self.total(|round| round.load.wrong_client)),
+            ("replies were altered", self.total(|round| round.load.altered)),
+            ("replies came twice", self.total(|round| round.load.duplicates)),
+        ] {
+            if count > 0 {
+                faults.push(format!("{count} {what}"));
+            }
+        }
+        let seconds = self.elapsed.as_secs_f64();
+        for line in self.lines() {
+            if line.slope.is_some_and(|slope| slope.grows(seconds, line.floor)) {
+                faults.push(format!("it grows: {}", line.name));
+            }
+        }
+        faults
+    }
+
+    pub(super) fn page(&self) -> String {
+        let mut page = String::new();
+        self.write(&mut page).expect("writing to a String cannot fail");
+        page
+    }
+
+    fn write(&self, page: &mut String) -> std::fmt::Result {
+        let (plan, faults) = (&self.plan, self.faults());
+        let verdict = if faults.is_empty() { "nothing unexplained, nothing grows" } else { "NOT WELL" };
+        writeln!(
+            page,
+            "**{verdict}**: {:.0} s at {} echoes/s, {} faults, seed {}.\n",
+            self.elapsed.as_secs_f64(),
+            plan.rate,
+            self.rounds.len(),
+            plan.seed
+        )?;
+        for fault in &faults {
+            writeln!(page, "* {fault}")?;
+        }
+        let (sent, lost) = (self.total(|round| round.load.sent), self.total(|round| round.load.lost));
+        let control = |value: fn(&LoadReport) -> u64| self.total(|round| value(&round.control));
+        writeln!(
+            page,
+            "| echoes | |\n| --- | ---: |\n| sent | {sent} |\n| answered, every byte as it was sent | {} |\n| lost | {lost} |\n\
+             | in the window of a fault that may cost some | {} |\n| to a queue of the kernel's that was full, counted by it in this lab | \
+             {} |\n| **unexplained** | **{}** |\n| to another client, altered, twice | {}, {}, {} |\n| after they were given up | {} |\n\
+             | ICMP errors to the load's clients | {} |\n| beside it, without a gateway: sent, lost | {}, {} |\n",
+            self.total(|round| round.load.received),
+            self.total(|round| round.judged.by_fault),
+            self.total(|round| round.judged.by_queues),
+            self.total(|round| round.judged.unexplained),
+            self.total(|round| round.load.wrong_client),
+            self.total(|round| round.load.altered),
+            self.total(|round| round.load.duplicates),
+            self.total(|round| round.load.stray - round.load.duplicates),
+            self.total(|round| round.load.no_reply),
+            control(|report| report.sent),
+            control(|report| report.lost),
+        )?;
+        self.write_faults(page)?;
+        self.write_lines(page)
+    }
+
+    fn write_faults(&self, page: &mut String) -> std::fmt::Result {
+        writeln!(
+            page,
+            "A fault's window is from {} s before it to {} s after all was given back. *After*: from then to the last loss, at the longest. \
+             Drops in the windows: the gateway's by name, as far as the process that counted them lived, and the kernel's by place.\n\n\
+             | fault | times | may cost | lost | to queues | unexplained | after, s | dropped in the windows |\n\
+             | --- | ---: | --- | ---: | ---: | ---: | ---: | --- |",
+            UNDER_WAY.as_secs(),
+            HEAL.as_secs()
+        )?;
+        for fault in Fault::ALL {
+            let rounds: Vec<&Round> = self.rounds.iter().filter(|round| round.fault == fault).collect();
+            if rounds.is_empty() {
+                continue;
+            }
+            let total = |value: fn(&Round) -> u64| rounds.iter().map(|round| value(round)).sum::<u64>();
+            let after = rounds.iter().map(|round| round.judged.after).max().unwrap_or_default();
+            let dropped = rounds.iter().fold(BTreeMap::new(), |dropped, round| {
+                sum(dropped, sum(round.told.dropped_by_gateway.clone(), round.told.dropped_then.clone()))
+            });
+            let dropped: Vec<String> = dropped.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            writeln!(
+                page,
+                "| {} | {} | {} | {} | {} | {} | {:.2} | {} |",
+                fault.name(),
+                rounds.len(),
+                if fault.may_cost() { "yes" } else { "nothing" },
+                total(|round| round.load.lost),
+                total(|round| round.judged.by_queues),
+                total(|round| round.judged.unexplained),
+                after.as_secs_f64(),
+                dropped.join(", ")
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_lines(&self, page: &mut String) -> std::fmt::Result {
+        writeln!(
+            page,
+            "\nSlopes by least squares, with what they are within at 95% as far as samples err independently; of processes that are \
+             20 s old. It grows if the least that the slope can be makes more of it than the floor in the whole time.\n\n\
+             | | samples | mean | an hour | within | floor |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+        )?;
+        for Line { name, slope, floor } in self.lines() {
+            match slope {
+                Some(Slope { samples, mean, per_hour, within }) => {
+                    writeln!(page, "| {name} | {samples} | {mean:.1} | {per_hour:+.1} | {within:.1} | {floor:.1} |")?;
+                }
+                None => writeln!(page, "| {name} | too few | | | | {floor:.1} |")?,
+            }
+        }
+        Ok(())
+    }
+}
