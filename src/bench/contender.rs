@@ -150,7 +150,7 @@ impl Contender {
                 Ok(Engine::Uring) => None,
                 Ok(Engine::Syscalls) => absent("io_uring is refused here".to_owned(), "see `echogate check`"),
                 Err(error) => {
-                    let (cause, cure) = error.into_parts();
+                    let (cause, cure) = error.parts();
                     absent(cause, &cure.unwrap_or_else(|| "see `echogate check`".to_owned()))
                 }
             },

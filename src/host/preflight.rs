@@ -114,7 +114,7 @@ impl Finding {
     }
 
     fn refused(name: &'static str, error: SetupError) -> Finding {
-        let (what, remedy) = error.into_parts();
+        let (what, remedy) = error.parts();
         Finding { remedy, ..Finding::missing(name, what).fatal() }
     }
 

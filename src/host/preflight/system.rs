@@ -73,7 +73,7 @@ pub(super) fn ring(backend: Backend) -> Finding {
         (_, Some(libc::ENOMEM)) => "raise the limit of locked memory: `ulimit -l`",
         _ => "Linux 6.7 or newer with CONFIG_IO_URING",
     };
-    let (what, _) = error.into_parts();
+    let (what, _) = error.parts();
     match backend {
         Backend::Uring => Finding::missing(name, what).remedy(format!("{remedy}; or --io syscalls")).fatal(),
         _ => Finding::warning(name, format!("{what}; system calls do its work")).remedy(remedy),
