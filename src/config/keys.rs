@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{Config, ControlSocket, Exception, IdentRange};
+use crate::host::divert::DivertBy;
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 use crate::table::SHARDS;
@@ -65,6 +66,8 @@ pub(super) enum Kind {
     Switch(fn(&mut Config) -> &mut bool),
     /// One of [`BACKENDS`].
     Backend(fn(&mut Config) -> &mut Backend),
+    /// One of [`DIVERTS`].
+    DivertBy(fn(&mut Config) -> &mut DivertBy),
     /// One of [`FALL_THROUGHS`].
     FallThrough(fn(&mut Config) -> &mut FallThrough),
     /// The path of a socket, or [`NOWHERE`].
@@ -79,6 +82,9 @@ pub(super) const NOWHERE: &str = "none";
 /// The words for the back ends.
 pub const BACKENDS: &[(&str, Backend)] =
     &[("auto", Backend::Auto), ("uring", Backend::Uring), ("syscalls", Backend::Syscalls)];
+
+/// The words for how requests are diverted.
+pub(super) const DIVERTS: &[(&str, DivertBy)] = &[("route", DivertBy::Route), ("ingress", DivertBy::Ingress)];
 
 /// The words for what happens to packets that are not proxied.
 pub(super) const FALL_THROUGHS: &[(&str, FallThrough)] =
@@ -115,11 +121,21 @@ pub static KEYS: &[Key] = &[
         table: "inside",
         name: "divert",
         flag: Some("divert"),
-        meaning: "Interfaces that clients arrive by. Their echo requests to outside are led into the TUN device (by an \
-                  nftables mark, a rule and a route, undone at exit); everything else they send stays on its path. \
+        meaning: "Interfaces that clients arrive by. Their echo requests to outside are led into the TUN device (undone \
+                  at exit); everything else they send stays on its path. \
                   Leave it out to lead packets into the device yourself",
         default: KeyDefault::Computed("none"),
         kind: Kind::Names(|config| &mut config.inside.divert),
+    },
+    Key {
+        table: "inside",
+        name: "divert_by",
+        flag: Some("divert-by"),
+        meaning: "How `divert` does it: route (a mark, a rule and a route, by way of the host's firewall) or ingress (from the \
+                  clients' interfaces straight into the TUN device: cheaper, but no chain of the host's firewall at prerouting and \
+                  forward sees a diverted request)",
+        default: KeyDefault::Value("route"),
+        kind: Kind::DivertBy(|config| &mut config.inside.divert_by),
     },
     Key {
         table: "inside",
@@ -537,6 +553,7 @@ impl Key {
             (Kind::Exceptions(_), _) => in_list("10.66.0.9/32 packets_per_second=0 mappings=4096"),
             (Kind::Switch(_), _) => quoted(SWITCH[0].0),
             (Kind::Backend(_), _) => quoted(BACKENDS[0].0),
+            (Kind::DivertBy(_), _) => quoted(DIVERTS[0].0),
             (Kind::FallThrough(_), _) => quoted(FALL_THROUGHS[0].0),
             (Kind::ControlSocket(_), _) => quoted("/run/echogate/echogate0.sock"),
             (Kind::Listen(_), _) => quoted("127.0.0.1:9428"),
@@ -553,7 +570,7 @@ impl Key {
             Kind::Prefixes(_) => "PREFIX",
             Kind::IdentRanges(_) => "RANGE",
             Kind::Exceptions(_) => "LIMITS",
-            Kind::Switch(_) | Kind::Backend(_) | Kind::FallThrough(_) => "WHICH",
+            Kind::Switch(_) | Kind::Backend(_) | Kind::DivertBy(_) | Kind::FallThrough(_) => "WHICH",
             Kind::ControlSocket(_) => "PATH",
             Kind::Listen(_) => "ADDRESS:PORT",
         }
@@ -594,6 +611,7 @@ impl fmt::Display for Kind {
             Kind::Exceptions(_) => f.write_str("prefixes with their limits, such as \"10.66.0.9/32 mappings=4096\""),
             Kind::Switch(_) => write_words(f, SWITCH.iter().map(|(word, _)| *word)),
             Kind::Backend(_) => write_words(f, BACKENDS.iter().map(|(word, _)| *word)),
+            Kind::DivertBy(_) => write_words(f, DIVERTS.iter().map(|(word, _)| *word)),
             Kind::FallThrough(_) => write_words(f, FALL_THROUGHS.iter().map(|(word, _)| *word)),
             Kind::ControlSocket(_) => {
                 write!(f, "a path from the root, of at most {SOCKET_PATH_BYTES_MAX} bytes, or {NOWHERE}")
