@@ -16,6 +16,7 @@ use std::{env, io};
 use super::process::Program;
 use super::record::Absent;
 use crate::error::SetupError;
+use crate::host::divert::DivertBy;
 use crate::host::nft;
 use crate::io::{Backend, Engine};
 use crate::lab::{GATEWAY_OUTSIDE, Lab, Namespace};
@@ -53,6 +54,8 @@ pub enum Contender {
         workers: u32,
         /// Whether the host tracks connections, so that the gateway's own echoes outside are tracked.
         tracked: bool,
+        /// How requests are led to it.
+        divert: DivertBy,
     },
     /// nftables' masquerade, which tracks connections.
     Masquerade,
@@ -74,12 +77,18 @@ impl Contender {
     pub fn all(cpus: usize) -> Vec<Contender> {
         let many = u32::try_from(cpus.min(4)).unwrap_or(1);
         let workers = if many > 1 { vec![1, many] } else { vec![1] };
-        let echogate = |io, workers, tracked| Contender::Echogate { io, workers, tracked };
+        let echogate = |io, workers, tracked| Contender::Echogate { io, workers, tracked, divert: DivertBy::Route };
         let mut all = vec![Contender::Control];
         for io in [Backend::Uring, Backend::Syscalls] {
             all.extend(workers.iter().map(|workers| echogate(io, *workers, false)));
         }
         all.push(echogate(Backend::Uring, many, true));
+        all.extend(workers.iter().map(|workers| Contender::Echogate {
+            io: Backend::Uring,
+            workers: *workers,
+            tracked: false,
+            divert: DivertBy::Ingress,
+        }));
         all.extend([Contender::Masquerade, Contender::Pasta, Contender::Slirp4netns]);
         all
     }
@@ -88,9 +97,10 @@ impl Contender {
     pub fn name(self) -> String {
         match self {
             Contender::Control => "control".to_owned(),
-            Contender::Echogate { io, workers, tracked } => {
+            Contender::Echogate { io, workers, tracked, divert } => {
                 let tracked = if tracked { "-conntrack" } else { "" };
-                format!("echogate-{}-{workers}{tracked}", backend(io))
+                let ingress = if divert == DivertBy::Ingress { "-ingress" } else { "" };
+                format!("echogate-{}-{workers}{tracked}{ingress}", backend(io))
             }
             Contender::Masquerade => "masquerade".to_owned(),
             Contender::Pasta => "pasta".to_owned(),
@@ -102,11 +112,12 @@ impl Contender {
     pub fn description(self) -> String {
         match self {
             Contender::Control => "no gateway: plain forwarding, with a route back to the clients".to_owned(),
-            Contender::Echogate { io, workers, tracked } => {
+            Contender::Echogate { io, workers, tracked, divert } => {
                 let threads = if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") };
                 let moved = if io == Backend::Syscalls { "plain system calls" } else { "io_uring" };
                 let tracked = if tracked { ", on a host that tracks connections" } else { "" };
-                format!("Echogate, {threads}, {moved}{tracked}")
+                let ingress = if divert == DivertBy::Ingress { ", diverted to at ingress" } else { "" };
+                format!("Echogate, {threads}, {moved}{tracked}{ingress}")
             }
             Contender::Masquerade => "nftables masquerade, in the kernel".to_owned(),
             Contender::Pasta => "pasta (passt), in user space; one client".to_owned(),
@@ -166,11 +177,16 @@ impl Contender {
         let program = match self {
             Contender::Control => lab.route_back().map(|()| None)?,
             Contender::Masquerade => load_rules(MASQUERADE).map(|()| None)?,
-            Contender::Echogate { io, workers, tracked } => {
+            Contender::Echogate { io, workers, tracked, divert } => {
                 if tracked {
                     load_rules(TRACKING)?;
                 }
-                Some(Program::start(&mut gateway_command(lab, echogate, io, workers))?)
+                let mut command = gateway_command(lab, echogate, io, workers);
+                if divert == DivertBy::Ingress {
+                    // Not named otherwise: an older build (`--program`) does not know it.
+                    command.args(["--divert-by", "ingress"]);
+                }
+                Some(Program::start(&mut command)?)
             }
             Contender::Pasta => Some(start_user_mode(lab, &mut pasta_command(lab))?),
             Contender::Slirp4netns => Some(start_user_mode(lab, &mut slirp4netns_command())?),
@@ -273,6 +289,8 @@ mod tests {
             "echogate-syscalls-1",
             "echogate-syscalls-2",
             "echogate-uring-2-conntrack",
+            "echogate-uring-1-ingress",
+            "echogate-uring-2-ingress",
             "masquerade",
             "pasta",
             "slirp4netns",
