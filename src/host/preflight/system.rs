@@ -87,6 +87,24 @@ pub(super) fn nft() -> Finding {
     }
 }
 
+/// Whether the kernel takes rules that divert at ingress. It is asked to check one, and forgets it again.
+pub(super) fn ingress() -> Finding {
+    let name = "ingress";
+    let rules = "add table netdev echogate-check; \
+        add chain netdev echogate-check try { type filter hook ingress devices = { \"lo\" } priority 10; }; \
+        add rule netdev echogate-check try fib daddr type unicast fib saddr . iif oif exists fwd ip to 192.0.0.8 device \"lo\"\n";
+    match nft::run(&["-c", "-f", "-"], rules) {
+        Ok(_) => Finding::ok(name, "nftables diverts there; the host's forward chains see no diverted request"),
+        // Said already.
+        Err(nft::Failure::NotRun(_)) => Finding::warning(name, "not looked at without nft").remedy(nft::REMEDY),
+        Err(nft::Failure::Refused(words)) => {
+            let remedy = "a kernel with CONFIG_NF_TABLES_NETDEV, CONFIG_NFT_FWD_NETDEV and CONFIG_NFT_FIB_NETDEV (Linux 5.5 or \
+                          newer), and CAP_NET_ADMIN; or --divert-by route";
+            Finding::missing(name, format!("nftables cannot divert there: {words}")).remedy(remedy).fatal()
+        }
+    }
+}
+
 /// The pinger's matter only, so never more than a warning.
 pub(super) fn ping_groups() -> Finding {
     let name = "ping sockets";
