@@ -243,7 +243,6 @@ impl Labs<'_> {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the page, for whoever asks with --nocapture")]
 fn every_loss_has_its_reason_and_nothing_grows() {
     let soak = soak(Plan::asked_for());
     let page = soak.page();
