@@ -38,7 +38,7 @@ use crate::error::SetupError;
 use crate::host::addresses::{AddressWatch, Change, Follow};
 use crate::host::cpus;
 use crate::host::device::Device;
-use crate::host::divert::{Divert, DivertSettings};
+use crate::host::divert::{Divert, DivertBy, DivertSettings};
 use crate::host::preflight::{self, Finding, Plan, Status};
 use crate::io::raw::SendSocket;
 use crate::io::syscalls::SyscallsIo;
@@ -75,10 +75,10 @@ pub struct Gateway {
     faults: Receiver<SetupError>,
     stop: Arc<AtomicU8>,
     workers: Vec<Running>,
-    /// How often each had turned when `pulse` was last asked.
-    turned: Vec<u64>,
+    pulse: Pulse,
+    clock: Monotonic,
     /// The tables, if they are to outlive this process.
-    state: Option<(State, Monotonic)>,
+    state: Option<State>,
     divert: Option<Divert>,
     addresses: Option<AddressWatch>,
     observer: Observer,
@@ -220,7 +220,7 @@ impl Gateway {
             let (mappings, echoes) = (found.slots.mappings, found.outstanding);
             tracing::info!(mappings, echoes, "goes on with what was there");
         }
-        gateway.state = Some((state, clock));
+        gateway.state = Some(state);
         Ok(gateway)
     }
 
@@ -251,11 +251,12 @@ impl Gateway {
         let (fault, faults) = channel::unbounded();
         let mut gateway = Gateway {
             counters,
+            pulse: observer.pulse(clock.now()),
             observer,
             faults,
             stop: Arc::new(AtomicU8::new(SERVE)),
             workers: Vec::with_capacity(workers),
-            turned: vec![0; workers],
+            clock,
             state: None,
             divert: None,
             addresses: None,
@@ -289,16 +290,15 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Whether every worker has turned since this was last asked. Each is woken for the next time it is.
-    pub fn pulse(&mut self) -> bool {
-        let turned = self.counters.turns();
-        let moves = turned.iter().zip(&self.turned).all(|(now, before)| now != before);
-        self.turned = turned;
-        self.workers.iter().for_each(|running| running.waker.wake());
-        if let Some((state, clock)) = &self.state {
-            state.used(clock.now());
+    /// Whether every worker moves, by what this look and those before it have seen. It marks the tables as in use. To be called
+    /// several times a second.
+    pub fn moves(&mut self) -> bool {
+        let now = self.clock.now();
+        if let Some(state) = &self.state {
+            state.used(now);
         }
-        moves
+        self.pulse.look(&self.observer, now);
+        self.pulse.still(now).is_none()
     }
 
     /// Starts a worker's thread and waits until it serves.
@@ -529,6 +529,7 @@ fn device(config: &Config) -> Device {
 
 fn divert_settings(config: &Config) -> DivertSettings {
     DivertSettings {
+        by: config.inside.divert_by,
         device: device(config),
         interfaces: config.inside.divert.clone(),
         clients: config.inside.clients.clone(),
@@ -590,7 +591,10 @@ fn description(config: &Config, engine: Engine) -> String {
     let (workers, plural) = (config.run.workers, if config.run.workers == 1 { "" } else { "s" });
     let divert = match config.inside.divert.as_slice() {
         [] => "what is routed into it".to_owned(),
-        interfaces => format!("echo requests diverted from {}", interfaces.join(", ")),
+        interfaces => {
+            let at_ingress = if config.inside.divert_by == DivertBy::Ingress { " at ingress" } else { "" };
+            format!("echo requests diverted from {}{at_ingress}", interfaces.join(", "))
+        }
     };
     format!(
         "serving pings of {clients} from {addresses}: {divert} by {}, {workers} worker{plural} on {engine}",

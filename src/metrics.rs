@@ -227,11 +227,6 @@ impl Counters {
         self.0.len()
     }
 
-    /// How often each worker has turned.
-    pub fn turns(&self) -> Vec<u64> {
-        self.0.iter().map(|worker| worker.turns.get()).collect()
-    }
-
     /// One worker's counters as they are now.
     pub fn worker_snapshot(&self, worker: usize) -> Snapshot {
         snapshot(&self.0[worker..=worker])
@@ -245,6 +240,7 @@ impl Counters {
 
 /// Packets and bytes in one direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "gateway", derive(serde::Serialize, serde::Deserialize))]
 pub struct Traffic {
     /// Packets.
     pub packets: u64,

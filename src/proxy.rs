@@ -157,17 +157,9 @@ impl Proxy {
     fn owner_of_nothing(&self) -> Owner {
         let addresses = self.mappings.addresses.len();
         let mut rng = idents::generator(None);
-        Owner {
-            number: self.workers,
-            fragments: Fragments::new(0),
-            identifications: Identifications::new(0, 1, &mut rng),
-            idents: Idents::new(addresses, &[], &IdentPolicy::default(), self.lifetimes, rng),
-            shards: Vec::new(),
-            sweep_next: 0,
-            swept: Instant::START,
-            unswept: 0,
-            torn: false,
-        }
+        let identifications = Identifications::new(0, 1, &mut rng);
+        let idents = Idents::new(addresses, &[], &IdentPolicy::default(), self.lifetimes, rng);
+        Owner::new(self.workers, Fragments::new(0), identifications, idents, Vec::new())
     }
 
     /// The gateway's addresses outside, by their numbers. Whoever sees that the host has one no more says so here
@@ -410,10 +402,9 @@ impl Batch<'_> {
 
     #[cold]
     fn refuse(&self, client: Ipv4Addr, reason: Reason) -> Outbound {
-        let clients = &self.proxy.mappings.clients;
-        let tell = clients.may_be_told(clients.index(self.proxy.policy.place(client)), self.now);
         let (class, _) = self.proxy.policy.allowance(client);
-        Outbound::Refuse { reason, class, tell_from: self.proxy.tell_from(client).filter(|_| tell) }
+        let tell_from = self.proxy.tell_from(client).filter(|_| self.may_be_told(client));
+        Outbound::Refuse { reason, class, tell_from }
     }
 
     /// Whose business the packet is, or why it goes nowhere.
@@ -588,6 +579,18 @@ impl Drop for Batch<'_> {
 }
 
 impl Owner {
+    /// One of tables that are empty.
+    fn new(
+        number: usize,
+        fragments: Fragments,
+        identifications: Identifications,
+        idents: Idents,
+        shards: Vec<usize>,
+    ) -> Owner {
+        let (sweep_next, swept, unswept, torn) = (0, Instant::START, 0, false);
+        Owner { number, fragments, identifications, idents, shards, sweep_next, swept, unswept, torn }
+    }
+
     /// Sweeps as much of the owner's echoes as the clock asks: all of it every echo timeout, whatever the load; so no
     /// stamp, which wraps after four of them, is ever misread. `in_use`: some of the owner's idents are mapped or rest.
     fn sweep(&mut self, echoes: &Echoes, timeout: Duration, now: Instant, in_use: bool) -> u64 {

@@ -32,6 +32,7 @@
 //! a fault, which is returned, never swallowed.
 
 mod cut;
+mod note;
 mod post;
 mod tap;
 
@@ -41,6 +42,7 @@ use std::mem;
 use std::time::Duration;
 
 use self::cut::{Narrow, PIECES_MAX};
+use self::note::Note;
 use self::post::{INBOX_MAX, Parcel};
 pub use self::post::{Inbox, Post};
 pub use self::tap::{Basin, Event, Fate, SAMPLE_EVERY, Seen, Subject, Tap, Trace};
@@ -60,24 +62,6 @@ const WAITING_MAX: usize = 2 * BATCH_MAX;
 
 /// A drain takes at most this long: what has not come back then is given up and counted.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
-
-/// Noted on a frame that goes back to the TUN unchanged.
-const REINJECTED: u8 = 1;
-
-/// Noted on a request that is outstanding already: if this one cannot be sent, the first may be answered all the same.
-const REPEATED: u8 = 3;
-
-/// Noted on a frame that has become an error of our own.
-const ORIGINATED: u8 = 2;
-
-/// Noted on an error from outside, on its way to the client that it concerns.
-const TOLD: u8 = 4;
-
-/// Noted on a fragment that is not its request's first: nothing is recorded for it that could be withdrawn.
-const LATER: u8 = 5;
-
-/// Noted on what was cut off a packet that was too large: no packet that came in.
-const CUT_OFF: u8 = 6;
 
 /// Fragments that may wait for their request's first one: more than one client's ([`fragments::EARLY_MAX`]).
 const EARLY_MAX: usize = 2 * BATCH_MAX;
@@ -302,29 +286,30 @@ struct Turn<'t, I> {
 impl<I: PacketIo> Turn<'_, I> {
     fn settle(&mut self, Sent { to, frame, errno }: Sent) {
         let counters = self.counters;
-        match frame.note() {
-            ORIGINATED => *self.originated -= 1,
-            CUT_OFF => *self.cut_off -= 1,
+        let note = Note::of(&frame);
+        match note {
+            Note::Originated => *self.originated -= 1,
+            Note::CutOff => *self.cut_off -= 1,
             _ => {}
         }
-        match (to, errno) {
-            (Side::Outside, 0) if frame.note() == ORIGINATED => counters.originated.count(frame.len()),
-            (Side::Outside, _) if frame.note() == ORIGINATED => counters.not_originated.add(1),
-            (Side::Outside, 0) if frame.note() == CUT_OFF => counters.cut_off.count(frame.len()),
-            (Side::Outside, _) if frame.note() == CUT_OFF => counters.cut_off_lost.add(1),
-            (_, 0) if frame.note() == TOLD => counters.told.count(frame.len()),
-            (Side::Outside, 0) => counters.outside_out.count(frame.len()),
-            (Side::Outside, errno) => self.not_sent(frame, errno),
-            (Side::Inside, 0) if frame.note() == REINJECTED => counters.reinjected.count(frame.len()),
-            (Side::Inside, 0) => counters.delivered.count(frame.len()),
-            (Side::Inside, errno) => counters.send_inside.count(errno),
+        match (to, errno, note) {
+            (Side::Outside, 0, Note::Originated) => counters.originated.count(frame.len()),
+            (Side::Outside, _, Note::Originated) => counters.not_originated.add(1),
+            (Side::Outside, 0, Note::CutOff) => counters.cut_off.count(frame.len()),
+            (Side::Outside, _, Note::CutOff) => counters.cut_off_lost.add(1),
+            (_, 0, Note::Told) => counters.told.count(frame.len()),
+            (Side::Outside, 0, _) => counters.outside_out.count(frame.len()),
+            (Side::Outside, errno, _) => self.not_sent(frame, errno),
+            (Side::Inside, 0, Note::Reinjected) => counters.reinjected.count(frame.len()),
+            (Side::Inside, 0, _) => counters.delivered.count(frame.len()),
+            (Side::Inside, errno, _) => counters.send_inside.count(errno),
         }
     }
 
     fn not_sent(&mut self, frame: Frame, errno: i32) {
         let frame = if errno == libc::EMSGSIZE { self.cut(frame) } else { Some(frame) };
         let Some(mut frame) = frame else { return };
-        if ![REPEATED, TOLD, LATER].contains(&frame.note())
+        if !matches!(Note::of(&frame), Note::Repeated | Note::Told | Note::Later)
             && !is_loose(Canary::NotWithdrawn)
             && self.batch.withdraw(&frame)
         {
@@ -353,7 +338,7 @@ impl<I: PacketIo> Turn<'_, I> {
             }
             Inbound::Tell { client, length, from_own } => {
                 frame.truncate(length);
-                frame.set_note(TOLD);
+                Note::Told.put_on(&mut frame);
                 match from_own {
                     None => self.io.send_inside(frame),
                     Some(address) => self.io.send_outside(frame, address, client),
@@ -399,7 +384,7 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::Forward { address, remote, length, recorded } => {
                 self.count_recorded(recorded);
                 if recorded == Recorded::Again {
-                    frame.set_note(REPEATED);
+                    Note::Repeated.put_on(&mut frame);
                 }
                 if !is_loose(Canary::LeakedByte) {
                     frame.truncate(length);
@@ -407,13 +392,13 @@ impl<I: PacketIo> Turn<'_, I> {
                 self.send_outside(frame, address, remote);
             }
             Outbound::Carry { address, remote, length } => {
-                frame.set_note(LATER);
+                Note::Later.put_on(&mut frame);
                 frame.truncate(length);
                 self.send_outside(frame, address, remote);
             }
             Outbound::FallThrough(_) => match self.fall_through {
                 FallThrough::Reinject => {
-                    frame.set_note(REINJECTED);
+                    Note::Reinjected.put_on(&mut frame);
                     if is_loose(Canary::ChangedPassing) {
                         frame.reverse();
                     }
@@ -519,7 +504,7 @@ impl<I: PacketIo> Turn<'_, I> {
             return;
         }
         if let Some(client) = error::complete(&mut frame, gateway, message) {
-            frame.set_note(ORIGINATED);
+            Note::Originated.put_on(&mut frame);
             *self.originated += 1;
             self.io.send_outside(frame, address, client);
         }

@@ -118,6 +118,39 @@ fn as_many_mappings_live_as_are_asked_for_each_number_beside_its_own_control() {
 }
 
 #[test]
+fn what_each_carries_is_held_beside_the_control_at_the_same_load_and_half_of_the_masquerades_is_everybodys() {
+    let _turn = alone();
+    let results = Results::new();
+    let contenders = "masquerade,echogate-syscalls-1-polling";
+    let arguments =
+        ["--hold", "1", "--busy", "--sizes", "128", "--rounds", "1", "--seconds", "1", "--contenders", contenders];
+    let (code, printed, complaints) = output(&mut results.bench("held", &arguments));
+    assert_eq!(code, Some(0), "{printed}{complaints}");
+    let record = results.record("held");
+    assert_eq!(record.setting.hold_seconds, Some(1));
+    let of = |name: &str| record.trials.iter().filter(|trial| trial.contender == name).collect::<Vec<_>>();
+    assert_eq!(record.trials[0].contender, "masquerade");
+    let half = record.trials[0].pdr_per_s.map(|per_s| per_s / 2);
+    let mut held = Vec::new();
+    for trial in of("masquerade").into_iter().chain(of("echogate-syscalls-1-polling")) {
+        assert_eq!((trial.error.as_ref(), trial.scenario.icmp_bytes), (None, 128), "{trial:?}");
+        let step = |purpose| trial.step(purpose);
+        assert!([Purpose::LightBusy, Purpose::Light, Purpose::Saturation].into_iter().all(|of| step(of).is_some()));
+        // A machine that does a lot else may carry nothing that is found, and then nothing is held.
+        let of_pdr = trial
+            .pdr_per_s
+            .map(|per_s| per_s.abs_diff(step(Purpose::Hold).map_or(0, |s| s.asked_per_s.unwrap_or(0)) * 5 / 4));
+        assert!(of_pdr.is_none_or(|apart| apart <= 2), "{trial:?}");
+        assert_eq!(step(Purpose::HalfOfMasquerades).and_then(|step| step.asked_per_s), half, "{trial:?}");
+        held.extend(step(Purpose::Hold).map(|step| step.asked_per_s));
+    }
+    let controls = of("control").into_iter().filter_map(|trial| trial.step(Purpose::Hold));
+    let controls: Vec<_> = controls.map(|step| step.asked_per_s).collect();
+    assert!(controls.len() == held.len() && held.iter().all(|load| controls.contains(load)), "{held:?} {controls:?}");
+    assert!(printed.contains("busy: ping") && (held.is_empty() || printed.contains("80% of it")), "{printed}");
+}
+
+#[test]
 fn a_gateway_that_is_held_under_a_quota_is_a_regression() {
     let _turn = alone();
     let results = Results::new();

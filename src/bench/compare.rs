@@ -13,7 +13,7 @@ use crate::error::SetupError;
 
 /// What is compared, and by which share of the old median a figure has to move at least to count. Chosen, not derived: above
 /// what two runs of one binary on a virtual machine usually differ by (perf/bench.md), whose rounds can happen to agree.
-const FLOORS: [(Figure, f64); 8] = [
+const FLOORS: [(Figure, f64); 12] = [
     (Figure::ThroughputShare, 0.10),
     (Figure::AddedCost, 0.15),
     (Figure::Pdr, 0.10),
@@ -21,11 +21,17 @@ const FLOORS: [(Figure, f64); 8] = [
     (Figure::LightMedian, 0.20),
     (Figure::LightP99, 0.50),
     (Figure::SaturatedP99, 0.50),
+    (Figure::BusyMedian, 0.50),
+    (Figure::BusyP99, 0.50),
+    (Figure::HalfP99Share, 0.50),
+    (Figure::HeldLossAdded, 0.50),
     (Figure::Memory, 0.10),
 ];
 
 /// A time has to move by this many microseconds besides: less than that is the timer's.
 const TIME_FLOOR_US: f64 = 5.0;
+/// And a share of lost echoes by this many millionths: fewer is one stall of the machine.
+const LOSS_FLOOR_PPM: f64 = 10.0;
 
 /// What became of a figure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,11 +64,12 @@ pub struct Comparison {
 
 /// Compares two records; an error if they have nothing to compare.
 pub fn compare(old: &Record, new: &Record) -> Result<Comparison, SetupError> {
-    if (old.setting.full, old.setting.in_flight, old.setting.light_per_s, old.setting.remotes)
-        != (new.setting.full, new.setting.in_flight, new.setting.light_per_s, new.setting.remotes)
-    {
+    let loads = |Record { setting, .. }: &Record| {
+        (setting.full, setting.hold_seconds, setting.in_flight, setting.light_per_s, setting.remotes)
+    };
+    if loads(old) != loads(new) {
         return Err(SetupError::new("compare: the two were measured with different loads")
-            .remedy("give both the same --full and --in-flight"));
+            .remedy("give both the same --full, --hold and --in-flight"));
     }
     let mut lines = Vec::new();
     for scenario in figures::scenarios(old) {
@@ -85,9 +92,12 @@ pub fn compare(old: &Record, new: &Record) -> Result<Comparison, SetupError> {
 
 fn change(figure: Figure, floor: f64, old: Spread, new: Spread) -> Change {
     let moved = (new.median - old.median).abs();
-    let is_time = matches!(figure, Figure::LightMedian | Figure::LightP99 | Figure::SaturatedP99);
-    let noise =
-        (old.median.abs() * floor).max(old.width() + new.width()).max(if is_time { TIME_FLOOR_US } else { 0.0 });
+    let least = match figure {
+        Figure::HeldLossAdded => LOSS_FLOOR_PPM,
+        figure if figure.is_time() => TIME_FLOOR_US,
+        _ => 0.0,
+    };
+    let noise = (old.median.abs() * floor).max(old.width() + new.width()).max(least);
     if moved <= noise {
         Change::Same
     } else if (new.median > old.median) == figure.more_is_better() {

@@ -1,7 +1,7 @@
 //! What a record gives reason to doubt. Computed from the record, so that a record read again has the same doubts.
 
 use super::figures::{self, CONTROL, Figure};
-use super::record::{Machine, Record, Step};
+use super::record::{Machine, Purpose, Record, Step};
 use super::warning::{Doubt, Warning};
 
 /// The share of the machine's time that a hypervisor may take before it is said.
@@ -102,7 +102,8 @@ fn busy(record: &Record) -> Option<Warning> {
 
 fn schedule_missed(record: &Record) -> Option<Warning> {
     let late = |step: &&Step| step.schedule_error_us.as_ref().and_then(|error| error.at(0.99)) > Some(LATE_US);
-    let searching = |step: &&Step| !matches!(step.purpose, super::record::Purpose::Search);
+    // A search asks for more than there is, and a busy machine is late for everybody.
+    let searching = |step: &&Step| !matches!(step.purpose, Purpose::Search | Purpose::LightBusy);
     let open = || record.trials.iter().flat_map(|trial| &trial.steps).filter(|step| step.asked_per_s.is_some());
     let count = open().filter(searching).filter(late).count();
     (count > 0).then(|| {
@@ -151,7 +152,7 @@ fn wide_spreads(record: &Record) -> Option<Warning> {
 #[cfg(test)]
 mod tests {
     use super::super::record::tests::record_of;
-    use super::super::record::{Absent, Purpose, Quantiles, SHARES};
+    use super::super::record::{Absent, Quantiles, SHARES};
     use super::*;
 
     fn doubts(record: &Record) -> Vec<Doubt> {

@@ -9,6 +9,9 @@ use super::record::{Purpose, Record, Scenario, Step, Trial};
 /// The contender that all others are compared with.
 pub const CONTROL: &str = "control";
 
+/// The contender whose PDR gives the others a load.
+pub(super) const MASQUERADE: &str = "masquerade";
+
 /// A figure that a table has a column for, or a comparison a line.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Figure {
@@ -36,11 +39,23 @@ pub enum Figure {
     Waits,
     /// Echoes lost at saturation.
     Loss,
+    /// A round trip at the light load while every CPU has something else to do: median.
+    BusyMedian,
+    /// The same: 99 of 100.
+    BusyP99,
+    /// A round trip at half of the masquerade's PDR: 99 of 100.
+    HalfP99,
+    /// The same as a multiple of the masquerade's.
+    HalfP99Share,
+    /// Echoes lost of a load held for long, most of the own PDR.
+    HeldLoss,
+    /// What of them the control did not lose of the same load.
+    HeldLossAdded,
 }
 
 impl Figure {
     /// All of them, in the order of the tables.
-    pub const ALL: [Figure; 12] = [
+    pub const ALL: [Figure; 18] = [
         Figure::Throughput,
         Figure::ThroughputShare,
         Figure::Cost,
@@ -53,6 +68,12 @@ impl Figure {
         Figure::Memory,
         Figure::Waits,
         Figure::Loss,
+        Figure::BusyMedian,
+        Figure::BusyP99,
+        Figure::HalfP99,
+        Figure::HalfP99Share,
+        Figure::HeldLoss,
+        Figure::HeldLossAdded,
     ];
 
     /// In words.
@@ -70,6 +91,12 @@ impl Figure {
             Figure::Memory => "memory MiB",
             Figure::Waits => "waits / 1000 echoes",
             Figure::Loss => "lost ppm",
+            Figure::BusyMedian => "busy: ping p50 us",
+            Figure::BusyP99 => "busy: ping p99 us",
+            Figure::HalfP99 => "half masq. PDR p99 us",
+            Figure::HalfP99Share => "of masq.'s p99, times",
+            Figure::HeldLoss => "80% PDR: lost ppm",
+            Figure::HeldLossAdded => "above control's ppm",
         }
     }
 
@@ -78,11 +105,37 @@ impl Figure {
         matches!(self, Figure::Throughput | Figure::ThroughputShare | Figure::Pdr | Figure::Ndr)
     }
 
-    /// Its value in one trial; `control` is the same round's.
+    /// Whether it says something about others than the control only, as it is a comparison with it.
+    pub(super) fn is_against_control(self) -> bool {
+        matches!(self, Figure::AddedCost | Figure::ThroughputShare | Figure::HeldLossAdded)
+    }
+
+    /// Whether it is a time.
+    pub(super) fn is_time(self) -> bool {
+        matches!(
+            self,
+            Figure::LightMedian
+                | Figure::LightP99
+                | Figure::SaturatedP99
+                | Figure::BusyMedian
+                | Figure::BusyP99
+                | Figure::HalfP99
+        )
+    }
+
+    /// Its value in one trial; `round` are the finished trials of its round and scenario, itself included.
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
-    fn of(self, trial: &Trial, control: Option<&Trial>) -> Option<f64> {
+    fn of(self, trial: &Trial, round: &[&Trial]) -> Option<f64> {
         let saturation = trial.step(Purpose::Saturation);
-        let controls = control.and_then(|control| control.step(Purpose::Saturation));
+        // The control has a trial of its own and one for each load that another held.
+        let of = |name: &str, purpose: Purpose, asked_per_s: Option<u64>| {
+            let mut steps = round.iter().filter(|trial| trial.contender == name).flat_map(|trial| &trial.steps);
+            steps.find(|step| (step.purpose, step.asked_per_s) == (purpose, asked_per_s))
+        };
+        let controls = of(CONTROL, Purpose::Saturation, None);
+        let half = trial.step(Purpose::HalfOfMasquerades);
+        let held = trial.step(Purpose::Hold);
+        let busy = trial.step(Purpose::LightBusy);
         let light = trial.step(Purpose::Light).or_else(|| trial.step(Purpose::OfPdr(0)));
         match self {
             Figure::Throughput => saturation.map(Step::echoes_per_s),
@@ -100,14 +153,26 @@ impl Figure {
                 Some(step.process?.waits as f64 * 1000.0 / step.received.max(1) as f64)
             }
             Figure::Loss => saturation.map(|step| step.loss() * 1e6),
+            Figure::BusyMedian => busy?.round_trip_us.at(0.5),
+            Figure::BusyP99 => busy?.round_trip_us.at(0.99),
+            Figure::HalfP99 => half?.round_trip_us.at(0.99),
+            Figure::HalfP99Share => {
+                let masquerades = of(MASQUERADE, Purpose::HalfOfMasquerades, half?.asked_per_s);
+                Some(half?.round_trip_us.at(0.99)? / masquerades?.round_trip_us.at(0.99)?)
+            }
+            Figure::HeldLoss => held.map(|step| step.loss() * 1e6),
+            Figure::HeldLossAdded => {
+                let controls = of(CONTROL, Purpose::Hold, held?.asked_per_s);
+                Some((held?.loss() - controls?.loss()) * 1e6)
+            }
         }
     }
 
     /// The value with the digits that it deserves.
     pub fn show(self, value: f64) -> String {
         match self {
-            Figure::ThroughputShare | Figure::Cost | Figure::AddedCost => format!("{value:.2}"),
-            Figure::Memory => format!("{value:.1}"),
+            Figure::ThroughputShare | Figure::Cost | Figure::AddedCost | Figure::HalfP99Share => format!("{value:.2}"),
+            Figure::Memory | Figure::HeldLoss | Figure::HeldLossAdded => format!("{value:.1}"),
             Figure::Waits if value < 10.0 => format!("{value:.1}"),
             _ => grouped(value),
         }
@@ -162,8 +227,9 @@ pub fn trials<'a>(record: &'a Record, contender: &'a str, scenario: &'a Scenario
 /// A figure's values, one a round.
 pub fn values(record: &Record, contender: &str, scenario: &Scenario, figure: Figure) -> Vec<f64> {
     let value = |trial: &Trial| {
-        let control = trials(record, CONTROL, scenario).find(|control| control.round == trial.round);
-        figure.of(trial, control).filter(|value| value.is_finite())
+        let finished = record.trials.iter().filter(|other| other.scenario == *scenario && other.error.is_none());
+        let round: Vec<&Trial> = finished.filter(|other| other.round == trial.round).collect();
+        figure.of(trial, &round).filter(|value| value.is_finite())
     };
     trials(record, contender, scenario).filter_map(value).collect()
 }
@@ -191,7 +257,7 @@ pub(super) fn grouped(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::tests::record_of;
+    use super::super::record::tests::{record_of, step_of, trial_of};
     use super::*;
 
     fn usual(record: &Record) -> Scenario {
@@ -216,6 +282,39 @@ mod tests {
         assert_eq!(shares, [0.5, 0.5]);
         let added = values(&record, "echogate-uring-2", &usual(&record), Figure::AddedCost);
         assert!((added[0] - 2e6 / 300_000.0).abs() < 1e-6 && (added[1] - 2e6 / 150_000.0).abs() < 1e-6, "{added:?}");
+    }
+
+    #[test]
+    fn what_is_held_is_compared_with_the_control_at_the_same_load_and_half_with_the_masquerades() {
+        let mut record = record_of(&[150_000]);
+        let step = |purpose, per_s: u64, lost| Step {
+            asked_per_s: Some(per_s),
+            lost,
+            ..step_of(purpose, per_s - lost, 1_000_000)
+        };
+        let with_loss = |per_s, lost| Step { sent: per_s, ..step(Purpose::Hold, per_s, lost) };
+        record.trials[1].steps.push(with_loss(100_000, 50));
+        for (per_s, lost) in [(200_000, 100), (100_000, 20)] {
+            let mut held = trial_of(CONTROL, 0, 1);
+            held.scenario = record.trials[1].scenario.clone();
+            held.steps = vec![with_loss(per_s, lost)];
+            record.trials.push(held);
+        }
+        let scenario = usual(&record);
+        assert_eq!(values(&record, "echogate-uring-2", &scenario, Figure::HeldLoss), [500.0]);
+        let added = values(&record, "echogate-uring-2", &scenario, Figure::HeldLossAdded);
+        assert!(matches!(added[..], [more] if (more - 300.0).abs() < 1e-6), "{added:?}");
+        assert_eq!(values(&record, CONTROL, &scenario, Figure::Throughput), [300_000.0], "one of the saturation only");
+
+        for (trial, factor) in [(1, 3.0), (2, 1.0)] {
+            let mut half = step(Purpose::HalfOfMasquerades, 80_000, 0);
+            half.round_trip_us.0.iter_mut().for_each(|(_, micros)| *micros *= factor);
+            record.trials[trial].steps.push(half);
+        }
+        let ratios = values(&record, "echogate-uring-2", &scenario, Figure::HalfP99Share);
+        assert!(matches!(ratios[..], [ratio] if (ratio - 3.0).abs() < 1e-6), "{ratios:?}");
+        record.trials[2].steps.clear();
+        assert_eq!(values(&record, "echogate-uring-2", &scenario, Figure::HalfP99Share), Vec::<f64>::new());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::table::traffic;
 const STYLE: &str = include_str!("page/style.css");
 
 /// The figures of the page's table.
-const COLUMNS: [Figure; 10] = [
+const COLUMNS: [Figure; 16] = [
     Figure::Throughput,
     Figure::ThroughputShare,
     Figure::AddedCost,
@@ -25,7 +25,13 @@ const COLUMNS: [Figure; 10] = [
     Figure::Ndr,
     Figure::LightMedian,
     Figure::LightP99,
+    Figure::BusyMedian,
+    Figure::BusyP99,
     Figure::SaturatedP99,
+    Figure::HalfP99,
+    Figure::HalfP99Share,
+    Figure::HeldLoss,
+    Figure::HeldLossAdded,
     Figure::Memory,
     Figure::Waits,
 ];
@@ -164,6 +170,8 @@ fn charts(record: &Record, scenario: &Scenario, is_first: bool) -> String {
     let light = [Purpose::Light, Purpose::OfPdr(0)];
     let alone = "An open loop that nobody notices, timed from when each request was due. Lower is better.";
     text.push_str(&latencies(record, scenario, &light, "A single ping", alone));
+    let busy = "The same while every CPU of the machine has a thread that never waits.";
+    text.push_str(&latencies(record, scenario, &[Purpose::LightBusy], "A single ping on a busy machine", busy));
     let full = "Round trips with the queues full: they measure the echoes under way as much as the gateway.";
     text.push_str(&latencies(record, scenario, &[Purpose::Saturation], "At saturation", full));
     text.push_str(&latencies(
@@ -172,6 +180,20 @@ fn charts(record: &Record, scenario: &Scenario, is_first: bool) -> String {
         &[Purpose::OfPdr(50)],
         "At half of what each carries",
         "An open loop at 50% of each one's own PDR.",
+    ));
+    text.push_str(&latencies(
+        record,
+        scenario,
+        &[Purpose::HalfOfMasquerades],
+        "At half of what masquerade carries",
+        "An open loop with the same load for all: half of the masquerade's PDR.",
+    ));
+    text.push_str(&bars(
+        record,
+        scenario,
+        Figure::HeldLoss,
+        "Lost of 80% of the own PDR, ppm",
+        "Held for long. Less is better, and none of it counts that the control loses of the same load.",
     ));
     text.push_str(&loss(record, scenario));
     text + "</div>\n"
@@ -273,8 +295,8 @@ fn sent_per_s(step: &Step) -> f64 {
 }
 
 fn table(record: &Record, scenario: &Scenario) -> String {
-    let spread = |contender: &Participant, figure| {
-        let is_the_measure = contender.name == CONTROL && matches!(figure, Figure::AddedCost | Figure::ThroughputShare);
+    let spread = |contender: &Participant, figure: Figure| {
+        let is_the_measure = contender.name == CONTROL && figure.is_against_control();
         figures::spread(record, &contender.name, scenario, figure).filter(|_| !is_the_measure)
     };
     let has_values = |figure: &Figure| record.contenders.iter().any(|contender| spread(contender, *figure).is_some());

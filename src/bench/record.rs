@@ -81,6 +81,12 @@ pub struct Setting {
     pub light_per_s: u64,
     /// Remotes that every client pings.
     pub remotes: usize,
+    /// Seconds for which most of the own PDR was held, beside the control at the same load (`--hold`).
+    #[serde(default)]
+    pub hold_seconds: Option<u64>,
+    /// Whether a single ping's time was taken on a busy machine, too (`--busy`).
+    #[serde(default)]
+    pub busy: bool,
 }
 
 /// One that took part.
@@ -146,6 +152,8 @@ pub struct Trial {
 pub enum Purpose {
     /// A single ping's time: an open loop at a load that nobody notices.
     Light,
+    /// The same while every CPU has something else to do.
+    LightBusy,
     /// As many echoes as come back, `in_flight` of them under way: throughput and cost.
     Saturation,
     /// One load on the way to NDR and PDR.
@@ -156,6 +164,10 @@ pub enum Purpose {
     OfPdr(u8),
     /// Latency at a load that is the same for all.
     Equal,
+    /// Latency at half of the masquerade's PDR, for all.
+    HalfOfMasquerades,
+    /// A high share of the own PDR, for long; of the control, the same load as another's.
+    Hold,
 }
 
 /// One load and all that was seen of it.
@@ -414,6 +426,8 @@ pub(super) mod tests {
                 in_flight: 256,
                 light_per_s: 1000,
                 remotes: 4,
+                hold_seconds: None,
+                busy: false,
             },
             contenders: ["control", "echogate-uring-2", "masquerade"].map(participant).into(),
             absent: Vec::new(),

@@ -1,5 +1,6 @@
 //! The highest load that a contender carries, found by open loops: NDR (no echo lost) and PDR (0.5% lost at most), and the
-//! latencies at shares of it.
+//! latencies at shares of it. And, with `--hold`, what is lost of most of the PDR within a minute, which is not to be more
+//! than the control loses of the same load.
 //!
 //! After RFC 9971 (MLRsearch), in small: short loads close in on the answer from both sides, and where they end a longer
 //! one has to confirm it; one that does not is an upper bound like any other, and the next lower load is tried. Every
@@ -8,6 +9,7 @@
 
 use std::time::Duration;
 
+use super::figures::{CONTROL, MASQUERADE};
 use super::record::{Purpose, Step, Trial};
 use super::trial::Ring;
 use crate::error::SetupError;
@@ -33,30 +35,26 @@ const SHARES_OF_PDR: [u8; 4] = [0, 10, 50, 90];
 /// The share of what was asked that a generator must have sent for the load to count as what it was meant to be.
 const SENT_AT_LEAST: f64 = 0.99;
 
-/// Runs all loads of a full trial.
-pub(super) fn run(ring: &mut Ring<'_>, trial: &mut Trial) -> Result<(), SetupError> {
+/// The share of the PDR that is held, in percent.
+const HELD_PERCENT: u8 = 80;
+
+/// Runs all loads of a full trial. `half_per_s`: half of the masquerade's PDR, if it is known; the masquerade's own trial
+/// finds it.
+pub(super) fn run(ring: &mut Ring<'_>, trial: &mut Trial, half_per_s: Option<u64>) -> Result<(), SetupError> {
     ring.warm_up()?;
     let long = ring.options().duration();
-    let saturation = ring.load(Purpose::Saturation, None, long)?;
-    let most = saturation.echoes_per_s() * HEADROOM;
-    trial.steps.push(saturation);
-
-    let mut load = |purpose, per_s: f64, duration| {
-        let step = ring.load(purpose, Some(rounded(per_s)), duration)?;
-        trial.steps.push(step.clone());
-        Ok(step)
-    };
-    let mut bounds = Bounds::new(most);
-    let pdr = bounds.search(PDR_LOSS, long, &mut load)?;
-    let ndr = bounds.search(0.0, long, &mut load)?;
+    trial.steps.push(ring.load(Purpose::Saturation, None, long)?);
+    let goals = capacity(ring, trial, &[PDR_LOSS, 0.0])?;
+    let (pdr, ndr) = (goals[0], goals[1]);
     // What loses nothing loses no more than 0.5%, however another long load above the search's PDR went.
     let pdr = if ndr > pdr { ndr } else { pdr };
+    (trial.pdr_per_s, trial.ndr_per_s) = (pdr.map(rounded), ndr.map(rounded));
     for share in SHARES_OF_PDR {
-        let per_s = pdr.unwrap_or(0.0) * f64::from(share) / 100.0;
+        let per_s = share_of(pdr, share);
         if share == 0 {
             ring.load(Purpose::OfPdr(0), Some(ring.options().light_per_s), long).map(|step| trial.steps.push(step))?;
-        } else if per_s >= 1.0 {
-            ring.load(Purpose::OfPdr(share), Some(rounded(per_s)), long).map(|step| trial.steps.push(step))?;
+        } else if per_s >= 1 {
+            ring.load(Purpose::OfPdr(share), Some(per_s), long).map(|step| trial.steps.push(step))?;
         }
     }
     for per_s in EQUAL_PER_S {
@@ -64,8 +62,54 @@ pub(super) fn run(ring: &mut Ring<'_>, trial: &mut Trial) -> Result<(), SetupErr
             ring.load(Purpose::Equal, Some(per_s), long).map(|step| trial.steps.push(step))?;
         }
     }
-    (trial.pdr_per_s, trial.ndr_per_s) = (pdr.map(rounded), ndr.map(rounded));
+    half_of_masquerades(ring, trial, half_per_s)
+}
+
+/// Runs the loads of a trial that holds what it found, after a light one and the saturation.
+pub(super) fn hold(
+    ring: &mut Ring<'_>,
+    trial: &mut Trial,
+    half_per_s: Option<u64>,
+    duration: Duration,
+) -> Result<(), SetupError> {
+    // The control has none of its own: it is held at everybody else's.
+    if trial.contender != CONTROL {
+        let pdr = capacity(ring, trial, &[PDR_LOSS])?[0];
+        trial.pdr_per_s = pdr.map(rounded);
+        let per_s = share_of(pdr, HELD_PERCENT);
+        if per_s >= 1 {
+            ring.load(Purpose::Hold, Some(per_s), duration).map(|step| trial.steps.push(step))?;
+        }
+    }
+    half_of_masquerades(ring, trial, half_per_s)
+}
+
+/// All have this load, those too that do not carry it: what becomes of a ping's time then is the answer.
+fn half_of_masquerades(ring: &mut Ring<'_>, trial: &mut Trial, known: Option<u64>) -> Result<(), SetupError> {
+    let is_masquerades = trial.contender == MASQUERADE;
+    let own = trial.pdr_per_s.filter(|_| is_masquerades).map(|per_s| per_s / 2);
+    if let Some(per_s) = known.or(own) {
+        let step = ring.load(Purpose::HalfOfMasquerades, Some(per_s), ring.options().duration())?;
+        trial.steps.push(step);
+    }
     Ok(())
+}
+
+fn share_of(pdr: Option<f64>, percent: u8) -> u64 {
+    rounded(pdr.unwrap_or(0.0) * f64::from(percent) / 100.0)
+}
+
+/// The highest loads that lose no more than each of `goals`, the largest first.
+fn capacity(ring: &mut Ring<'_>, trial: &mut Trial, goals: &[f64]) -> Result<Vec<Option<f64>>, SetupError> {
+    let long = ring.options().duration();
+    let most = trial.step(Purpose::Saturation).map_or(0.0, Step::echoes_per_s) * HEADROOM;
+    let mut load = |purpose, per_s: f64, duration| {
+        let step = ring.load(purpose, Some(rounded(per_s)), duration)?;
+        trial.steps.push(step.clone());
+        Ok(step)
+    };
+    let mut bounds = Bounds::new(most);
+    goals.iter().map(|goal| bounds.search(*goal, long, &mut load)).collect()
 }
 
 /// What is known so far: loads and the share that was lost of each.

@@ -21,9 +21,23 @@ const CLOSED: &[(&str, &str, Figure)] = &[
     ("added CPU", "us an echo", Figure::AddedCost),
     ("one ping", "p50 us", Figure::LightMedian),
     ("one ping", "p99 us", Figure::LightP99),
+    ("busy: ping", "p50 us", Figure::BusyMedian),
+    ("busy: ping", "p99 us", Figure::BusyP99),
     ("saturated", "p99 us", Figure::SaturatedP99),
     ("memory", "MiB", Figure::Memory),
     ("waits per", "1000 echoes", Figure::Waits),
+];
+const HELD: &[(&str, &str, Figure)] = &[
+    ("echo/s", "closed loop", Figure::Throughput),
+    ("PDR 0.5%", "echo/s", Figure::Pdr),
+    ("80% of it", "lost ppm", Figure::HeldLoss),
+    ("above the", "control's", Figure::HeldLossAdded),
+    ("half masq.", "p99 us", Figure::HalfP99),
+    ("times the", "masq.'s", Figure::HalfP99Share),
+    ("one ping", "p50 us", Figure::LightMedian),
+    ("one ping", "p99 us", Figure::LightP99),
+    ("busy: ping", "p50 us", Figure::BusyMedian),
+    ("busy: ping", "p99 us", Figure::BusyP99),
 ];
 const SEARCHED: &[(&str, &str, Figure)] = &[
     ("echo/s", "closed loop", Figure::Throughput),
@@ -32,6 +46,10 @@ const SEARCHED: &[(&str, &str, Figure)] = &[
     ("added CPU", "us an echo", Figure::AddedCost),
     ("one ping", "p50 us", Figure::LightMedian),
     ("one ping", "p99 us", Figure::LightP99),
+    ("busy: ping", "p50 us", Figure::BusyMedian),
+    ("busy: ping", "p99 us", Figure::BusyP99),
+    ("half masq.", "p99 us", Figure::HalfP99),
+    ("times the", "masq.'s", Figure::HalfP99Share),
     ("memory", "MiB", Figure::Memory),
 ];
 
@@ -72,7 +90,17 @@ fn f64_of(count: usize) -> f64 {
 }
 
 fn rows(record: &Record, scenario: &Scenario) -> String {
-    let columns = if record.setting.full { SEARCHED } else { CLOSED };
+    let all = match &record.setting {
+        setting if setting.full => SEARCHED,
+        setting if setting.hold_seconds.is_some() => HELD,
+        _ => CLOSED,
+    };
+    // What was not asked for has no column.
+    let has_values = |column: &&(&str, &str, Figure)| {
+        let mut contenders = record.contenders.iter();
+        contenders.any(|contender| figures::spread(record, &contender.name, scenario, column.2).is_some())
+    };
+    let columns: Vec<_> = all.iter().filter(has_values).collect();
     let mut text = format!("\n{}\n\n", traffic(record, scenario));
     line(&mut text, "", columns.iter().map(|column| column.0));
     line(&mut text, "", columns.iter().map(|column| column.1));
@@ -83,12 +111,11 @@ fn rows(record: &Record, scenario: &Scenario) -> String {
             continue;
         }
         let shown = columns.iter().zip(&spreads).map(|(column, spread)| {
-            let is_the_measure =
-                contender.name == CONTROL && matches!(column.2, Figure::AddedCost | Figure::ThroughputShare);
+            let is_the_measure = contender.name == CONTROL && column.2.is_against_control();
             spread.filter(|_| !is_the_measure).map_or_else(|| "-".to_owned(), |spread| column.2.show(spread.median))
         });
         line(&mut text, &contender.name, shown);
-        if let (Some(spread), figure) = (&spreads[0], columns[0].2)
+        if let (Some(Some(spread)), Some((_, _, figure))) = (spreads.first(), columns.first())
             && record.setting.rounds > 1
         {
             let range = format!("{} .. {}", figure.show(spread.least), figure.show(spread.most));

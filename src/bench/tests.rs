@@ -8,12 +8,15 @@ fn options() -> BenchOptions {
 
 #[test]
 fn contenders_are_chosen_by_name_or_by_its_beginning_and_the_control_always() {
-    let all = Contender::all(2);
     let names = |wanted: &[&str]| {
         let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
-        choose(&all, &wanted).map(|chosen| chosen.into_iter().map(Contender::name).collect::<Vec<_>>())
+        choose(2, &wanted).map(|chosen| chosen.into_iter().map(Contender::name).collect::<Vec<_>>())
     };
-    assert_eq!(names(&[]).expect("all").len(), all.len());
+    let usual: Vec<String> = Contender::all(2).into_iter().map(Contender::name).collect();
+    assert_eq!(names(&[]).expect("all"), usual, "and none of those that are there on request");
+    let asked_for = names(&["masquerade", "echogate-uring-1-polling"]).expect("known");
+    assert_eq!(asked_for, ["control", "masquerade", "echogate-uring-1-polling"]);
+    assert_eq!(names(&["echogate-uring-1"]).expect("known"), ["control", "echogate-uring-1"]);
     assert_eq!(names(&["masquerade"]).expect("known"), ["control", "masquerade"]);
     assert_eq!(names(&["echogate-uring-2"]).expect("known"), ["control", "echogate-uring-2"]);
     let ours = names(&["echogate"]).expect("known");
@@ -57,7 +60,37 @@ fn user_mode_stacks_have_no_turn_with_thousands_of_clients() {
     let options = BenchOptions { full: true, ..options() };
     let turns = turns(&options, &Contender::all(2));
     assert!(turns.iter().filter(|turn| turn.contender == Contender::Pasta).all(|turn| turn.scenario.clients <= 2));
-    assert!(turns.iter().any(|turn| turn.scenario.clients == MANY_CLIENTS && turn.contender.is_ours()));
+    assert!(turns.iter().any(|turn| turn.scenario.clients == usize::from(CLIENTS_MAX) && turn.contender.is_ours()));
     let sizes: std::collections::BTreeSet<usize> = turns.iter().map(|turn| turn.scenario.icmp_bytes).collect();
     assert_eq!(sizes, [64, 512, 1400].into());
+}
+
+#[test]
+fn sizes_and_clients_take_a_slice_out_of_a_full_run_and_are_measured_in_a_closed_loop_too() {
+    let of = |full, clients: &[u16], sizes: &[u16]| {
+        scenarios(&BenchOptions { full, clients: clients.to_vec(), sizes: sizes.to_vec(), ..options() })
+    };
+    let full = of(true, &[], &[]);
+    for is_full in [true, false] {
+        assert_eq!(of(is_full, &[5000], &[]), full[4..5]);
+        assert_eq!(of(is_full, &[], &[512, 1400]), full[1..3]);
+        assert_eq!(of(is_full, &[1, 2], &[64]), [full[3].clone(), full[0].clone()]);
+    }
+    assert_eq!(of(false, &[3], &[])[0].clients, 4, "two hosts share them evenly");
+}
+
+#[test]
+fn where_loads_are_searched_for_the_masquerade_is_the_first_and_what_it_carries_is_halved_once() {
+    let contenders = [Contender::Control, Contender::Masquerade, Contender::Pasta];
+    let first = |options: &BenchOptions| turns(options, &contenders)[0].contender;
+    assert_eq!(first(&options()), Contender::Control);
+    assert_eq!(first(&BenchOptions { full: true, ..options() }), Contender::Masquerade);
+    assert_eq!(first(&BenchOptions { hold_seconds: Some(60), ..options() }), Contender::Masquerade);
+
+    let mut trial = record::tests::trial_of("masquerade", 0, 1);
+    assert_eq!(half_of_masquerades(&trial, None), None);
+    trial.pdr_per_s = Some(90_000);
+    assert_eq!(half_of_masquerades(&trial, None), Some(45_000));
+    assert_eq!(half_of_masquerades(&trial, Some(40_000)), None);
+    assert_eq!(half_of_masquerades(&Trial { contender: "pasta".to_owned(), ..trial }, None), None);
 }

@@ -1,7 +1,7 @@
 //! One contender's turn: a fresh lab, the contender in it, loads and their measurement, and nothing left.
 //!
 //! ```text
-//! lab -> contender starts -> first echoes come back -> light load -> warm-up -> saturation | search -> it ends, totals
+//! lab -> contender starts -> first echoes come back -> light load -> warm-up -> saturation, search -> it ends, totals
 //! ```
 //!
 //! All of it happens on one thread inside the gateway's namespace: whatever is started there belongs there, and ends with
@@ -10,7 +10,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use std::{hint, thread};
 
 use super::contender::Contender;
 use super::meter::{self, Reading};
@@ -18,6 +20,7 @@ use super::process::Program;
 use super::record::{Purpose, Quantiles, SHARES, Scenario, Step, Trial};
 use super::{BenchOptions, search};
 use crate::error::SetupError;
+use crate::host::cpus;
 use crate::lab::load::{self, LoadOptions, LoadReport, RoundTrips, Source};
 use crate::lab::{Lab, LabOptions};
 
@@ -39,6 +42,15 @@ const OPEN_WINDOW: usize = 4096;
 /// slirp4netns calls its one client so.
 const SLIRP4NETNS_CLIENT: [Ipv4Addr; 1] = [Ipv4Addr::new(10, 66, 0, 100)];
 
+/// What a trial consists of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Loads {
+    /// All that was asked for; with half of the masquerade's PDR, once that is known.
+    All { half_per_s: Option<u64> },
+    /// This one, held: the control's side of another's [`Purpose::Hold`].
+    Held { per_s: u64, duration: Duration },
+}
+
 /// A contender that is ready, and the means to load it.
 pub(super) struct Ring<'a> {
     lab: &'a Lab,
@@ -55,6 +67,7 @@ pub(super) fn run(
     contender: Contender,
     round: u32,
     scenario: &Scenario,
+    loads: Loads,
     options: &BenchOptions,
     interrupted: &(dyn Fn() -> bool + Sync),
 ) -> Result<Trial, SetupError> {
@@ -77,7 +90,7 @@ pub(super) fn run(
         addresses: if contender.has_one_client() { 1 } else { scenario.clients / generators },
         ..LabOptions::default()
     })?;
-    let done = lab.gateway().run(|| turn(contender, &lab, &mut trial, options, interrupted))?;
+    let done = lab.gateway().run(|| turn(contender, &lab, &mut trial, loads, options, interrupted))?;
     if let Err(error) = done {
         trial.error = Some(error.to_string());
     }
@@ -88,6 +101,7 @@ fn turn(
     contender: Contender,
     lab: &Lab,
     trial: &mut Trial,
+    loads: Loads,
     options: &BenchOptions,
     interrupted: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), SetupError> {
@@ -99,12 +113,26 @@ fn turn(
     let scenario = trial.scenario.clone();
     let mut ring = Ring { lab, sources, scenario, options, program: running.program, interrupted, seed: 1 };
     ring.await_first_echoes()?;
-    if options.full {
-        search::run(&mut ring, trial)?;
-    } else {
-        trial.steps.push(ring.load(Purpose::Light, Some(options.light_per_s), LIGHT)?);
-        ring.warm_up()?;
-        trial.steps.push(ring.load(Purpose::Saturation, None, options.duration())?);
+    match loads {
+        Loads::All { half_per_s } => {
+            if options.busy {
+                trial.steps.push(ring.load_on_a_busy_machine(LIGHT)?);
+            }
+            if options.full {
+                search::run(&mut ring, trial, half_per_s)?;
+            } else {
+                trial.steps.push(ring.load(Purpose::Light, Some(options.light_per_s), LIGHT)?);
+                ring.warm_up()?;
+                trial.steps.push(ring.load(Purpose::Saturation, None, options.duration())?);
+            }
+            if let Some(seconds) = options.hold_seconds {
+                search::hold(&mut ring, trial, half_per_s, Duration::from_secs(seconds))?;
+            }
+        }
+        Loads::Held { per_s, duration } => {
+            ring.warm_up()?;
+            trial.steps.push(ring.load(Purpose::Hold, Some(per_s), duration)?);
+        }
     }
     if let Some(program) = ring.program.take() {
         let printed = program.stop()?;
@@ -189,6 +217,24 @@ impl Ring<'_> {
         Ok(step)
     }
 
+    /// The light load beside a thread a CPU that never waits.
+    fn load_on_a_busy_machine(&mut self, duration: Duration) -> Result<Step, SetupError> {
+        let cpus = cpus::allowed()?.len();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..cpus {
+                scope.spawn(|| {
+                    // Relaxed: nothing but the end is told by it, and joining the threads orders the rest.
+                    while !done.load(Ordering::Relaxed) {
+                        hint::spin_loop();
+                    }
+                });
+            }
+            let _at_last = Done(&done);
+            self.load(Purpose::LightBusy, Some(self.options.light_per_s), duration)
+        })
+    }
+
     fn load_options(&self, per_s: Option<u64>, duration: Duration) -> LoadOptions {
         let window = match per_s {
             None => (self.options.in_flight / self.sources.len()).max(1),
@@ -210,6 +256,16 @@ impl Ring<'_> {
 
     fn goes_on(&self) -> ControlFlow<()> {
         if (self.interrupted)() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Ends the threads that keep the machine busy, however the load between ends.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        // Relaxed: as where it is read.
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

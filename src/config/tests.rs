@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::keys::Kind;
+use super::key::Kind;
 use super::{Config, ControlSocket, KEYS, Key, KeyDefault, Observe};
 use crate::io::{Backend, FallThrough};
 

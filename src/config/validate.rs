@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::keys::{KEYS, Key, Kind, SOCKET_PATH_BYTES_MAX};
+use super::key::{Key, Kind, SOCKET_PATH_BYTES_MAX};
+use super::keys::KEYS;
 use super::sources::Origins;
 use super::{CLIENTS_MAX, Config, ControlSocket};
 use crate::error::SetupError;
@@ -107,6 +108,7 @@ impl Key {
             | Kind::Exceptions(_)
             | Kind::Switch(_)
             | Kind::Backend(_)
+            | Kind::DivertBy(_)
             | Kind::FallThrough(_)
             | Kind::Listen(_) => Ok(()),
         }

@@ -2,9 +2,10 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::stats::{Amount, RoundTrips, Stats};
-use crate::metrics::OWN_DROPS;
+use super::stats::{RoundTrips, Stats};
+use crate::metrics::{OWN_DROPS, Traffic};
 use crate::proxy::Reason;
+use crate::worker::SAMPLE_EVERY;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -32,7 +33,7 @@ fn about(text: &mut Text, stats: &Stats) {
 }
 
 fn traffic(text: &mut Text, stats: &Stats) {
-    type Unit = (&'static str, fn(&Amount) -> u64);
+    type Unit = (&'static str, fn(&Traffic) -> u64);
     let units: [Unit; 2] = [("packets", |traffic| traffic.packets), ("bytes", |traffic| traffic.bytes)];
     for (unit, amount) in units {
         let what = if unit == "bytes" { "Bytes, IP header included, of packets" } else { "Packets" };
@@ -127,7 +128,9 @@ fn round_trips(text: &mut Text, stats: &Stats) {
     text.family(
         "echogate_round_trip_seconds",
         Kind::Histogram,
-        "Round trips of a sample of the echoes (one in 64), from the gateway to the remote and back.",
+        &format!(
+            "Round trips of a sample of the echoes (one in {SAMPLE_EVERY}), from the gateway to the remote and back."
+        ),
     );
     let RoundTrips { ends_seconds, counts, sum_seconds } = &stats.round_trips;
     let mut up_to_here = 0;

@@ -1,12 +1,11 @@
 //! All numbers as one object: the answer to `stats`. docs/metrics.md says what each of them means.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::traffic::BusiestNow;
+use super::traffic::{BusiestNow, rounded};
 use crate::error::SetupError;
 use crate::gateway::Observer;
 use crate::io::Engine;
@@ -38,19 +37,19 @@ pub struct Stats {
     /// Whether every worker moves.
     pub healthy: bool,
     /// Read from the TUN.
-    pub inside_in: Amount,
+    pub inside_in: Traffic,
     /// To clients: replies, errors and what was reinjected.
-    pub inside_out: Amount,
+    pub inside_out: Traffic,
     /// Received by the raw sockets.
-    pub outside_in: Amount,
+    pub outside_in: Traffic,
     /// Requests sent.
-    pub outside_out: Amount,
+    pub outside_out: Traffic,
     /// Replies delivered to clients.
-    pub delivered: Amount,
+    pub delivered: Traffic,
     /// Errors from outside passed on to clients.
-    pub told: Amount,
+    pub told: Traffic,
     /// Packets put back on the existing path.
-    pub reinjected: Amount,
+    pub reinjected: Traffic,
     /// Requests that each worker has sent.
     pub sent_by_worker: Vec<u64>,
     /// Drops by name, zero ones left out.
@@ -58,11 +57,11 @@ pub struct Stats {
     /// Requests refused, by class of clients.
     pub refused: BTreeMap<String, u64>,
     /// Errors of the gateway's own to clients.
-    pub originated: Amount,
+    pub originated: Traffic,
     /// Those that could not be sent.
     pub not_originated: u64,
     /// Pieces cut off requests that were too large for the way out.
-    pub cut_off: Amount,
+    pub cut_off: Traffic,
     /// Those that could not be sent.
     pub cut_off_lost: u64,
     /// What the kernel had no room for.
@@ -93,15 +92,6 @@ pub struct Stats {
     pub log_lines_lost: u64,
 }
 
-/// Packets and bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Amount {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes, IP header included.
-    pub bytes: u64,
-}
-
 /// Round trips by class.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct RoundTrips {
@@ -122,18 +112,6 @@ pub struct BySide {
     pub outside: u64,
 }
 
-impl From<Traffic> for Amount {
-    fn from(traffic: Traffic) -> Amount {
-        Amount { packets: traffic.packets, bytes: traffic.bytes }
-    }
-}
-
-impl From<Amount> for Traffic {
-    fn from(amount: Amount) -> Traffic {
-        Traffic { packets: amount.packets, bytes: amount.bytes }
-    }
-}
-
 impl Stats {
     /// What the gateway itself knows of it; the rest is of who looks.
     pub(super) fn of(observer: &Observer) -> Stats {
@@ -144,21 +122,21 @@ impl Stats {
             device: observer.device().to_owned(),
             engine: engine(observer.engine()).to_owned(),
             workers: observer.workers(),
-            uptime_seconds: rounded(observer.uptime()),
+            uptime_seconds: rounded(observer.uptime().as_secs_f64()),
             healthy: true,
-            inside_in: totals.inside_in.into(),
-            inside_out: totals.inside_out.into(),
-            outside_in: totals.outside_in.into(),
-            outside_out: totals.outside_out.into(),
-            delivered: totals.delivered.into(),
-            told: totals.told.into(),
-            reinjected: totals.reinjected.into(),
+            inside_in: totals.inside_in,
+            inside_out: totals.inside_out,
+            outside_in: totals.outside_in,
+            outside_out: totals.outside_out,
+            delivered: totals.delivered,
+            told: totals.told,
+            reinjected: totals.reinjected,
             sent_by_worker: totals.sent_by_worker,
             drops: totals.drops.into_iter().collect(),
             refused: observer.classes().iter().cloned().zip(totals.refused).collect(),
-            originated: totals.originated.into(),
+            originated: totals.originated,
             not_originated: totals.not_originated,
-            cut_off: totals.cut_off.into(),
+            cut_off: totals.cut_off,
             cut_off_lost: totals.cut_off_lost,
             socket_drops: BySide::default(),
             mappings: totals.mappings,
@@ -191,19 +169,19 @@ impl Stats {
     /// The counters among them.
     pub fn totals(&self) -> Snapshot {
         Snapshot {
-            inside_in: self.inside_in.into(),
-            inside_out: self.inside_out.into(),
-            outside_in: self.outside_in.into(),
-            outside_out: self.outside_out.into(),
+            inside_in: self.inside_in,
+            inside_out: self.inside_out,
+            outside_in: self.outside_in,
+            outside_out: self.outside_out,
             sent_by_worker: self.sent_by_worker.clone(),
-            delivered: self.delivered.into(),
-            told: self.told.into(),
-            reinjected: self.reinjected.into(),
+            delivered: self.delivered,
+            told: self.told,
+            reinjected: self.reinjected,
             drops: self.drops.clone().into_iter().collect(),
             refused: self.refused.values().copied().collect(),
-            originated: self.originated.into(),
+            originated: self.originated,
             not_originated: self.not_originated,
-            cut_off: self.cut_off.into(),
+            cut_off: self.cut_off,
             cut_off_lost: self.cut_off_lost,
             mappings: self.mappings,
             mappings_peak: self.mappings_peak,
@@ -214,9 +192,4 @@ impl Stats {
             ..Snapshot::default()
         }
     }
-}
-
-/// Seconds to the millisecond: more digits say nothing.
-fn rounded(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1000.0).round() / 1000.0
 }

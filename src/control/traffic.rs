@@ -96,7 +96,7 @@ fn busy((address, tally): (std::net::Ipv4Addr, Tally), seconds: f64) -> Busy {
 }
 
 /// To the thousandth: more digits say nothing.
-fn rounded(value: f64) -> f64 {
+pub(super) fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 

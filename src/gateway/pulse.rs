@@ -38,7 +38,7 @@ impl Pulse {
         Pulse { moved: observer.turns().map(|turns| (turns, now)).collect() }
     }
 
-    /// Looks, and wakes who has not turned since the last look. To be called every [`PULSE_INTERVAL`].
+    /// Looks, and wakes who has not turned since the last look. To be called every [`PULSE_INTERVAL`], or more often.
     pub fn look(&mut self, observer: &Observer, now: Instant) {
         self.look_at(observer.turns(), now, |worker| observer.wake(worker));
     }

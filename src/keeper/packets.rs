@@ -14,7 +14,8 @@ use crossbeam::channel::{self, Receiver};
 use serde_json::Value;
 
 use super::line::{Line, Message};
-use super::{LEAVE, STOP, Said};
+use super::said::Said;
+use super::{LEAVE, STOP};
 use crate::config::Source;
 use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
@@ -24,9 +25,6 @@ use crate::metrics::Snapshot;
 
 /// How often the workers are asked whether they move, and the tables are marked as in use.
 const PULSE: Duration = Duration::from_millis(250);
-
-/// Pulses without a turn of every worker until the keeper is not told any more that all are alive.
-const LATE_MAX: u32 = 1;
 
 /// How a packet process has come to its end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,7 +44,7 @@ pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Served {
     let served = begin(&line, log_lines_lost).and_then(|(gateway, control)| go_on(gateway, control, &line));
     served.unwrap_or_else(|error| {
         // A keeper that is gone needs no reason.
-        let _ = line.send(&Said::Fault(error.to_string()).write(), &[]);
+        let _ = line.send(&Said::Fault((&error).into()).write(), &[]);
         Served::Failed
     })
 }
@@ -77,7 +75,6 @@ fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Served, 
     let _ = say(Said::Serving(gateway.description().to_owned()));
     let faults = gateway.faults().clone();
     let mut asked = control.orders().clone();
-    let mut late = 0;
     loop {
         channel::select! {
             recv(faults) -> fault => {
@@ -101,13 +98,10 @@ fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Served, 
                 }
                 Err(_) => Ok(Served::Failed),
             },
-            default(PULSE) => {
-                late = if gateway.pulse() { 0 } else { late + 1 };
-                if late <= LATE_MAX {
-                    // Heard as a hang-up by `orders` if it fails.
-                    let _ = say(Said::Alive);
-                }
-            }
+            default(PULSE) => if gateway.moves() {
+                // Heard as a hang-up by `orders` if it fails.
+                let _ = say(Said::Alive);
+            },
         }
     }
 }

@@ -126,9 +126,13 @@ impl Batch<'_> {
             return None;
         }
         let gateway = self.address(self.proxy.tell_from(client)?)?;
-        let line = self.proxy.mappings.clients.index(self.proxy.policy.place(client));
-        let told = self.proxy.mappings.clients.may_be_told(line, self.now);
-        if told { error::about(packet, gateway, Message::TimeExceeded, error) } else { None }
+        if self.may_be_told(client) { error::about(packet, gateway, Message::TimeExceeded, error) } else { None }
+    }
+
+    /// Whether the client may be told of one more error. It is charged for that: to be asked last, when it will be told.
+    pub(super) fn may_be_told(&self, client: Ipv4Addr) -> bool {
+        let clients = &self.proxy.mappings.clients;
+        clients.may_be_told(clients.index(self.proxy.policy.place(client)), self.now)
     }
 
     /// Makes a packet that `outbound` forwarded the client's own again. From which gateway address to tell the client;
@@ -140,8 +144,6 @@ impl Batch<'_> {
         let client = self.receiver(SlotIndex::new(address, echo.ident()))?;
         echo.set_ident(client.ident);
         packet.set_source(client.address);
-        let clients = &self.proxy.mappings.clients;
-        let line = clients.index(self.proxy.policy.place(client.address));
-        clients.may_be_told(line, self.now).then_some(address)
+        self.may_be_told(client.address).then_some(address)
     }
 }

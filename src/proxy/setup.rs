@@ -141,17 +141,13 @@ impl Proxy {
                 };
                 recovered += found;
                 idents.announce(&mappings.addresses);
-                Some(Owner {
-                    number: worker,
-                    fragments: Fragments::new(policy.client_addresses()),
-                    identifications: Identifications::new(worker, settings.workers, &mut rng),
-                    idents,
-                    shards,
-                    sweep_next: 0,
-                    swept: tables.map_or(Instant::START, |(_, now)| now),
-                    unswept: if tables.is_some() { usize::MAX } else { 0 },
-                    torn: false,
-                })
+                let fragments = Fragments::new(policy.client_addresses());
+                let identifications = Identifications::new(worker, settings.workers, &mut rng);
+                let mut owner = Owner::new(worker, fragments, identifications, idents, shards);
+                if let Some((_, now)) = tables {
+                    (owner.swept, owner.unswept) = (now, usize::MAX);
+                }
+                Some(owner)
             })
             .collect();
         let proxy = Proxy {

@@ -68,8 +68,7 @@ impl Addresses {
     /// Whether this is one of them.
     #[inline]
     pub fn has(&self, address: Ipv4Addr) -> bool {
-        let wanted = u32::from(address);
-        self.current.iter().any(|current| current.load(Ordering::Relaxed) == wanted)
+        self.number_of(address).is_some()
     }
 
     /// Lets the number stand for another address.

@@ -81,6 +81,7 @@ pub struct Idents {
     live: Vec<SlotIndex>,
     /// With the time when the hold-down ends: in that order.
     held: VecDeque<(SlotIndex, Instant)>,
+    policy: IdentPolicy,
     lifetimes: Lifetimes,
     cursor: usize,
     /// Up to when the walk over the live mappings has come.
@@ -187,15 +188,21 @@ impl Idents {
     /// The idents of `shards` on `addresses` gateway addresses, but for the reserved ones, ready.
     pub fn new(addresses: usize, shards: &[usize], policy: &IdentPolicy, lifetimes: Lifetimes, rng: StdRng) -> Idents {
         let of_address = |address: u8| owned(address, shards, policy).collect();
-        Idents::with_ready(numbers(addresses).map(of_address).collect(), policy.preserve, lifetimes, rng)
+        Idents::with_ready(numbers(addresses).map(of_address).collect(), policy, lifetimes, rng)
     }
 
     /// These idents, by gateway address.
-    pub(super) fn with_ready(ready: Vec<Vec<SlotIndex>>, by_number: bool, lifetimes: Lifetimes, rng: StdRng) -> Idents {
+    pub(super) fn with_ready(
+        ready: Vec<Vec<SlotIndex>>,
+        policy: &IdentPolicy,
+        lifetimes: Lifetimes,
+        rng: StdRng,
+    ) -> Idents {
         let total = ready.iter().map(Vec::len).sum();
         let (live, held) = (Vec::with_capacity(total), VecDeque::with_capacity(total));
-        let ready = ready.into_iter().map(|list| Ready::new(list, by_number)).collect();
-        Idents { ready, live, held, lifetimes, cursor: 0, swept: Instant::START, owed: 0, lost: 0, rng }
+        let ready = ready.into_iter().map(|list| Ready::new(list, policy.preserve)).collect();
+        let policy = policy.clone();
+        Idents { ready, live, held, policy, lifetimes, cursor: 0, swept: Instant::START, owed: 0, lost: 0, rng }
     }
 
     /// Adds what is ready to the count of all owners: once, before the first mapping.
@@ -268,9 +275,12 @@ impl Idents {
         Some(ready.take(place))
     }
 
-    /// An ident is nobody's again.
+    /// An ident is nobody's again; ready, unless it has become a reserved one meanwhile.
     fn put(&mut self, mappings: &Mappings, index: SlotIndex, from: State) {
         mappings.slots.free(index, from);
+        if self.policy.is_reserved(index.ident()) {
+            return;
+        }
         self.ready[usize::from(index.address())].put(index);
         mappings.addresses.add_ready(index.address(), 1);
     }

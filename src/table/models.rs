@@ -23,7 +23,7 @@ use super::addresses::Addresses;
 use super::clients::{Allowance, Clients, Over, Rate};
 use super::echoes::{Consumed, EchoKey, Echoes, Recorded};
 use super::forward::Forward;
-use super::idents::{Asker, Idents, Lifetimes, Mappings};
+use super::idents::{Asker, IdentPolicy, Idents, Lifetimes, Mappings};
 use super::slots::{Identity, Slots, State};
 use crate::clock::Instant;
 
@@ -288,7 +288,9 @@ impl Tables {
             addresses: Addresses::new(&[GATEWAY]),
         };
         let slots = [FIRST, SECOND];
-        let owners = std::array::from_fn(|owner| Idents::with_ready(vec![vec![slots[owner]]], false, lifetimes, rng()));
+        let owners = std::array::from_fn(|owner| {
+            Idents::with_ready(vec![vec![slots[owner]]], &IdentPolicy::default(), lifetimes, rng())
+        });
         let key = EchoKey { index: FIRST, sequence: 1, remote: Ipv4Addr::new(198, 18, 0, 2) };
         (Arc::new(Tables { mappings, echoes }), owners, key)
     }

@@ -4,7 +4,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::{CUT_OFF, Turn};
+use super::Turn;
+use super::note::Note;
 use crate::clock::Instant;
 use crate::io::{Frame, PacketIo, Side};
 use crate::table::ADDRESSES_MAX;
@@ -73,7 +74,7 @@ impl<I: PacketIo> Turn<'_, I> {
             if !fragment::write(&packet, part, &mut piece) {
                 return None;
             }
-            piece.set_note(CUT_OFF);
+            Note::CutOff.put_on(&mut piece);
             self.pieces.push(piece);
         }
         Some((packet.destination(), first))

@@ -185,8 +185,6 @@ pub struct Tap {
     basin: Basin,
     /// Packets until one is picked.
     left: u32,
-    /// Packets until the next sample.
-    to_sample: u32,
     random: u32,
     /// Ident and sequence of the echoes that are looked out for, as they are in the packet.
     keys: [u32; PLACES],
@@ -254,7 +252,6 @@ impl Tap {
         Tap {
             basin: basin.clone(),
             left: SAMPLE_EVERY,
-            to_sample: SAMPLE_EVERY,
             random,
             keys: std::array::from_fn(nobody),
             watched: [nothing; PLACES],
@@ -269,7 +266,7 @@ impl Tap {
         // Relaxed: see `trace`.
         self.subject = Subject::from_word(self.basin.0.subject.load(Ordering::Relaxed));
         if self.subject.is_some() {
-            // Every packet, so that none has to be asked whether it is traced; the next sample stays where it was.
+            // Every packet, so that none has to be asked whether it is traced.
             self.left = 1;
             if now.since(self.window) >= TRACE_WINDOW {
                 self.window = now;
@@ -293,29 +290,22 @@ impl Tap {
 
     /// Looks at a packet from a client that was picked, before it is judged.
     pub fn look_outbound(&mut self, packet: &[u8]) -> Option<Seen> {
-        if self.subject.is_some() {
-            self.left = 1;
-            self.to_sample -= 1;
-        } else {
-            self.left = 0;
-            self.to_sample = 0;
-        }
-        let sample = self.to_sample == 0;
-        if sample {
-            self.to_sample = self.next_distance();
-        }
-        if self.subject.is_none() {
-            self.left = self.to_sample;
-        }
+        let drawn = self.draw();
+        // Of those that are all picked one in so many is a sample; else whoever is picked is one.
+        let (sample, distance) = match self.subject {
+            Some(_) => (drawn.is_multiple_of(SAMPLE_EVERY), 1),
+            None => (true, 1 + drawn % (2 * SAMPLE_EVERY - 1)),
+        };
+        self.left = distance;
         Seen::of(packet, sample)
     }
 
-    /// From 1 to twice the mean, each as likely as another: xorshift.
-    fn next_distance(&mut self) -> u32 {
+    /// A random number: xorshift.
+    fn draw(&mut self) -> u32 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 17;
         self.random ^= self.random << 5;
-        1 + self.random % (2 * SAMPLE_EVERY - 1)
+        self.random
     }
 
     /// What became of it. `packet`: as it is now.

@@ -60,7 +60,27 @@ pub(super) struct Arguments {
         value_parser = clap::value_parser!(u16).range(2..=60_000))]
     mappings: Vec<u16>,
 
-    /// Who takes part besides the control, by name or by the beginning of several names [default: all there are]
+    /// Clients that ping, each number measured one after the other: a slice of --full, or in the usual closed loop
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "mappings",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(bench::CLIENTS_MAX)))]
+    clients: Vec<u16>,
+
+    /// Bytes of ICMP messages, each size measured one after the other: a slice of --full, or in the usual closed loop
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', conflicts_with = "mappings",
+        value_parser = clap::value_parser!(u16).range(24..=1480))]
+    sizes: Vec<u16>,
+
+    /// Search for the highest load with 0.5% lost, hold 80% of it for so many seconds, and the control at the same load
+    /// beside it; and latency at half of the masquerade's
+    #[arg(long, value_name = "SECONDS", conflicts_with = "full", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    hold: Option<u64>,
+
+    /// Measure a single ping while every CPU has something else to do, too
+    #[arg(long)]
+    busy: bool,
+
+    /// Who takes part besides the control, by name or by the beginning of several names. By their whole names only:
+    /// echogate-uring-1-polling and echogate-syscalls-1-polling [default: all others]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     contenders: Vec<String>,
 
@@ -124,6 +144,10 @@ fn options(arguments: &Arguments) -> Result<BenchOptions, SetupError> {
         seconds: arguments.seconds,
         in_flight: usize::from(arguments.in_flight),
         mappings: arguments.mappings.clone(),
+        clients: arguments.clients.clone(),
+        sizes: arguments.sizes.clone(),
+        hold_seconds: arguments.hold,
+        busy: arguments.busy,
         contenders: arguments.contenders.clone(),
         ..BenchOptions::new(program)
     })

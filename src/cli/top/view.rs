@@ -116,7 +116,7 @@ impl View {
             ("reinjected", |stats| stats.reinjected.packets, false),
         ];
         let rows = counts.map(|(name, count, is_bad)| {
-            let rate = self.rate(count, 1);
+            let rate = self.rate(count);
             let style = if is_bad && rate.is_some_and(|rate| rate > 0.0) { self.warning() } else { Style::new() };
             Row::new([left(name), right(&rate_text(rate)), right(&grouped(count(now)))]).style(style)
         });
@@ -140,7 +140,7 @@ impl View {
             ("           p99", p99),
             ("mappings", of(now.mappings, now.mappings_max)),
             ("outstanding", of(now.outstanding, now.outstanding_max)),
-            ("bytes out", self.rate(|stats| stats.outside_out.bytes, 1).map_or_else(|| "-".to_owned(), bytes_text)),
+            ("bytes out", self.rate(|stats| stats.outside_out.bytes).map_or_else(|| "-".to_owned(), bytes_text)),
         ];
         let rows = rows.map(|(name, value)| Row::new([left(name), right(&value)]));
         let header = Row::new([left(""), right(&window)]).style(bold());
@@ -163,7 +163,7 @@ impl View {
         let mut drops: Vec<(&String, u64, Option<f64>)> = now
             .drops
             .iter()
-            .map(|(name, count)| (name, *count, self.rate(|stats| stats.drops.get(name).copied().unwrap_or(0), 1)))
+            .map(|(name, count)| (name, *count, self.rate(|stats| stats.drops.get(name).copied().unwrap_or(0))))
             .collect();
         drops.sort_by(|(_, count, rate), (_, other_count, other_rate)| {
             let rates = other_rate.unwrap_or(0.0).total_cmp(&rate.unwrap_or(0.0));
@@ -182,10 +182,10 @@ impl View {
         frame.render_widget(Table::new(rows, widths).header(header.style(bold())), area);
     }
 
-    /// By how much a number grew a second, over the last `steps` answers.
-    fn rate(&self, count: impl Fn(&Stats) -> u64, steps: usize) -> Option<f64> {
-        let now = self.answers.back()?;
-        let before = self.answers.iter().rev().nth(steps)?;
+    /// By how much a number grew a second, between the last two answers.
+    fn rate(&self, count: impl Fn(&Stats) -> u64) -> Option<f64> {
+        let mut latest = self.answers.iter().rev();
+        let (now, before) = (latest.next()?, latest.next()?);
         let seconds = now.uptime_seconds - before.uptime_seconds;
         (seconds > 0.0).then(|| count(now).saturating_sub(count(before)) as f64 / seconds)
     }
@@ -222,7 +222,7 @@ fn percent(part: u64, whole: u64) -> f64 {
 /// A rate with as many digits as say something.
 fn short(rate: f64) -> String {
     match rate {
-        10.0.. => format!("{}", ThousandsOf(rate)),
+        10.0.. => thousands(rate),
         _ => format!("{rate:.1}"),
     }
 }
@@ -235,14 +235,10 @@ fn rate_text(rate: Option<f64>) -> String {
     }
 }
 
-/// A whole number in groups of three digits.
-struct ThousandsOf(f64);
-
-impl std::fmt::Display for ThousandsOf {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let digits = format!("{:.0}", self.0);
-        f.write_str(&digits.parse().map_or(digits, grouped))
-    }
+/// As a whole number in groups of three digits.
+fn thousands(rate: f64) -> String {
+    let digits = format!("{rate:.0}");
+    digits.parse().map_or(digits, grouped)
 }
 
 fn bytes_text(rate: f64) -> String {
@@ -290,7 +286,8 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::control::{Amount, BusiestNow};
+    use crate::control::BusiestNow;
+    use crate::metrics::Traffic;
 
     fn stats(second: u64, is_busy: bool) -> Stats {
         let packets = 500 * second;
@@ -308,8 +305,8 @@ mod tests {
             workers: 2,
             uptime_seconds: 3600.0 + second as f64,
             healthy: true,
-            outside_out: Amount { packets, bytes: 84 * packets },
-            delivered: Amount { packets: packets * 9 / 10, bytes: 0 },
+            outside_out: Traffic { packets, bytes: 84 * packets },
+            delivered: Traffic { packets: packets * 9 / 10, bytes: 0 },
             mappings: 12,
             mappings_max: 65_536,
             outstanding: 50,

@@ -151,20 +151,17 @@ pub fn ask_transmit_time(outgoing: &mut Outgoing, number: u32) {
 
 /// Sets the TTL (hop limit) of one request.
 pub fn set_ttl(outgoing: &mut Outgoing, v6: bool, ttl: u8) {
-    let value = libc::c_int::from(ttl).to_ne_bytes();
-    match v6 {
-        true => outgoing.attach(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &value),
-        false => outgoing.attach(libc::IPPROTO_IP, libc::IP_TTL, &value),
-    }
+    attach_number(outgoing, v6, libc::IP_TTL, libc::IPV6_HOPLIMIT, ttl);
 }
 
 /// Sets the type of service (traffic class) of one request.
 pub fn set_tos(outgoing: &mut Outgoing, v6: bool, tos: u8) {
-    let value = libc::c_int::from(tos).to_ne_bytes();
-    match v6 {
-        true => outgoing.attach(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &value),
-        false => outgoing.attach(libc::IPPROTO_IP, libc::IP_TOS, &value),
-    }
+    attach_number(outgoing, v6, libc::IP_TOS, libc::IPV6_TCLASS, tos);
+}
+
+fn attach_number(outgoing: &mut Outgoing, v6: bool, name_v4: libc::c_int, name_v6: libc::c_int, number: u8) {
+    let (level, name) = if v6 { (libc::IPPROTO_IPV6, name_v6) } else { (libc::IPPROTO_IP, name_v4) };
+    outgoing.attach(level, name, &libc::c_int::from(number).to_ne_bytes());
 }
 
 /// Sets the source address and the interface of one request.
@@ -239,6 +236,8 @@ pub struct Sent {
     pub tag: u32,
     /// The errno of a send that failed (positive); 0 for one that succeeded.
     pub errno: i32,
+    /// The system's clock in nanoseconds, read last before the call that sent it (with those beside it).
+    pub began_nanos: u64,
     /// For the next one.
     pub outgoing: Box<Outgoing>,
 }
@@ -289,5 +288,45 @@ pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
             },
             |()| Engine::Uring,
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::io::Waker;
+    use crate::sys::ping::wall_clock_nanos;
+
+    /// What has been queued long ago is counted from when it is sent. Over UDP, which needs no leave.
+    fn a_sends_time_is_that_of_its_call(mut io: impl PingIo) {
+        let loopback = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (sender, receiver) = (loopback(), loopback());
+        sender.set_nonblocking(true).unwrap();
+        let kind = Kind { v6: false, path_mtu: PathMtu::System };
+        io.add(PingSocket { socket: sender.into(), kind, ident: 0 }).unwrap();
+        let mut outgoing = Outgoing::new();
+        outgoing.address(receiver.local_addr().unwrap());
+        outgoing.bytes_mut().extend_from_slice(b"ping");
+        io.send(0, 7, outgoing);
+        thread::sleep(Duration::from_millis(2));
+        let (before, mut events) = (wall_clock_nanos(), Events::default());
+        while events.sent.is_empty() {
+            io.wait(&mut events, Some(Duration::from_secs(1))).unwrap();
+        }
+        let Sent { tag, errno, began_nanos, .. } = events.sent[0];
+        assert_eq!((tag, errno), (7, 0));
+        assert!((before..=wall_clock_nanos()).contains(&began_nanos), "{began_nanos} is not after {before}");
+    }
+
+    #[test]
+    fn a_sends_time_is_that_of_its_call_by_io_uring() {
+        a_sends_time_is_that_of_its_call(UringPingIo::new(Waker::new().unwrap()).unwrap());
+    }
+
+    #[test]
+    fn a_sends_time_is_that_of_its_call_by_system_calls() {
+        a_sends_time_is_that_of_its_call(SyscallsPingIo::new(Waker::new().unwrap()).unwrap());
     }
 }

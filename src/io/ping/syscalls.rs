@@ -9,7 +9,7 @@ use super::{Arrival, BUFFERS, Events, Outgoing, PingIo, PingSocket, Sent};
 use crate::error::SetupError;
 use crate::io::{Frame, Pool, Waker};
 use crate::sys::net::MESSAGES_MAX;
-use crate::sys::ping::{self, Batch};
+use crate::sys::ping::{self, Batch, wall_clock_nanos};
 use crate::sys::poll::{self, Watch};
 
 /// Batches that one wait receives by a socket, at most.
@@ -32,6 +32,7 @@ struct Queued {
     socket: usize,
     tag: u32,
     errno: i32,
+    began_nanos: u64,
     outgoing: Box<Outgoing>,
 }
 
@@ -56,6 +57,7 @@ impl SyscallsPingIo {
             let socket = first.socket;
             let run = queued.iter().take_while(|entry| entry.socket == socket).count().min(MESSAGES_MAX);
             let outgoing = queued[..run].iter_mut().map(|entry| &mut *entry.outgoing);
+            let began_nanos = wall_clock_nanos();
             let (ended, errno) = match ping::send_many(self.sockets[socket].as_fd(), outgoing) {
                 Ok(sent) => (sent, 0),
                 Err(error) => (1, error.raw_os_error().unwrap_or(libc::EIO)),
@@ -63,11 +65,13 @@ impl SyscallsPingIo {
             if errno != 0 {
                 events.troubled.push(socket);
             }
-            queued[..ended].iter_mut().for_each(|entry| entry.errno = errno);
+            queued[..ended].iter_mut().for_each(|entry| (entry.errno, entry.began_nanos) = (errno, began_nanos));
             queued = &mut queued[ended..];
         }
-        let ended = self.queued.drain(..);
-        events.sent.extend(ended.map(|Queued { socket, tag, errno, outgoing }| Sent { socket, tag, errno, outgoing }));
+        events.sent.extend(self.queued.drain(..).map(|queued| {
+            let Queued { socket, tag, errno, began_nanos, outgoing } = queued;
+            Sent { socket, tag, errno, began_nanos, outgoing }
+        }));
     }
 
     fn receive(&mut self, number: usize, events: &mut Events) {
@@ -107,7 +111,7 @@ impl PingIo for SyscallsPingIo {
     }
 
     fn send(&mut self, socket: usize, tag: u32, outgoing: Box<Outgoing>) {
-        self.queued.push(Queued { socket, tag, errno: 0, outgoing });
+        self.queued.push(Queued { socket, tag, errno: 0, began_nanos: 0, outgoing });
     }
 
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError> {

@@ -28,7 +28,7 @@ use crate::error::SetupError;
 use crate::io::provided::BufferRing;
 use crate::io::ring;
 use crate::io::{Frame, Pool, PoolSize, Waker};
-use crate::sys::ping::{CONTROL_BYTES, NAME_BYTES};
+use crate::sys::ping::{CONTROL_BYTES, NAME_BYTES, wall_clock_nanos};
 
 /// Entries of the submission queue, and the most sends in flight: more wait for the next turn.
 const SUBMISSIONS_MAX: u32 = 256;
@@ -75,6 +75,7 @@ struct Receiver {
 struct Queued {
     socket: usize,
     tag: u32,
+    began_nanos: u64,
     outgoing: Box<Outgoing>,
 }
 
@@ -153,7 +154,9 @@ impl UringPingIo {
     /// Queues as many sends as there is room for.
     #[expect(unsafe_code, reason = "the entry points to what is in flight")]
     fn submit_queued(&mut self) {
-        while let Some(queued) = self.queued.pop_front() {
+        let began_nanos = if self.queued.is_empty() { 0 } else { wall_clock_nanos() };
+        while let Some(mut queued) = self.queued.pop_front() {
+            queued.began_nanos = began_nanos;
             let socket = Fd(self.sockets[queued.socket].as_fd().as_raw_fd());
             let place = match self.in_flight.insert(queued) {
                 Ok(place) => place,
@@ -183,9 +186,9 @@ impl UringPingIo {
                 let Some(receiver) = self.receivers.get_mut(number) else { continue };
                 receiver.armed = cqueue::more(completion.flags());
                 received(number, &completion, &self.buffers, &self.layout, events)?;
-            } else if let Some(Queued { socket, tag, outgoing }) = self.in_flight.remove(token) {
+            } else if let Some(Queued { socket, tag, began_nanos, outgoing }) = self.in_flight.remove(token) {
                 let errno = ring::errno_of_send(completion.result(), outgoing.bytes().len());
-                events.sent.push(Sent { socket, tag, errno, outgoing });
+                events.sent.push(Sent { socket, tag, errno, began_nanos, outgoing });
             } else {
                 return Err(SetupError::new(format!("io_uring completed a send {token:#x} that was not made")));
             }
@@ -273,7 +276,7 @@ impl PingIo for UringPingIo {
     }
 
     fn send(&mut self, socket: usize, tag: u32, outgoing: Box<Outgoing>) {
-        self.queued.push_back(Queued { socket, tag, outgoing });
+        self.queued.push_back(Queued { socket, tag, began_nanos: 0, outgoing });
     }
 
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError> {

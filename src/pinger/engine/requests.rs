@@ -172,8 +172,11 @@ impl<I: PingIo> Engine<I> {
 
     /// A send has ended.
     pub(super) fn sent(&mut self, sent: ping::Sent) {
-        let ping::Sent { socket, tag, errno, outgoing } = sent;
+        let ping::Sent { socket, tag, errno, began_nanos, outgoing } = sent;
         if errno == 0 {
+            if let Some(flight) = self.flights.get(tag).filter(|flight| flight.phase == Phase::Flying) {
+                flight.sent_wall_nanos = began_nanos;
+            }
             self.shared.counters.sent.one();
             return self.spare.push(outgoing);
         }

@@ -6,9 +6,10 @@
 //!
 //! | left | becomes |
 //! | --- | --- |
+//! | a last use that lies ahead | now |
 //! | a slot that does not fit its seal | resting: its ident is nobody's for a hold-down |
 //! | a live slot whose client is none any more | held |
-//! | one whose ident is reserved now | held, and never ready |
+//! | one whose ident is reserved now | held, and then free, and never ready |
 //! | two live slots of one client and ident: one had just lost the race for it | the one used last stays, the other is held |
 //! | a live slot that the map did not know yet, or that was taken and never used | a mapping like others; it ends when it is idle |
 //!
@@ -62,13 +63,10 @@ impl Idents {
         let mut found = Found { mappings, now, lifetimes, live: Vec::new(), rest: Vec::new(), torn: 0 };
         let guard = mappings.forward.guard();
         for address in numbers(mappings.addresses.len()) {
-            // Of what is reserved now some may be left from before.
+            // Of what is reserved now some may be left from before: it is nobody's any more.
             let free = owned(address, shards, &everything).filter(|index| {
-                if policy.is_reserved(index.ident()) {
-                    found.let_go(*index);
-                    return false;
-                }
-                found.take_up(*index, &line_of, &guard)
+                let is_reserved = policy.is_reserved(index.ident());
+                found.take_up(*index, |client| line_of(client).filter(|_| !is_reserved), &guard) && !is_reserved
             });
             ready.push(free.collect());
         }
@@ -76,7 +74,7 @@ impl Idents {
         let Found { live, mut rest, torn, .. } = found;
         rest.sort_unstable_by_key(|&(_, until)| until);
         let recovered = Recovered { mappings: live.len(), held: rest.len(), torn };
-        let mut idents = Idents::with_ready(ready, policy.preserve, lifetimes, rng);
+        let mut idents = Idents::with_ready(ready, policy, lifetimes, rng);
         idents.live = live;
         idents.held = rest.into();
         idents.make_room(shards.len() * (1 << 16) / crate::table::SHARDS * mappings.addresses.len());
@@ -109,7 +107,7 @@ impl Found<'_> {
     fn take_up(
         &mut self,
         index: SlotIndex,
-        line_of: &impl Fn(Ipv4Addr) -> Option<ClientIndex>,
+        line_of: impl Fn(Ipv4Addr) -> Option<ClientIndex>,
         guard: &Guard<'_>,
     ) -> bool {
         let slots = &self.mappings.slots;
@@ -118,6 +116,10 @@ impl Found<'_> {
             slots.rest(index, self.now);
         }
         let identity = slots.identity(index);
+        if identity.state() != State::Free && slots.idle_ms(index, self.now) == 0 {
+            // No seal covers it: one that lies ahead would keep a mapping for weeks.
+            slots.touch(index, self.now);
+        }
         match identity.state() {
             State::Free => return true,
             State::Held | State::Resting => self.rest_on(index),
@@ -130,17 +132,6 @@ impl Found<'_> {
             },
         }
         false
-    }
-
-    /// The ident is nobody's any more, and never ready: the slot stays held, for replies that are on their way.
-    fn let_go(&mut self, index: SlotIndex) {
-        let slots = &self.mappings.slots;
-        if !slots.is_whole(index) {
-            self.torn += 1;
-            slots.rest(index, self.now);
-        } else if slots.identity(index).state() == State::Live {
-            slots.hold(index, self.now);
-        }
     }
 
     /// Makes a live slot the mapping of its client and ident.
@@ -308,6 +299,22 @@ mod tests {
     }
 
     #[test]
+    fn a_last_use_that_lies_ahead_keeps_no_mapping_and_no_ident() {
+        let memory = Memory::new();
+        let mut first = memory.used_by(at(0));
+        let [live, held] = [first.make(1, 7, at(0)), first.make(2, 7, at(0))];
+        first.mappings.slots.touch(live, at(1_000_000));
+        first.mappings.slots.hold(held, at(1_000_000));
+        drop(first);
+        let mut next = memory.used_by(at(1));
+        assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 0 });
+        next.expire(at(62));
+        assert_eq!((next.find(1, 7), next.mappings_of(1), next.idents.live()), (None, 0, 0));
+        next.expire(at(130));
+        assert_eq!(next.idents.held(), 0);
+    }
+
+    #[test]
     fn who_is_no_client_any_more_and_reserved_idents_are_let_go() {
         let memory = Memory::new();
         let mut first = memory.used_by(at(0));
@@ -316,12 +323,14 @@ mod tests {
         drop(first);
         let policy = IdentPolicy { reserved: vec![reserved.ident()..=reserved.ident()], preserve: true };
         let mut next = memory.take_up(at(1), &policy, &[1, 3]);
-        assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 0 });
+        assert_eq!(next.recovered, Recovered { mappings: 1, held: 2, torn: 0 });
         assert_eq!((next.find(1, 7), next.find(2, 7), next.find(3, 7)), (Some(kept), None, None));
         // Replies on their way are delivered still.
         assert_eq!(next.mappings.slots.identity(gone).client(), client(2));
+        assert_eq!(next.mappings.slots.identity(reserved).client(), client(3));
         assert_ne!(next.make(3, reserved.ident(), at(1)), reserved);
         next.expire(at(200));
+        assert_eq!(next.mappings.slots.identity(reserved).state(), State::Free);
         assert_ne!(next.make(3, reserved.ident(), at(200)), reserved, "nor after its hold-down");
     }
 
