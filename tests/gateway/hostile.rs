@@ -28,14 +28,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::ear::{Ear, Injector};
 use crate::in_every_setup;
-use crate::restarts::{ending, setting};
+use crate::restarts::{SETUP, ending, setting};
 use crate::scene::{PATIENCE, Scene, Setup, run};
 
-in_every_setup!(
-    hostile_packets_of_every_kind_cost_nobody_else_anything,
-    hostile_guesses_at_a_reply_reach_nobody,
-    hostile_new_mappings_leave_others_all_that_they_need,
-);
+in_every_setup!(hostile_packets_of_every_kind_cost_nobody_else_anything,);
 
 /// Whom those outside write as, if not as a remote.
 const EVIL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
@@ -333,14 +329,14 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
 }
 
 /// By somebody who knows the gateway and the remote, while a thousand echoes wait for their replies.
-#[expect(clippy::print_stdout, reason = "the figure, for whoever asks with --nocapture")]
-fn hostile_guesses_at_a_reply_reach_nobody(setup: &Setup) {
+#[test]
+fn hostile_guesses_at_a_reply_reach_nobody() {
     const WAITING: u16 = 1000;
     let guesses = u64::from(setting("ECHOGATE_HOSTILE_GUESSES", 10_000));
     let rate = u64::from(setting("ECHOGATE_HOSTILE_RATE", 8000));
     let scene = Scene::alone(1);
     run(scene.internet(), "sysctl -w net.ipv4.icmp_echo_ignore_all=1");
-    let gateway = scene.serve(setup);
+    let gateway = scene.serve(&SETUP);
     let (own, remote) = (scene.client_address(0), scene.remote(0));
     let (asking, hearing) = (Injector::at(scene.client(0)), Ear::at(scene.client(0), own));
     let asked = Ear::at(scene.internet(), remote);
@@ -373,9 +369,10 @@ fn hostile_guesses_at_a_reply_reach_nobody(setup: &Setup) {
 }
 
 /// One client with a new ident in each packet, ten times as many as it may have; another begins pings meanwhile.
-fn hostile_new_mappings_leave_others_all_that_they_need(setup: &Setup) {
+#[test]
+fn hostile_new_mappings_leave_others_all_that_they_need() {
     let scene = Scene::alone(2);
-    let gateway = scene.serve(setup);
+    let gateway = scene.serve(&SETUP);
     let (evil, remote) = (scene.client_address(1), scene.remote(0));
     let idents = (0..20_000).map(|ident| (build::echo_request(evil, remote, ident, 1, 64, b"one more"), remote));
     let packets: Vec<Addressed> = idents.collect();
@@ -397,7 +394,7 @@ fn hostile_new_mappings_leave_others_all_that_they_need(setup: &Setup) {
 #[test]
 fn hostile_routes_into_the_device_make_no_loop() {
     let scene = Scene::new(1);
-    let gateway = scene.serve(&Setup { io: "uring", workers: 2 });
+    let gateway = scene.serve(&SETUP);
     scene.assert_pings("before");
     let looped = scene.remote(1);
     run(scene.gateway(), &format!("ip route add {looped}/32 dev echogate0"));
@@ -412,7 +409,7 @@ fn hostile_routes_into_the_device_make_no_loop() {
 #[test]
 fn hostile_destinations_get_no_packet_on_any_link() {
     let scene = Scene::new(2);
-    let gateway = scene.serve(&Setup { io: "uring", workers: 2 });
+    let gateway = scene.serve(&SETUP);
     let (own, remote) = (scene.client_address(0), scene.remote(0));
     let sent_outside = || run(scene.internet(), "cat /proc/thread-self/net/snmp | grep ^IcmpMsg: | tail -1");
     scene.assert_pings("before");
