@@ -154,13 +154,16 @@ impl Drill<'_> {
         (gateway, of_packets, of_keepers)
     }
 
-    #[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
     fn print(&self) {
-        println!("\n| event | echoes/s | lost of the load | longest round trip | lost of the probe | first echo: median | worst |");
+        println!(
+            "\n| event | echoes/s | lost of the load | longest round trip | lost of the probe | first echo: median | worst |"
+        );
         println!("| --- | --- | --- | --- | --- | --- | --- |");
         for row in &self.rows {
             let first = |place: Option<usize>| {
-                place.and_then(|place| row.first_echoes.get(place)).map_or_else(String::new, |time| format!("{time:.1?}"))
+                place
+                    .and_then(|place| row.first_echoes.get(place))
+                    .map_or_else(String::new, |time| format!("{time:.1?}"))
             };
             println!(
                 "| {} | {} | {} of {} | {:.1?} | {} of {} | {} | {} |",
@@ -192,7 +195,8 @@ fn package(directory: &TempDir, version: &str) -> PathBuf {
     put(&from.join("echogate.service"), "usr/lib/systemd/system/echogate.service", 0o644);
     put(&from.join("echogate.sysusers"), "usr/lib/sysusers.d/echogate.conf", 0o644);
     put(&from.join("echogate.toml"), FILE.trim_start_matches('/'), 0o644);
-    let control = format!("Package: echogate\nVersion: {version}\nArchitecture: all\nMaintainer: nobody\nDescription: test\n");
+    let control =
+        format!("Package: echogate\nVersion: {version}\nArchitecture: all\nMaintainer: nobody\nDescription: test\n");
     let script = "#!/bin/sh\nset -e\nsystemd-sysusers echogate.conf\n[ -z \"$2\" ] || deb-systemd-invoke try-restart echogate.service\n";
     let written = directory.path().join("written");
     for (name, text, mode) in
@@ -224,7 +228,6 @@ fn summary(answer: &Answer) -> String {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
 fn a_package_is_installed_scraped_reloaded_upgraded_and_killed_and_every_mapping_is_kept() {
     let (kills, rate) = (setting("ECHOGATE_KILLS", 4), setting("ECHOGATE_RATE", 1000));
     let made = tempfile::tempdir().expect("a directory");

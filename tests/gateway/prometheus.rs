@@ -39,10 +39,8 @@ impl Prometheus<'_> {
         let rules = packaging("alerts.yml");
         let mut text = "global: {scrape_interval: 1s, evaluation_interval: 1s}\n".to_owned();
         let _ = writeln!(text, "rule_files: [{:?}]", rules.display().to_string());
-        let _ = writeln!(
-            text,
-            "scrape_configs: [{{job_name: echogate, static_configs: [{{targets: [\"{METRICS}\"]}}]}}]"
-        );
+        let _ =
+            writeln!(text, "scrape_configs: [{{job_name: echogate, static_configs: [{{targets: [\"{METRICS}\"]}}]}}]");
         fs::write(&config, text).expect("a file");
         let mut command = Command::new("prometheus");
         command.arg(format!("--config.file={}", config.display()));

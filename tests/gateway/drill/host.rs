@@ -99,7 +99,8 @@ pub(crate) struct Unit(String);
 impl Unit {
     pub(crate) fn installed(host: &Host) -> Unit {
         let places = ["/usr/lib/systemd/system", "/lib/systemd/system"];
-        let text = places.iter().find_map(|place| fs::read_to_string(host.file(&format!("{place}/echogate.service"))).ok());
+        let text =
+            places.iter().find_map(|place| fs::read_to_string(host.file(&format!("{place}/echogate.service"))).ok());
         Unit(text.expect("the package has a unit"))
     }
 
