@@ -3,6 +3,8 @@
 //! `scripts/production-drill` has it done with two real packages, a hundred kills and much load, and prints the table. Without
 //! `ECHOGATE_PACKAGES` (two paths, with a colon between them) they are packages of this build's, made here.
 
+#![expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
+
 mod host;
 
 use std::fs;
