@@ -1,11 +1,18 @@
 //! What the fuzz targets (`fuzz/targets/`) and `tests/fuzz.rs` run: any bytes at all, and what must hold of them.
 
+use std::cell::Cell;
+use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use echogate::clock::Instant;
 use echogate::config::Config;
+use echogate::control::http::{self, Body, Wanted};
+use echogate::control::{Request, read_answer, read_followed};
 use echogate::proxy::{Handle, Inbound, Outbound, Proxy, Settings};
+use echogate::state::{Shape, State};
 use echogate::wire::build;
 use echogate::wire::error::{self, Message};
 use echogate::wire::icmpv4::{Echo, EchoKind};
@@ -14,6 +21,10 @@ use echogate::wire::quote::Quote;
 use echogate::wire::transport;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+/// The idents that a history's proxy has.
+const FIRST_IDENT: u16 = 0x1000;
+const LAST_IDENT: u16 = 0x107F;
 
 /// One packet, as it is and as it is rewritten: nothing panics, nothing reads beyond what its header says, and what was
 /// intact stays so.
@@ -47,28 +58,95 @@ pub(crate) fn wire(bytes: &[u8]) {
     }
 }
 
-/// A history: each step is a byte that says what, and what follows it. Whatever comes, what goes out is a request of a client
-/// under the gateway's name, what comes in reaches only a client that waits for it, what is dropped is as it was, and the tables
-/// contradict nothing.
-pub(crate) fn proxy(bytes: &[u8]) {
+fn settings() -> Settings {
     let mut settings = Settings::new(vec!["10.66.0.0/28".parse().expect("a prefix")], vec![GATEWAY]);
     settings.echo_words_log2 = 14;
     settings.seed = Some(1);
-    settings.idents.reserved = vec![0..=0x0FFF, 0x1080..=u16::MAX];
+    settings.idents.reserved = vec![0..=FIRST_IDENT - 1, LAST_IDENT + 1..=u16::MAX];
     settings.mapping_idle = Duration::from_secs(2);
     settings.echo_timeout = Duration::from_secs(1);
-    let proxy = Proxy::new(&settings).expect("settings that are possible");
-    let mut handle = proxy.handle(0).expect("nobody has it");
-    let mut history = History { now: Instant::START, sent: Vec::new() };
-    let mut rest = bytes;
-    while let Some((&step, tail)) = rest.split_first() {
-        let length = tail.first().map_or(0, |length| usize::from(*length)).min(tail.len().saturating_sub(1));
-        let (mut given, tail) = tail.split_at((length + 1).min(tail.len()));
-        given = given.get(1..).unwrap_or_default();
-        rest = tail;
-        history.step(&mut handle, step, given);
-    }
+    settings
+}
+
+thread_local! {
+    /// A proxy that has forgotten all that it was told, its time, and how many histories it has had: making one takes
+    /// longer than thousands of steps.
+    static PROXY: Cell<Option<(Handle, Instant, u32)>> = const { Cell::new(None) };
+
+    /// Memory as a packet process leaves it to the next.
+    static MEMORY: State = State::create(&shape()).expect("memory for tables");
+}
+
+/// How many histories a proxy has, one after the other.
+const HISTORIES: u32 = 1000;
+
+/// A history: each step is a byte that says what, and what follows it. Whatever comes, what goes out is a request of a client
+/// under the gateway's name, what comes in reaches only a client that waits for it, what is dropped is as it was, the tables
+/// contradict nothing, and in the end nothing is left in them.
+pub(crate) fn proxy(bytes: &[u8]) {
+    let (mut handle, now, histories) = PROXY.take().unwrap_or_else(|| {
+        let proxy = Proxy::new(&settings()).expect("settings that are possible");
+        (proxy.handle(0).expect("nobody has it"), Instant::START, 0)
+    });
+    let mut history = History { now, sent: Vec::new() };
+    history.steps(&mut handle, bytes);
     handle.audit().expect("tables that agree");
+    history.let_all_end(&mut handle);
+    // One in which something is wrong has not come here, and is not used again.
+    if histories < HISTORIES {
+        PROXY.set(Some((handle, history.now, histories + 1)));
+    }
+}
+
+fn shape() -> Shape {
+    let settings = settings();
+    Shape {
+        addresses: settings.addresses,
+        echo_words_log2: settings.echo_words_log2,
+        echo_timeout: settings.echo_timeout,
+    }
+}
+
+/// Where the slot of an ident and the echoes are in the memory (`src/state.rs`).
+fn slot_at(ident: u16) -> u64 {
+    4096 + 64 * u64::from(ident)
+}
+const ECHOES_AT: u64 = 4096 + 64 * 65_536;
+
+/// A history, after which the process is gone, with slots and echoes torn: a byte says how many writes there are, and each
+/// is two bytes of where and nine of what. The next process goes on over what it finds, with a history of its own, and of that
+/// everything holds that holds of any.
+pub(crate) fn restart(bytes: &[u8]) {
+    let (&[before, writes], rest) = bytes.split_first_chunk().unwrap_or((&[0, 0], &[]));
+    let (before, rest) = rest.split_at(usize::from(before).min(rest.len()));
+    let (torn, after) = rest.split_at((usize::from(writes % 16) * 11).min(rest.len()));
+    MEMORY.with(|memory| {
+        let file = File::from(memory.as_fd().try_clone_to_owned().expect("another descriptor"));
+        // As it was at first, wherever the last one may have written.
+        let slots = usize::from(LAST_IDENT - FIRST_IDENT + 1) * 64;
+        file.write_all_at(&vec![0; slots], slot_at(FIRST_IDENT)).expect("it is as long as that");
+        file.write_all_at(&vec![0; 8 << 14], ECHOES_AT).expect("it is as long as that");
+        let take_up = |used: Instant, now: Instant| {
+            let over = Proxy::over(&settings(), memory.tables(), used, now);
+            over.expect("whatever is in the tables, a proxy can be made of them").0.handle(0).expect("nobody has it")
+        };
+        let mut history = History { now: Instant::START, sent: Vec::new() };
+        history.steps(&mut take_up(history.now, history.now), before);
+        let used = history.now;
+        for write in torn.chunks_exact(11) {
+            let place = u16::from_le_bytes([write[0], write[1]]);
+            let what = &write[3..];
+            // A slot's words begin at each eighth byte: the last of them is padding.
+            let slot = slot_at(FIRST_IDENT + (place >> 3) % (LAST_IDENT - FIRST_IDENT + 1)) + 8 * u64::from(place & 7);
+            let at = if write[2] & 1 == 0 { slot } else { ECHOES_AT + 8 * u64::from(place % (1 << 14)) };
+            file.write_all_at(what, at).expect("it is as long as that");
+        }
+        let mut handle = take_up(used, history.now);
+        handle.audit().expect("tables that agree, whatever was found");
+        history.steps(&mut handle, after);
+        handle.audit().expect("tables that agree");
+        history.let_all_end(&mut handle);
+    });
 }
 
 struct History {
@@ -77,6 +155,25 @@ struct History {
 }
 
 impl History {
+    fn steps(&mut self, handle: &mut Handle, mut rest: &[u8]) {
+        while let Some((&step, tail)) = rest.split_first() {
+            let length = tail.first().map_or(0, |length| usize::from(*length)).min(tail.len().saturating_sub(1));
+            let (given, tail) = tail.split_at((length + 1).min(tail.len()));
+            rest = tail;
+            self.step(handle, step, given.get(1..).unwrap_or_default());
+        }
+    }
+
+    /// Passes the time until nothing is left, and then so much that nobody's share is of what was before.
+    fn let_all_end(&mut self, handle: &mut Handle) {
+        for _ in 0..8 {
+            self.now = self.now + Duration::from_secs(5);
+            handle.batch(self.now).expire();
+        }
+        assert_eq!((handle.mappings(), handle.held()), (0, 0), "mappings, and idents that rest");
+        assert_eq!(handle.sleep_max(self.now), None, "nothing is left to be done");
+    }
+
     fn step(&mut self, handle: &mut Handle, step: u8, given: &[u8]) {
         let byte = |at: usize| given.get(at).copied().unwrap_or(0);
         match step % 6 {
@@ -141,6 +238,34 @@ impl History {
                 assert!((a, b, c) == (10, 66, 0) && host < 16, "{client} is no client");
             }
             Inbound::Drop(_) => assert_eq!(packet, before, "what is dropped is changed"),
+        }
+    }
+}
+
+/// What somebody says on the control socket, on the socket of /metrics, or in the gateway's place to whoever asks: a request,
+/// or told why it is none; and never longer in the answer than in a bound.
+pub(crate) fn control(bytes: &[u8]) {
+    for line in bytes.split(|byte| *byte == b'\n') {
+        match Request::read(line) {
+            // What is read as a request is written as one that is read as the same.
+            Ok(request) => assert_eq!(Request::read(request.line().as_bytes()).expect("a request"), request),
+            Err(refusal) => {
+                let refusal = refusal.to_string();
+                assert!(!refusal.is_empty() && refusal.len() < 1024 + 16 * line.len());
+            }
+        }
+        if let Ok(line) = std::str::from_utf8(line) {
+            let _ = (read_answer(line), read_followed(line));
+        }
+    }
+    // However much of it has come: whole once, it stays so, and says what it said.
+    let whole = (0..=bytes.len().min(512)).find(|length| http::read(&bytes[..*length]).is_some());
+    if let Some(first) = whole {
+        assert_eq!(http::read(&bytes[..first]), http::read(bytes));
+        if let Some(Wanted::Path(path, body)) = http::read(bytes) {
+            assert!(!path.contains(['?', ' ', '\r', '\n']));
+            let answer = http::answer("404 Not Found", "text/plain", "four", body);
+            assert_eq!(answer.ends_with(b"\r\n\r\nfour"), body == Body::Sent);
         }
     }
 }

@@ -17,7 +17,7 @@ mod busiest;
 mod client;
 mod devices;
 mod exposition;
-mod http;
+pub mod http;
 mod peer;
 mod protocol;
 mod server;
@@ -32,7 +32,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam::channel::{self, Receiver};
 
 pub use self::client::Client;
-pub use self::protocol::{Answer, Ask, Followed, Order, Request, VERSION};
+pub use self::protocol::{Answer, Ask, Followed, Order, Request, VERSION, read_answer, read_followed};
 use self::server::Server;
 pub use self::socket::{Listeners, gateways, path_of_device};
 pub use self::stats::{BySide, RoundTrips, Stats};

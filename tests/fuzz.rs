@@ -22,7 +22,9 @@ fn corpus(target: &str, body: fn(&[u8])) {
 fn the_corpora_pass() {
     corpus("wire", bodies::wire);
     corpus("proxy", bodies::proxy);
+    corpus("restart", bodies::restart);
     corpus("configuration", bodies::configuration);
+    corpus("control", bodies::control);
 }
 
 proptest! {
@@ -32,7 +34,9 @@ proptest! {
     fn any_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         bodies::wire(&bytes);
         bodies::proxy(&bytes);
+        bodies::restart(&bytes);
         bodies::configuration(&bytes);
+        bodies::control(&bytes);
     }
 
     #[test]

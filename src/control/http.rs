@@ -1,11 +1,11 @@
 //! As much of HTTP/1.1 as a scraper and a health check need: GET and HEAD, one request a connection.
 
 /// The longest head of a request, in bytes.
-pub(super) const HEAD_BYTES_MAX: usize = 8192;
+pub const HEAD_BYTES_MAX: usize = 8192;
 
 /// What was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Wanted<'a> {
+pub enum Wanted<'a> {
     /// This path, without what follows a question mark; without the body, if it was asked for by HEAD.
     Path(&'a str, Body),
     /// By another method.
@@ -16,13 +16,15 @@ pub(super) enum Wanted<'a> {
 
 /// Whether the answer has its body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Body {
+pub enum Body {
+    /// It has.
     Sent,
+    /// It is only told how long it would be.
     Omitted,
 }
 
 /// What a whole head asks for; `None` while it is not whole.
-pub(super) fn read(head: &[u8]) -> Option<Wanted<'_>> {
+pub fn read(head: &[u8]) -> Option<Wanted<'_>> {
     let ends = |end: &[u8]| head.windows(end.len()).any(|window| window == end);
     if !ends(b"\r\n\r\n") && !ends(b"\n\n") {
         return None;
@@ -43,7 +45,7 @@ pub(super) fn read(head: &[u8]) -> Option<Wanted<'_>> {
 }
 
 /// A whole answer, after which the connection ends.
-pub(super) fn answer(status: &str, kind: &str, text: &str, body: Body) -> Vec<u8> {
+pub fn answer(status: &str, kind: &str, text: &str, body: Body) -> Vec<u8> {
     let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{allow}Cache-Control: no-store\r\nConnection: close\r\n\r\n",

@@ -53,7 +53,7 @@ const TRACE: &str = "trace";
 
 impl Request {
     /// As a line, without its end.
-    pub(super) fn line(&self) -> String {
+    pub fn line(&self) -> String {
         let request = match self {
             Request::Trace(Subject::Client(address)) => {
                 json!({ "v": VERSION, "verb": TRACE, "client": address.to_string() })
@@ -69,7 +69,8 @@ impl Request {
         request.to_string()
     }
 
-    pub(super) fn read(line: &[u8]) -> Result<Request, SetupError> {
+    /// The one that a line, without its end, is; the error is for whoever wrote it.
+    pub fn read(line: &[u8]) -> Result<Request, SetupError> {
         let value: Value = serde_json::from_slice(line)
             .map_err(|error| SetupError::new(format!("not a line of JSON: {error}")).remedy(example()))?;
         match value.get("v").and_then(Value::as_u64) {
@@ -115,7 +116,7 @@ pub(super) fn answer(result: Result<Value, SetupError>) -> Vec<u8> {
     let value = match result {
         Ok(value) => json!({ "v": VERSION, "ok": value }),
         Err(error) => {
-            let (what, remedy) = error.into_parts();
+            let (what, remedy) = error.parts();
             json!({ "v": VERSION, "error": what, "remedy": remedy })
         }
     };
@@ -133,7 +134,7 @@ pub(super) fn missed(count: u64) -> Vec<u8> {
 }
 
 /// What an answer said.
-pub(super) fn read_answer(line: &str) -> Result<Value, SetupError> {
+pub fn read_answer(line: &str) -> Result<Value, SetupError> {
     let strange = |what: &str| SetupError::new(format!("the gateway's answer {what}"));
     let mut value: Value = serde_json::from_str(line).map_err(|error| strange(&format!("is no JSON: {error}")))?;
     if value["v"] != VERSION {
@@ -159,7 +160,8 @@ pub enum Followed {
     Missed(u64),
 }
 
-pub(super) fn read_followed(line: &str) -> Result<Followed, SetupError> {
+/// What a line of a trace said.
+pub fn read_followed(line: &str) -> Result<Followed, SetupError> {
     let mut value: Value = serde_json::from_str(line)
         .map_err(|error| SetupError::new(format!("the gateway's line is no JSON: {error}")))?;
     if let Some(count) = value["missed"].as_u64() {

@@ -3,6 +3,8 @@
 //! `scripts/production-drill` has it done with two real packages, a hundred kills and much load, and prints the table. Without
 //! `ECHOGATE_PACKAGES` (two paths, with a colon between them) they are packages of this build's, made here.
 
+#![expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
+
 mod host;
 
 use std::fs;
@@ -157,7 +159,6 @@ impl Drill<'_> {
         (gateway, moments)
     }
 
-    #[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
     fn print(&self) {
         println!(
             "\n| event | echoes/s | lost of the load | longest round trip | lost of the probe | first echo: median | worst |"

@@ -6,6 +6,7 @@
 //!
 //! | left | becomes |
 //! | --- | --- |
+//! | a last use that lies ahead | now |
 //! | a slot that does not fit its seal | resting: its ident is nobody's for a hold-down |
 //! | a live slot whose client is none any more | held |
 //! | one whose ident is reserved now | held, and then free, and never ready |
@@ -115,6 +116,10 @@ impl Found<'_> {
             slots.rest(index, self.now);
         }
         let identity = slots.identity(index);
+        if identity.state() != State::Free && slots.idle_ms(index, self.now) == 0 {
+            // No seal covers it: one that lies ahead would keep a mapping for weeks.
+            slots.touch(index, self.now);
+        }
         match identity.state() {
             State::Free => return true,
             State::Held | State::Resting => self.rest_on(index),
@@ -291,6 +296,22 @@ mod tests {
         next.expire(at(63));
         assert_eq!(next.mappings.slots.identity(torn).state(), State::Free);
         assert_eq!(next.idents.audit(&next.mappings), Ok(()));
+    }
+
+    #[test]
+    fn a_last_use_that_lies_ahead_keeps_no_mapping_and_no_ident() {
+        let memory = Memory::new();
+        let mut first = memory.used_by(at(0));
+        let [live, held] = [first.make(1, 7, at(0)), first.make(2, 7, at(0))];
+        first.mappings.slots.touch(live, at(1_000_000));
+        first.mappings.slots.hold(held, at(1_000_000));
+        drop(first);
+        let mut next = memory.used_by(at(1));
+        assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 0 });
+        next.expire(at(62));
+        assert_eq!((next.find(1, 7), next.mappings_of(1), next.idents.live()), (None, 0, 0));
+        next.expire(at(130));
+        assert_eq!(next.idents.held(), 0);
     }
 
     #[test]
