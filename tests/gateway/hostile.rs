@@ -427,3 +427,24 @@ fn hostile_destinations_get_no_packet_on_any_link() {
     let ended = gateway.stop();
     assert_eq!((ended.total("to outside"), ended.total("replies delivered")), (4, 4), "{}", ended.printed);
 }
+
+/// A watcher that sees nothing would let everything pass.
+#[test]
+fn the_watcher_of_hostile_packets_sees_what_must_not_be() {
+    let scene = Scene::new(1);
+    let (over, remote) = (AtomicBool::new(false), scene.remote(0));
+    let canary = build::echo_reply(GATEWAY_OUTSIDE, remote, 1, 1, 64, &[&[0; 3][..], &[POISON; 6]].concat());
+    let forged = build::echo_reply(GATEWAY_OUTSIDE, remote, 1, 1, 64, FORGED);
+    let harmless = build::echo_reply(GATEWAY_OUTSIDE, remote, 1, 1, 64, &[POISON; 5]);
+    let packets: Vec<Addressed> = [canary, forged, harmless].map(|packet| (packet, remote)).to_vec();
+    let arrived = thread::scope(|scope| {
+        let watched = scope.spawn(|| watch(scene.internet(), &over, |packet| holds(packet, FORGED)));
+        // Until it listens nothing is heard: it is sent again and again.
+        ending(&over, || flood(scene.gateway(), &packets, 300, 300));
+        watched.join().expect("it ends")
+    });
+    assert!(arrived.packets >= 3 && arrived.unseen == 0, "{arrived:?}");
+    for seen in [arrived.canaries, arrived.wrong] {
+        assert!(seen > 0 && seen.abs_diff(arrived.packets / 3) <= 1, "{arrived:?}");
+    }
+}
