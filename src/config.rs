@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use crate::host::divert::DivertBy;
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 pub use idents::IdentRange;
@@ -76,6 +77,8 @@ pub struct Inside {
     pub clients: Vec<Prefix>,
     /// Interfaces whose clients' echo requests are led into the TUN.
     pub divert: Vec<String>,
+    /// How they are led there.
+    pub divert_by: DivertBy,
     /// The TUN device's own address, as a /32.
     pub address: Ipv4Addr,
     /// The TUN device's MTU, in bytes.
@@ -180,6 +183,7 @@ impl Default for Inside {
             device: "echogate0".to_owned(),
             clients: Vec::new(),
             divert: Vec::new(),
+            divert_by: DivertBy::default(),
             // The IPv4 dummy address (RFC 7600): reserved for interfaces that need some address, routed by nobody.
             address: Ipv4Addr::new(192, 0, 0, 8),
             mtu: 1500,

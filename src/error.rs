@@ -32,12 +32,12 @@ impl SetupError {
     }
 
     /// What was wrong, in one line, and apart from it what mends it.
-    pub fn into_parts(self) -> (String, Option<String>) {
-        let what = match self.cause {
+    pub fn parts(&self) -> (String, Option<String>) {
+        let what = match &self.cause {
             Some(cause) => format!("{}: {cause}", self.operation),
-            None => self.operation,
+            None => self.operation.clone(),
         };
-        (what, self.remedy)
+        (what, self.remedy.clone())
     }
 
     /// The system's error number, if the system refused.

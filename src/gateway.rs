@@ -38,7 +38,7 @@ use crate::error::SetupError;
 use crate::host::addresses::{AddressWatch, Change, Follow};
 use crate::host::cpus;
 use crate::host::device::Device;
-use crate::host::divert::{Divert, DivertSettings};
+use crate::host::divert::{Divert, DivertBy, DivertSettings};
 use crate::host::preflight::{self, Finding, Plan, Status};
 use crate::io::raw::SendSocket;
 use crate::io::syscalls::SyscallsIo;
@@ -529,6 +529,7 @@ fn device(config: &Config) -> Device {
 
 fn divert_settings(config: &Config) -> DivertSettings {
     DivertSettings {
+        by: config.inside.divert_by,
         device: device(config),
         interfaces: config.inside.divert.clone(),
         clients: config.inside.clients.clone(),
@@ -590,7 +591,10 @@ fn description(config: &Config, engine: Engine) -> String {
     let (workers, plural) = (config.run.workers, if config.run.workers == 1 { "" } else { "s" });
     let divert = match config.inside.divert.as_slice() {
         [] => "what is routed into it".to_owned(),
-        interfaces => format!("echo requests diverted from {}", interfaces.join(", ")),
+        interfaces => {
+            let at_ingress = if config.inside.divert_by == DivertBy::Ingress { " at ingress" } else { "" };
+            format!("echo requests diverted from {}{at_ingress}", interfaces.join(", "))
+        }
     };
     format!(
         "serving pings of {clients} from {addresses}: {divert} by {}, {workers} worker{plural} on {engine}",

@@ -33,6 +33,7 @@
 
 mod line;
 mod packets;
+mod said;
 mod supervisor;
 mod takeover;
 
@@ -55,6 +56,7 @@ use crate::gateway::{Kept, Left};
 use crate::sys::{process, time};
 use line::Line;
 pub use packets::{Served, serve};
+use said::{Fault, Said};
 pub use supervisor::Supervisor;
 use takeover::Request;
 pub use takeover::{reload, restart};
@@ -74,24 +76,13 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long it may take to answer what it can and to end.
 const ENDING_MAX: Duration = Duration::from_secs(5);
 
-/// Packet processes that die by themselves, each within [`FAILURE_TIME`] of its start, until no other one is started.
+/// Packet processes that fail in a row until no other one is started. One that is alive for [`FAILURE_TIME`] ends the row.
 const FAILURES_MAX: u32 = 5;
 const FAILURE_TIME: Duration = Duration::from_secs(10);
 
 /// What a packet process is told: to answer what it can, tell its totals and end; or to end at once for another one.
 const STOP: &str = "stop";
 const LEAVE: &str = "leave";
-
-/// What a packet process says.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Said {
-    /// It serves; in words what.
-    Serving(String),
-    /// Every worker moves.
-    Alive,
-    /// Why it is about to end.
-    Fault(String),
-}
 
 /// What the keeper waits for.
 #[derive(Debug)]
@@ -137,7 +128,26 @@ pub struct Keeper {
     events: Receiver<Event>,
     sender: Sender<Event>,
     description: String,
-    failures: u32,
+    failures: Failures,
+}
+
+/// Packet processes that have failed one after the other, with none between them that has kept going.
+#[derive(Debug, Default)]
+struct Failures(u32);
+
+impl Failures {
+    /// One is alive this long after its start.
+    fn see_alive(&mut self, age: Duration) {
+        if age >= FAILURE_TIME {
+            self.0 = 0;
+        }
+    }
+
+    /// One has failed. Whether another one may be tried.
+    fn add(&mut self) -> bool {
+        self.0 += 1;
+        self.0 < FAILURES_MAX
+    }
 }
 
 /// A packet process.
@@ -149,8 +159,10 @@ struct Packets {
     started: Instant,
     heard: Instant,
     serves: bool,
+    /// It was killed because it said nothing.
+    stuck: bool,
     over: bool,
-    fault: Option<String>,
+    fault: Option<Fault>,
 }
 
 impl Keeper {
@@ -185,8 +197,17 @@ impl Keeper {
         supervisor.store(&kept);
         let packets = Packets::start(number, &options, &kept, &listeners, &sender)?;
         let description = String::new();
-        let mut keeper =
-            Keeper { options, supervisor, kept, listeners, packets, events, sender, description, failures: 0 };
+        let mut keeper = Keeper {
+            options,
+            supervisor,
+            kept,
+            listeners,
+            packets,
+            events,
+            sender,
+            description,
+            failures: Failures::default(),
+        };
         keeper.await_serving()?;
         keeper.divert()?;
         keeper.supervisor.tell(&format!("READY=1\nSTATUS={}", keeper.description));
@@ -194,9 +215,20 @@ impl Keeper {
     }
 
     fn divert(&mut self) -> Result<(), SetupError> {
-        let failed = |cause| SetupError::caused("sharing the supervisor's socket", cause);
-        let supervisor = self.supervisor.try_clone().map_err(failed)?;
+        let supervisor = self.shared_supervisor()?;
         self.kept.divert(move |note, descriptors| supervisor.replace(note, descriptors))
+    }
+
+    /// For the thread that looks after the diversion.
+    fn shared_supervisor(&self) -> Result<Supervisor, SetupError> {
+        self.supervisor.try_clone().map_err(|cause| SetupError::caused("sharing the supervisor's socket", cause))
+    }
+
+    /// Has the packet process serve what it has read and end.
+    fn end_for_another(&mut self) {
+        if let Err(error) = self.packets.end(LEAVE) {
+            complain(&error, "another one goes on");
+        }
     }
 
     /// The one line that says what it serves.
@@ -241,15 +273,19 @@ impl Keeper {
                 self.packets.serves = true;
                 self.description = description;
             }
-            Said::Alive => self.supervisor.alive(),
-            Said::Fault(what) => self.packets.fault = Some(what),
+            Said::Alive => {
+                self.failures.see_alive(self.packets.started.elapsed());
+                self.supervisor.alive();
+            }
+            Said::Fault(fault) => self.packets.fault = Some(fault),
         }
     }
 
     /// Keeps the gateway until somebody asks for something else. An error: it cannot be kept any longer, and why.
     pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<Asked, SetupError> {
         loop {
-            let silence = channel::at(self.packets.heard + SILENCE_MAX);
+            let stuck = self.packets.stuck;
+            let silence = if stuck { channel::never() } else { channel::at(self.packets.heard + SILENCE_MAX) };
             channel::select! {
                 recv(signals) -> signal => match signal.unwrap_or(0) {
                     libc::SIGHUP => self.reload(None)?,
@@ -265,7 +301,7 @@ impl Keeper {
                 },
                 recv(silence) -> _ => {
                     tracing::error!(seconds = SILENCE_MAX.as_secs(), "the packet process does not move: it is killed");
-                    self.packets.heard = Instant::now();
+                    self.packets.stuck = true;
                     self.packets.kill();
                 }
             }
@@ -277,7 +313,8 @@ impl Keeper {
         let status = self.packets.wait();
         let why = self.packets.why(&status);
         // Who is killed from outside has not failed.
-        let killed = self.packets.serves && status.is_ok_and(|status| status.signal() == Some(libc::SIGKILL));
+        let Packets { serves, stuck, .. } = self.packets;
+        let killed = serves && !stuck && status.is_ok_and(|status| status.signal() == Some(libc::SIGKILL));
         self.go_on_after(why, !killed)
     }
 
@@ -285,20 +322,19 @@ impl Keeper {
         if !self.kept.is_attached() {
             return Err(why);
         }
-        if failed {
-            let again = self.packets.started.elapsed() < FAILURE_TIME;
-            self.failures = if again { self.failures + 1 } else { 1 };
-        }
-        if self.failures >= FAILURES_MAX {
-            let (what, remedy) = why.into_parts();
+        if failed && !self.failures.add() {
+            let (what, remedy) = why.parts();
             let error = SetupError::new(format!("given up after {FAILURES_MAX} packet processes in a row: {what}"));
             return Err(remedy.into_iter().fold(error, SetupError::remedy));
         }
-        tracing::error!("{why}: starting another one");
+        complain(&why, "starting another one");
         self.start_another()
     }
 
+    /// Starts a packet process in the place of this one, which has ended or is ended: two must not use the tables at once.
     fn start_another(&mut self) -> Result<(), SetupError> {
+        // Also one that could not be waited for leaves nothing to do but to go on.
+        let _ = self.packets.wait();
         let number = self.packets.number + 1;
         self.packets = Packets::start(number, &self.options, &self.kept, &self.listeners, &self.sender)?;
         Ok(())
@@ -307,17 +343,11 @@ impl Keeper {
     /// Starts another packet process in the place of one that serves, and answers whoever has asked for it.
     fn restart(&mut self, line: &Line) -> Result<(), SetupError> {
         tracing::info!("another packet process was asked for");
-        if let Err(error) = self.packets.end(LEAVE) {
-            tracing::error!("{error}");
-        }
+        self.end_for_another();
         self.start_another()?;
         let served = self.await_serving();
-        let answer = match &served {
-            Ok(()) => json!({ "serving": self.description }),
-            Err(error) => json!({ "fault": error.to_string() }),
-        };
         // Whoever has asked may have gone meanwhile.
-        let _ = line.send(&answer, &[]);
+        let _ = line.send(&self.answer(served.as_ref().err()), &[]);
         served.or_else(|why| self.go_on_after(why, true))
     }
 
@@ -329,20 +359,23 @@ impl Keeper {
             Ok((source, config)) => self.go_on_with(source, config)?,
             Err(refusal) => Err(refusal),
         };
-        let answer = match &taken {
-            Ok(()) => {
-                tracing::info!("the configuration has been read again: {}", self.description);
-                json!({ "serving": self.description })
-            }
-            Err(refusal) => {
-                tracing::error!("{refusal}: the configuration stays as it was");
-                json!({ "fault": refusal.to_string() })
-            }
-        };
+        let answer = self.answer(taken.as_ref().err());
+        match taken {
+            Ok(()) => tracing::info!("the configuration has been read again: {}", self.description),
+            Err(refusal) => complain(&refusal, "the configuration stays as it was"),
+        }
         self.supervisor.tell(&format!("READY=1\nSTATUS={}", self.description));
         // Whoever has asked may have gone meanwhile.
         line.map_or(Ok(()), |line| line.send(&answer, &[])).unwrap_or_default();
         Ok(())
+    }
+
+    /// To whoever has asked for something.
+    fn answer(&self, refusal: Option<&SetupError>) -> Value {
+        match refusal {
+            None => Said::Serving(self.description.clone()).write(),
+            Some(refusal) => Said::Fault(refusal.into()).write(),
+        }
     }
 
     /// What the file says now, and what comes of it here. Changes nothing.
@@ -359,22 +392,32 @@ impl Keeper {
             Ok(listening) => listening,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        let old_config = self.kept.config().clone();
         let (old_source, old_listening) =
             (mem::replace(&mut self.options.source, source), self.listeners.exchange_metrics(listening));
-        if let Err(error) = self.packets.end(LEAVE) {
-            tracing::error!("{error}");
-        }
+        self.end_for_another();
         self.start_another()?;
         if let Err(why) = self.await_serving() {
             self.options.source = old_source;
             self.listeners.exchange_metrics(old_listening);
-            self.go_on_after(SetupError::new(why.to_string()), true)?;
+            self.go_on_after(Fault::from(&why).error(), true)?;
             return Ok(self.await_serving().and(Err(why)));
         }
         // After it: who has become a client is known to it before the first echo request is led here.
-        let supervisor = self.supervisor.try_clone();
-        let supervisor = supervisor.map_err(|cause| SetupError::caused("sharing the supervisor's socket", cause))?;
-        Ok(self.kept.change(config, move |note, descriptors| supervisor.replace(note, descriptors)))
+        if let Err(why) = self.change(config) {
+            self.options.source = old_source;
+            self.listeners.exchange_metrics(old_listening);
+            self.change(old_config)?;
+            self.end_for_another();
+            self.start_another()?;
+            return Ok(self.await_serving().and(Err(why)));
+        }
+        Ok(Ok(()))
+    }
+
+    fn change(&mut self, config: Config) -> Result<(), SetupError> {
+        let supervisor = self.shared_supervisor()?;
+        self.kept.change(config, move |note, descriptors| supervisor.replace(note, descriptors))
     }
 
     /// Undoes the diversion, lets the packet process answer what it can and tell its totals, and undoes the rest.
@@ -383,7 +426,7 @@ impl Keeper {
         let undone = self.kept.undivert();
         let ended = self.packets.end(STOP);
         self.supervisor.forget_all(&self.kept);
-        undone.and(ended)
+        both(undone, ended)
     }
 
     /// Ends, and undoes nothing: for the next keeper, if the supervisor keeps the descriptors until then. If it does not, the
@@ -391,15 +434,13 @@ impl Keeper {
     pub fn leave(mut self) -> Result<(), SetupError> {
         self.supervisor.tell("STOPPING=1");
         let ended = self.packets.end(LEAVE);
-        self.kept.leave().and(ended)
+        both(self.kept.leave().map(drop), ended)
     }
 
     /// Leaves everything to the successor. It is this keeper again if that one does not take it.
     pub fn hand_over(mut self, successor: &Successor) -> Result<Option<Keeper>, SetupError> {
         tracing::info!("another gateway takes over");
-        if let Err(error) = self.packets.end(LEAVE) {
-            tracing::error!("{error}");
-        }
+        self.end_for_another();
         let left = self.kept.leave()?;
         match takeover::give(&successor.0, &left) {
             Ok(()) => Ok(None),
@@ -410,6 +451,22 @@ impl Keeper {
                 Keeper::over(self.options, self.supervisor, self.listeners, Some(left), number, channel).map(Some)
             }
         }
+    }
+}
+
+/// The first failure; of two the second is not lost either.
+fn both(first: Result<(), SetupError>, second: Result<(), SetupError>) -> Result<(), SetupError> {
+    if let (Err(_), Err(error)) = (&first, &second) {
+        complain(error, "this has failed too");
+    }
+    first.and(second)
+}
+
+/// Says what was wrong, with its remedy beside it, and what comes of it.
+fn complain(error: &SetupError, consequence: &str) {
+    match error.parts() {
+        (what, Some(remedy)) => tracing::error!(%remedy, "{what}: {consequence}"),
+        (what, None) => tracing::error!("{what}: {consequence}"),
     }
 }
 
@@ -428,6 +485,8 @@ impl Packets {
     ) -> Result<Packets, SetupError> {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        // One that does not read must not hold up who is to notice that.
+        ours.set_write_timeout(Some(SILENCE_MAX)).map_err(failed)?;
         let mut command = Command::new(OURSELVES);
         command.arg0("echogate").arg(SUBCOMMAND).args(&options.log);
         if options.source.config().is_ok_and(|config| !config.run.sandbox) {
@@ -444,8 +503,17 @@ impl Packets {
         drop(command);
         let now = Instant::now();
         let line = Line::new(ours);
-        let packets =
-            Packets { number, child, line, started: now, heard: now, serves: false, over: false, fault: None };
+        let packets = Packets {
+            number,
+            child,
+            line,
+            started: now,
+            heard: now,
+            serves: false,
+            stuck: false,
+            over: false,
+            fault: None,
+        };
         packets.listen(events.clone()).map_err(failed)?;
         // One that is dead already is heard of by its silence.
         let _ = packets.begin(&options.source, kept, listeners);
@@ -493,7 +561,7 @@ impl Packets {
     /// Why it has ended.
     fn why(&self, status: &io::Result<ExitStatus>) -> SetupError {
         match (&self.fault, status) {
-            (Some(fault), _) => SetupError::new(fault.clone()),
+            (Some(fault), _) => fault.error(),
             (None, Ok(status)) => SetupError::new(format!("the packet process has ended ({status})")),
             (None, Err(error)) => SetupError::new(format!("the packet process has ended ({error})")),
         }
@@ -530,20 +598,22 @@ impl Drop for Packets {
     }
 }
 
-impl Said {
-    fn write(&self) -> Value {
-        match self {
-            Said::Serving(description) => json!({ "serving": description }),
-            Said::Alive => json!("alive"),
-            Said::Fault(what) => json!({ "fault": what }),
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn read(value: &Value) -> Option<Said> {
-        let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
-        match value.as_str() {
-            Some("alive") => Some(Said::Alive),
-            _ => text("serving").map(Said::Serving).or_else(|| text("fault").map(Said::Fault)),
+    #[test]
+    fn failures_add_up_until_a_process_keeps_going() {
+        let mut failures = Failures::default();
+        for _ in 0..3 * FAILURES_MAX {
+            // Dead soon, but each a failure of its own: another one has kept going meanwhile.
+            assert!(failures.add());
+            failures.see_alive(FAILURE_TIME);
         }
+        for _ in 1..FAILURES_MAX {
+            failures.see_alive(FAILURE_TIME / 2);
+            assert!(failures.add());
+        }
+        assert!(!failures.add());
     }
 }

@@ -16,6 +16,7 @@ use std::{env, io};
 use super::process::Program;
 use super::record::Absent;
 use crate::error::SetupError;
+use crate::host::divert::DivertBy;
 use crate::host::nft;
 use crate::io::{Backend, Engine};
 use crate::lab::{GATEWAY_OUTSIDE, Lab, Namespace};
@@ -58,6 +59,8 @@ pub enum Contender {
         tracked: bool,
         /// Whether its threads look again and again for packets before they sleep.
         polling: bool,
+        /// How requests are led to it.
+        divert: DivertBy,
     },
     /// nftables' masquerade, which tracks connections.
     Masquerade,
@@ -79,12 +82,25 @@ impl Contender {
     pub fn all(cpus: usize) -> Vec<Contender> {
         let many = u32::try_from(cpus.min(4)).unwrap_or(1);
         let workers = if many > 1 { vec![1, many] } else { vec![1] };
-        let echogate = |io, workers, tracked| Contender::Echogate { io, workers, tracked, polling: false };
+        let echogate = |io, workers, tracked| Contender::Echogate {
+            io,
+            workers,
+            tracked,
+            polling: false,
+            divert: DivertBy::Route,
+        };
         let mut all = vec![Contender::Control];
         for io in [Backend::Uring, Backend::Syscalls] {
             all.extend(workers.iter().map(|workers| echogate(io, *workers, false)));
         }
         all.push(echogate(Backend::Uring, many, true));
+        all.extend(workers.iter().map(|workers| Contender::Echogate {
+            io: Backend::Uring,
+            workers: *workers,
+            tracked: false,
+            polling: false,
+            divert: DivertBy::Ingress,
+        }));
         all.extend([Contender::Masquerade, Contender::Pasta, Contender::Slirp4netns]);
         all
     }
@@ -92,7 +108,8 @@ impl Contender {
     /// Those that take part only if they are asked for by their names: they show one side of the gateway, a single ping's
     /// time, and take a CPU for it.
     pub fn on_request() -> Vec<Contender> {
-        let polling = |io| Contender::Echogate { io, workers: 1, tracked: false, polling: true };
+        let polling =
+            |io| Contender::Echogate { io, workers: 1, tracked: false, polling: true, divert: DivertBy::Route };
         vec![polling(Backend::Uring), polling(Backend::Syscalls)]
     }
 
@@ -100,10 +117,11 @@ impl Contender {
     pub fn name(self) -> String {
         match self {
             Contender::Control => "control".to_owned(),
-            Contender::Echogate { io, workers, tracked, polling } => {
+            Contender::Echogate { io, workers, tracked, polling, divert } => {
                 let tracked = if tracked { "-conntrack" } else { "" };
                 let polling = if polling { "-polling" } else { "" };
-                format!("echogate-{}-{workers}{tracked}{polling}", backend(io))
+                let ingress = if divert == DivertBy::Ingress { "-ingress" } else { "" };
+                format!("echogate-{}-{workers}{tracked}{polling}{ingress}", backend(io))
             }
             Contender::Masquerade => "masquerade".to_owned(),
             Contender::Pasta => "pasta".to_owned(),
@@ -115,12 +133,13 @@ impl Contender {
     pub fn description(self) -> String {
         match self {
             Contender::Control => "no gateway: plain forwarding, with a route back to the clients".to_owned(),
-            Contender::Echogate { io, workers, tracked, polling } => {
+            Contender::Echogate { io, workers, tracked, polling, divert } => {
                 let threads = if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") };
                 let moved = if io == Backend::Syscalls { "plain system calls" } else { "io_uring" };
                 let tracked = if tracked { ", on a host that tracks connections" } else { "" };
                 let polling = if polling { ", polling before it sleeps" } else { "" };
-                format!("Echogate, {threads}, {moved}{tracked}{polling}")
+                let ingress = if divert == DivertBy::Ingress { ", diverted to at ingress" } else { "" };
+                format!("Echogate, {threads}, {moved}{tracked}{polling}{ingress}")
             }
             Contender::Masquerade => "nftables masquerade, in the kernel".to_owned(),
             Contender::Pasta => "pasta (passt), in user space; one client".to_owned(),
@@ -150,7 +169,7 @@ impl Contender {
                 Ok(Engine::Uring) => None,
                 Ok(Engine::Syscalls) => absent("io_uring is refused here".to_owned(), "see `echogate check`"),
                 Err(error) => {
-                    let (cause, cure) = error.into_parts();
+                    let (cause, cure) = error.parts();
                     absent(cause, &cure.unwrap_or_else(|| "see `echogate check`".to_owned()))
                 }
             },
@@ -180,13 +199,17 @@ impl Contender {
         let program = match self {
             Contender::Control => lab.route_back().map(|()| None)?,
             Contender::Masquerade => load_rules(MASQUERADE).map(|()| None)?,
-            Contender::Echogate { io, workers, tracked, polling } => {
+            Contender::Echogate { io, workers, tracked, polling, divert } => {
                 if tracked {
                     load_rules(TRACKING)?;
                 }
                 let mut command = gateway_command(lab, echogate, io, workers);
                 if polling {
                     command.args(["--busy-poll-us", BUSY_POLL_US]);
+                }
+                if divert == DivertBy::Ingress {
+                    // Not named otherwise: an older build (`--program`) does not know it.
+                    command.args(["--divert-by", "ingress"]);
                 }
                 Some(Program::start(&mut command)?)
             }
@@ -292,6 +315,8 @@ mod tests {
             "echogate-syscalls-1",
             "echogate-syscalls-2",
             "echogate-uring-2-conntrack",
+            "echogate-uring-1-ingress",
+            "echogate-uring-2-ingress",
             "masquerade",
             "pasta",
             "slirp4netns",

@@ -93,10 +93,10 @@ impl Figure {
             Figure::Loss => "lost ppm",
             Figure::BusyMedian => "busy: ping p50 us",
             Figure::BusyP99 => "busy: ping p99 us",
-            Figure::HalfP99 => "p99 us at half of masquerade's PDR",
-            Figure::HalfP99Share => "times masquerade's",
-            Figure::HeldLoss => "lost at 80% of PDR, ppm",
-            Figure::HeldLossAdded => "more than control, ppm",
+            Figure::HalfP99 => "half masq. PDR p99 us",
+            Figure::HalfP99Share => "of masq.'s p99, times",
+            Figure::HeldLoss => "80% PDR: lost ppm",
+            Figure::HeldLossAdded => "above control's ppm",
         }
     }
 

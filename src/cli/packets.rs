@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 
 use super::{print, totals};
 use crate::error::SetupError;
@@ -28,8 +28,8 @@ pub(super) fn begin(arguments: &Arguments) -> Result<(), SetupError> {
 }
 
 pub(super) fn run(log_lines_lost: Arc<AtomicU64>) -> Result<ExitCode, SetupError> {
-    // A supervisor that asks every process of a gateway to end means the keeper, which tells this one when it is time.
-    for signal in [SIGINT, SIGTERM] {
+    // Whoever sends every process of a gateway a signal means the keeper, which tells this one what is to be done.
+    for signal in [SIGHUP, SIGINT, SIGTERM, SIGUSR2] {
         signal_hook::flag::register(signal, Arc::default())
             .map_err(|cause| SetupError::caused("signals cannot be watched", cause))?;
     }

@@ -4,7 +4,7 @@ use std::mem;
 use std::process::ExitCode;
 use std::thread;
 
-use crossbeam::channel::{self, Receiver};
+use crossbeam::channel::{self, Receiver, Sender};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
@@ -83,25 +83,46 @@ pub(super) fn run(arguments: &Arguments, log: Vec<String>, supervisor: Superviso
 fn watch_signals() -> Result<Receiver<i32>, SetupError> {
     let refused = |cause| SetupError::caused("signals cannot be watched", cause);
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR2]).map_err(refused)?;
-    let (sender, receiver) = channel::bounded(1);
-    let watch = move || {
-        let mut asked = false;
-        for signal in signals.forever() {
-            if signal != SIGHUP && mem::replace(&mut asked, true) {
-                let _ = emulate_default_handler(signal);
-            }
-            // Nobody receives any more when the process is ending by itself. One that waits says enough for two of a kind.
-            let _ = if signal == SIGHUP {
-                sender.try_send(signal).map_err(drop)
-            } else {
-                sender.send(signal).map_err(drop)
-            };
-        }
-    };
+    let (sender, receiver) = channel::unbounded();
+    let watch = move || pass_on(signals.forever(), &sender, |signal| drop(emulate_default_handler(signal)));
     thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(refused)?;
     Ok(receiver)
 }
 
+/// Never waits for whoever receives, who may be busy when the second signal comes that is to end that.
+fn pass_on(signals: impl Iterator<Item = i32>, sender: &Sender<i32>, end: impl Fn(i32)) {
+    let mut asked = false;
+    for signal in signals {
+        if signal == SIGHUP {
+            // One that waits says enough for two.
+            if sender.is_empty() {
+                let _ = sender.send(signal);
+            }
+            continue;
+        }
+        if mem::replace(&mut asked, true) {
+            end(signal);
+        }
+        // Nobody receives any more when the process is ending by itself.
+        let _ = sender.send(signal);
+    }
+}
+
 fn name(signal: i32) -> &'static str {
     signal_hook::low_level::signal_name(signal).unwrap_or("signal")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_signal_to_end_ends_it_also_while_nobody_hears_the_first() {
+        let (sender, receiver) = channel::unbounded();
+        let ended = std::cell::RefCell::new(Vec::new());
+        let signals = [SIGHUP, SIGHUP, SIGTERM, SIGHUP, SIGINT];
+        pass_on(signals.into_iter(), &sender, |signal| ended.borrow_mut().push(signal));
+        assert_eq!(*ended.borrow(), [SIGINT]);
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [SIGHUP, SIGTERM, SIGINT]);
+    }
 }

@@ -74,7 +74,7 @@ fn watch(
             Ok(stats) => view.show(stats),
             Err(error) => {
                 client = None;
-                view.lose(error.into_parts().0);
+                view.lose(error.parts().0);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::keys::KEYS;
 use super::{Config, ControlSocket, Exception, IdentRange};
+use crate::host::divert::DivertBy;
 use crate::io::{Backend, FallThrough};
 use crate::policy::Prefix;
 
@@ -64,6 +65,8 @@ pub(super) enum Kind {
     Switch(fn(&mut Config) -> &mut bool),
     /// One of [`BACKENDS`].
     Backend(fn(&mut Config) -> &mut Backend),
+    /// One of [`DIVERTS`].
+    DivertBy(fn(&mut Config) -> &mut DivertBy),
     /// One of [`FALL_THROUGHS`].
     FallThrough(fn(&mut Config) -> &mut FallThrough),
     /// The path of a socket, or [`NOWHERE`].
@@ -78,6 +81,9 @@ pub(super) const NOWHERE: &str = "none";
 /// The words for the back ends.
 pub const BACKENDS: &[(&str, Backend)] =
     &[("auto", Backend::Auto), ("uring", Backend::Uring), ("syscalls", Backend::Syscalls)];
+
+/// The words for how requests are diverted.
+pub(super) const DIVERTS: &[(&str, DivertBy)] = &[("route", DivertBy::Route), ("ingress", DivertBy::Ingress)];
 
 /// The words for what happens to packets that are not proxied.
 pub(super) const FALL_THROUGHS: &[(&str, FallThrough)] =
@@ -131,6 +137,7 @@ impl Key {
             (Kind::Exceptions(_), _) => in_list("10.66.0.9/32 packets_per_second=0 mappings=4096"),
             (Kind::Switch(_), _) => quoted(SWITCH[0].0),
             (Kind::Backend(_), _) => quoted(BACKENDS[0].0),
+            (Kind::DivertBy(_), _) => quoted(DIVERTS[0].0),
             (Kind::FallThrough(_), _) => quoted(FALL_THROUGHS[0].0),
             (Kind::ControlSocket(_), _) => quoted("/run/echogate/echogate0.sock"),
             (Kind::Listen(_), _) => quoted("127.0.0.1:9428"),
@@ -147,7 +154,7 @@ impl Key {
             Kind::Prefixes(_) => "PREFIX",
             Kind::IdentRanges(_) => "RANGE",
             Kind::Exceptions(_) => "LIMITS",
-            Kind::Switch(_) | Kind::Backend(_) | Kind::FallThrough(_) => "WHICH",
+            Kind::Switch(_) | Kind::Backend(_) | Kind::DivertBy(_) | Kind::FallThrough(_) => "WHICH",
             Kind::ControlSocket(_) => "PATH",
             Kind::Listen(_) => "ADDRESS:PORT",
         }
@@ -188,6 +195,7 @@ impl fmt::Display for Kind {
             Kind::Exceptions(_) => f.write_str("prefixes with their limits, such as \"10.66.0.9/32 mappings=4096\""),
             Kind::Switch(_) => write_words(f, SWITCH.iter().map(|(word, _)| *word)),
             Kind::Backend(_) => write_words(f, BACKENDS.iter().map(|(word, _)| *word)),
+            Kind::DivertBy(_) => write_words(f, DIVERTS.iter().map(|(word, _)| *word)),
             Kind::FallThrough(_) => write_words(f, FALL_THROUGHS.iter().map(|(word, _)| *word)),
             Kind::ControlSocket(_) => {
                 write!(f, "a path from the root, of at most {SOCKET_PATH_BYTES_MAX} bytes, or {NOWHERE}")

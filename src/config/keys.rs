@@ -29,11 +29,21 @@ pub static KEYS: &[Key] = &[
         table: "inside",
         name: "divert",
         flag: Some("divert"),
-        meaning: "Interfaces that clients arrive by. Their echo requests to outside are led into the TUN device (by an \
-                  nftables mark, a rule and a route, undone at exit); everything else they send stays on its path. \
+        meaning: "Interfaces that clients arrive by. Their echo requests to outside are led into the TUN device (undone \
+                  at exit); everything else they send stays on its path. \
                   Leave it out to lead packets into the device yourself",
         default: KeyDefault::Computed("none"),
         kind: Kind::Names(|config| &mut config.inside.divert),
+    },
+    Key {
+        table: "inside",
+        name: "divert_by",
+        flag: Some("divert-by"),
+        meaning: "How `divert` does it: route (a mark, a rule and a route, by way of the host's firewall) or ingress (from the \
+                  clients' interfaces straight into the TUN device: cheaper, but no chain of the host's firewall at prerouting and \
+                  forward sees a diverted request)",
+        default: KeyDefault::Value("route"),
+        kind: Kind::DivertBy(|config| &mut config.inside.divert_by),
     },
     Key {
         table: "inside",

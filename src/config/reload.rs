@@ -9,12 +9,14 @@ use super::{Config, Source};
 use crate::error::SetupError;
 
 /// Keys that are read at a start only, by their full names.
-pub const FIXED: [&str; 14] = [
+pub const FIXED: [&str; 15] = [
     // The device, and what is in its queues.
     "inside.device",
     "inside.address",
     "inside.mtu",
     "inside.queue_length",
+    // The one leaves rule and routes, the other none.
+    "inside.divert_by",
     // The numbers that the host's rules and routes are found by.
     "inside.mark",
     "inside.mark_mask",
@@ -64,6 +66,7 @@ fn differs(key: &Key, new: &mut Config, old: &mut Config) -> bool {
         Kind::Exceptions(field) => unequal(field, new, old),
         Kind::Switch(field) => unequal(field, new, old),
         Kind::Backend(field) => unequal(field, new, old),
+        Kind::DivertBy(field) => unequal(field, new, old),
         Kind::FallThrough(field) => unequal(field, new, old),
         Kind::ControlSocket(field) => unequal(field, new, old),
         Kind::Listen(field) => unequal(field, new, old),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::key::{BACKENDS, FALL_THROUGHS, Key, Kind, NOWHERE, SWITCH};
+use super::key::{BACKENDS, DIVERTS, FALL_THROUGHS, Key, Kind, NOWHERE, SWITCH};
 use super::keys::KEYS;
 use super::{Config, ControlSocket};
 use crate::error::SetupError;
@@ -279,6 +279,7 @@ impl Kind {
             Kind::Exceptions(field) => field(config).push(value.text()?.parse()?),
             Kind::Switch(field) => *field(config) = value.choose(SWITCH)?,
             Kind::Backend(field) => *field(config) = value.choose(BACKENDS)?,
+            Kind::DivertBy(field) => *field(config) = value.choose(DIVERTS)?,
             Kind::FallThrough(field) => *field(config) = value.choose(FALL_THROUGHS)?,
             Kind::ControlSocket(field) => {
                 *field(config) = match value.text()? {

@@ -108,6 +108,7 @@ impl Key {
             | Kind::Exceptions(_)
             | Kind::Switch(_)
             | Kind::Backend(_)
+            | Kind::DivertBy(_)
             | Kind::FallThrough(_)
             | Kind::Listen(_) => Ok(()),
         }

@@ -116,7 +116,7 @@ pub(super) fn answer(result: Result<Value, SetupError>) -> Vec<u8> {
     let value = match result {
         Ok(value) => json!({ "v": VERSION, "ok": value }),
         Err(error) => {
-            let (what, remedy) = error.into_parts();
+            let (what, remedy) = error.parts();
             json!({ "v": VERSION, "error": what, "remedy": remedy })
         }
     };

@@ -142,7 +142,9 @@ impl Kept {
         config: Config,
         tell: impl Fn(&Value, &[(&str, BorrowedFd<'_>)]) + Send + 'static,
     ) -> Result<(), SetupError> {
-        let same = divert_settings(&config) == divert_settings(&self.config);
+        // What has failed once is not in force, whatever was asked for then.
+        let in_force = self.divert.is_some() != config.inside.divert.is_empty();
+        let same = in_force && divert_settings(&config) == divert_settings(&self.config);
         self.config = config;
         if same {
             return Ok(());

@@ -27,12 +27,18 @@
 //! without marks (the default route vanishes with the TUN); the next start with the same numbers takes them over, and
 //! its end removes them.
 //!
+//! **By ingress instead** ([`DivertBy::Ingress`], for who asks for it): the table's second half, of the netdev family, takes the
+//! requests as they come off the clients' devices, and puts them straight into the TUN. No rule, no route, no mark; what the
+//! kernel's stack would have asked of them is asked by the rules (see `ruleset`). The host's PREROUTING and FORWARD chains see
+//! nothing of them.
+//!
 //! While it lives, a watcher (see `watch`) puts back what others take away.
 //!
 //! Limits: one gateway a device. Two gateways on one host have tables of their own (`echogate`, or `echogate-DEVICE` for
 //! a device not called echogate0) and must be given marks, table numbers and priorities of their own; the second to use a
 //! number is refused.
 
+mod ruleset;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -44,6 +50,7 @@ use super::device::Device;
 use super::netlink::{Netlink, Route, Rule};
 use crate::error::SetupError;
 use crate::policy::Prefix;
+use ruleset::Links;
 pub use table::Ownership;
 use table::Table;
 use watch::Watcher;
@@ -65,9 +72,21 @@ pub const DEFAULT_TABLE: u32 = 0xec0;
 /// The rule's priority: after the local table (0), before main (32766) and before what wg-quick adds (32764).
 pub const DEFAULT_PRIORITY: u32 = 3776;
 
+/// How echo requests are led into the TUN.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DivertBy {
+    /// A mark, a rule and a route: by way of the host's own firewall.
+    #[default]
+    Route,
+    /// From the clients' devices straight into the TUN: cheaper, and past the host's firewall.
+    Ingress,
+}
+
 /// What to divert, and by which numbers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DivertSettings {
+    /// How.
+    pub by: DivertBy,
     /// The TUN, which has been configured; the watcher mends it too.
     pub device: Device,
     /// Devices behind which clients are. They may come into being later: the rules match names.
@@ -107,10 +126,17 @@ impl Divert {
     ) -> Result<Divert, SetupError> {
         settings.validate()?;
         let mut installed = Installed::open(settings, Box::new(tell))?;
-        installed.claim()?;
-        installed.table = left.and_then(|left| Table::adopt(settings, left));
+        if settings.by == DivertBy::Route {
+            installed.claim()?;
+        }
+        let links = installed.links()?;
+        installed.table = left.and_then(|left| Table::adopt(settings, &links, left));
         installed.tell();
         installed.mend()?;
+        if settings.by == DivertBy::Ingress {
+            // Of a predecessor that diverted by route. Last, so that not one request is lost.
+            installed.undo_rule_and_routes()?;
+        }
         let watcher = Watcher::subscribe()?.start(installed)?;
         Ok(Divert { watcher: Some(watcher) })
     }
@@ -120,11 +146,10 @@ impl Divert {
         settings.validate()?;
         Table::clear(&settings.table_name())?;
         let mut left = Installed::open(settings, Box::new(|_| {}))?;
-        left.claim()?;
-        if left.netlink.rules().map_err(asking("for rules"))?.contains(&settings.rule()) {
-            left.netlink.delete_rule(&settings.rule()).map_err(changing("removing the policy rule"))?;
+        if settings.by == DivertBy::Route {
+            left.claim()?;
         }
-        left.undo_routes().map_err(changing("removing the gateway's routes"))
+        left.undo_rule_and_routes()
     }
 
     /// Leaves the diversion in force, for whoever has its [`Ownership`] too.
@@ -281,30 +306,65 @@ impl Installed {
     fn mend(&mut self) -> Result<Vec<&'static str>, SetupError> {
         self.begun = true;
         let mut mended = self.settings.device.mend(&mut self.netlink)?;
-        if self.mend_routes()? {
-            mended.push("routes");
+        if self.settings.by == DivertBy::Route {
+            self.tun_is_up()?;
+            if self.mend_routes()? {
+                mended.push("routes");
+            }
+            if self.mend_rule()? {
+                mended.push("rule");
+            }
         }
-        if self.mend_rule()? {
-            mended.push("rule");
-        }
+        let links = self.links()?;
         if !self.table.as_mut().is_some_and(Table::in_force) {
             // The old one first: two owners of one table exclude each other.
             self.table = None;
-            self.table = Some(Table::install(&self.settings)?);
+            self.table = Some(Table::install(&self.settings, &links)?);
             self.tell();
             mended.push("nftables table");
+        } else if let Some(table) = self.table.take_if(|table| !table.is_for(&links)) {
+            self.table = Some(table.replaced(&self.settings, &links)?);
+            self.tell();
+            mended.push("chains of clients' interfaces");
         }
+        // By ingress after the table, which without the TUN leaves requests to the kernel.
+        self.tun_is_up()?;
         Ok(mended)
+    }
+
+    /// The devices that the table's rules are bound to: none of a diversion by route, whose rules match names.
+    fn links(&mut self) -> Result<Links, SetupError> {
+        let mut links = Links::default();
+        let name = &self.settings.device.name;
+        if self.settings.by == DivertBy::Route
+            || self.netlink.link_is_up(name).map_err(asking("for the TUN"))? != Some(true)
+        {
+            return Ok(links);
+        }
+        links.tun = self.netlink.link_index(name).map_err(asking("for the TUN"))?;
+        let mut names: Vec<&String> = self.settings.interfaces.iter().collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let index = self.netlink.link_index(name).map_err(asking("for a client interface"))?;
+            links.arrivals.extend(index.map(|index| (name.clone(), index)));
+        }
+        Ok(links)
+    }
+
+    fn tun_is_up(&mut self) -> Result<(), SetupError> {
+        let name = &self.settings.device.name;
+        if self.netlink.link_is_up(name).map_err(asking("for the TUN"))? == Some(true) {
+            return Ok(());
+        }
+        let error = SetupError::new(format!("device {name} is down: echo requests are not diverted"));
+        Err(error.remedy(format!("ip link set {name} up")))
     }
 
     fn mend_routes(&mut self) -> Result<bool, SetupError> {
         let settings = &self.settings;
         let name = &settings.device.name;
         let device = self.netlink.link_index(name).map_err(asking("for the TUN"))?;
-        if self.netlink.link_is_up(name).map_err(asking("for the TUN"))? != Some(true) {
-            let error = SetupError::new(format!("device {name} is down: echo requests are not diverted"));
-            return Err(error.remedy(format!("ip link set {name} up")));
-        }
         let default = Route { destination: Prefix::ALL, gateway: None, device, table: settings.table, source: None };
         let present = self.netlink.routes(settings.table).map_err(asking("for routes"))?;
         let mut missing = settings.throw_routes();
@@ -330,9 +390,26 @@ impl Installed {
     fn undo(&mut self) -> Result<(), SetupError> {
         self.begun = false;
         let table = self.table.take().map_or(Ok(()), Table::remove);
+        if self.settings.by == DivertBy::Ingress {
+            return table;
+        }
         let rule = self.netlink.delete_rule(&self.settings.rule()).map_err(changing("removing the policy rule"));
         let routes = self.undo_routes().map_err(changing("removing the gateway's routes"));
         table.and(rule).and(routes)
+    }
+
+    /// Removes rule and routes that a predecessor has left. Those that lead elsewhere than to this TUN are another gateway's.
+    fn undo_rule_and_routes(&mut self) -> Result<(), SetupError> {
+        let settings = &self.settings;
+        let tun = self.netlink.link_index(&settings.device.name).map_err(asking("for the TUN"))?;
+        let routes = self.netlink.routes(settings.table).map_err(asking("for routes"))?;
+        if routes.iter().any(|route| route.device.is_some() && route.device != tun) {
+            return Ok(());
+        }
+        if self.netlink.rules().map_err(asking("for rules"))?.contains(&settings.rule()) {
+            self.netlink.delete_rule(&settings.rule()).map_err(changing("removing the policy rule"))?;
+        }
+        self.undo_routes().map_err(changing("removing the gateway's routes"))
     }
 
     fn undo_routes(&mut self) -> io::Result<()> {

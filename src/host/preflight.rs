@@ -20,7 +20,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use super::device::Device;
-use super::divert::DivertSettings;
+use super::divert::{DivertBy, DivertSettings};
 use super::netlink::Netlink;
 use crate::error::SetupError;
 use crate::io::Backend;
@@ -74,6 +74,8 @@ pub struct Plan {
 pub fn examine(plan: &Plan) -> Vec<Finding> {
     let mut findings = vec![system::capabilities(), system::tun_device()];
     findings.extend(plan.divert.as_ref().map(|_| system::nft()));
+    let at_ingress = plan.divert.as_ref().filter(|divert| divert.by == DivertBy::Ingress);
+    findings.extend(at_ingress.map(|_| system::ingress()));
     findings.extend(network::prefixes(plan));
     match Netlink::open() {
         Ok(mut netlink) => findings.extend(network::examine(plan, &mut netlink)),
@@ -114,7 +116,7 @@ impl Finding {
     }
 
     fn refused(name: &'static str, error: SetupError) -> Finding {
-        let (what, remedy) = error.into_parts();
+        let (what, remedy) = error.parts();
         Finding { remedy, ..Finding::missing(name, what).fatal() }
     }
 

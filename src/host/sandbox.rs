@@ -35,6 +35,7 @@ const LANDLOCK: ABI = ABI::V6;
 const READABLE: [&str; 3] = ["/proc/self", "/proc/sys/kernel/random", "/sys/devices/system/cpu"];
 
 const OPERATION: &str = "cannot give up privileges";
+const REMEDY: &str = "nothing around this process that forbids it to restrict itself, or --no-sandbox";
 
 /// How much of the file system is left: what the kernel could do of what was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,9 +50,9 @@ pub enum Files {
 
 /// Step 1. Called by the only thread.
 pub fn give_up_privileges() -> Result<Files, SetupError> {
-    let refused = |cause| SetupError::caused(OPERATION, cause);
+    let refused = |cause| SetupError::caused(OPERATION, cause).remedy(REMEDY);
     privileges::never_gain_privileges().map_err(refused)?;
-    let files = leave_files().map_err(|error| SetupError::new(format!("{OPERATION}: {error}")))?;
+    let files = leave_files().map_err(|error| SetupError::new(format!("{OPERATION}: {error}")).remedy(REMEDY))?;
     privileges::drop_capabilities().map_err(refused)?;
     Ok(files)
 }
@@ -132,7 +133,6 @@ const WHATEVER_ARGUMENTS: &[i64] = &[
     libc::SYS_readv,
     libc::SYS_pread64,
     libc::SYS_lseek,
-    libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_recvfrom,

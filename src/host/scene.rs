@@ -17,7 +17,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tun_tap::{Iface, Mode};
 
 use super::device::{DEFAULT_ADDRESS, Device};
-use super::divert::{DEFAULT_DEVICE, DEFAULT_MARK, DEFAULT_MASK, DEFAULT_PRIORITY, DEFAULT_TABLE, DivertSettings};
+use super::divert::{
+    DEFAULT_DEVICE, DEFAULT_MARK, DEFAULT_MASK, DEFAULT_PRIORITY, DEFAULT_TABLE, DivertBy, DivertSettings,
+};
 use super::netlink::{MAIN_TABLE, Netlink, Route};
 use crate::checksum;
 use crate::policy::Prefix;
@@ -119,6 +121,7 @@ pub(super) fn write(path: &str, value: &str) {
 
 pub(super) fn settings() -> DivertSettings {
     DivertSettings {
+        by: DivertBy::Route,
         device: Device { name: DEFAULT_DEVICE.to_owned(), address: DEFAULT_ADDRESS, mtu: 1500, queue_length: 4096 },
         interfaces: vec!["g0".to_owned(), "not-yet".to_owned()],
         clients: vec!["10.66.0.0/24".parse().expect("a prefix")],

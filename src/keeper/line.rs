@@ -10,6 +10,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -40,6 +41,11 @@ impl Line {
     /// Another handle to the same end.
     pub(super) fn try_clone(&self) -> io::Result<Line> {
         self.0.try_clone().map(Line)
+    }
+
+    /// How long the other end's next message is waited for.
+    pub(super) fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        self.0.set_read_timeout(Some(time))
     }
 
     pub(super) fn send(&self, value: &Value, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {

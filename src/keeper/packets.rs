@@ -14,7 +14,8 @@ use crossbeam::channel::{self, Receiver};
 use serde_json::Value;
 
 use super::line::{Line, Message};
-use super::{LEAVE, STOP, Said};
+use super::said::Said;
+use super::{LEAVE, STOP};
 use crate::config::Source;
 use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
@@ -43,7 +44,7 @@ pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Served {
     let served = begin(&line, log_lines_lost).and_then(|(gateway, control)| go_on(gateway, control, &line));
     served.unwrap_or_else(|error| {
         // A keeper that is gone needs no reason.
-        let _ = line.send(&Said::Fault(error.to_string()).write(), &[]);
+        let _ = line.send(&Said::Fault((&error).into()).write(), &[]);
         Served::Failed
     })
 }

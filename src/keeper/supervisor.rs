@@ -23,7 +23,7 @@ use std::{env, io, process};
 use serde_json::Value;
 
 use crate::gateway::{COMMANDS, COMPLAINTS, Kept, Left, TABLES};
-use crate::sys::{mem, passing};
+use crate::sys::{self, mem, passing};
 
 /// The variables by which a supervisor speaks: not for the packet process.
 pub(super) const VARIABLES: [&str; 6] =
@@ -60,6 +60,11 @@ impl Supervisor {
     /// As the environment says. To be called once, before this process has opened anything.
     pub fn from_environment() -> Supervisor {
         let mut doubts = Vec::new();
+        if let Err(error) = sys::process::keep_inherited_from_children() {
+            doubts.push(format!(
+                "descriptors that were left open for this process are open in its children too: {error}"
+            ));
+        }
         let socket = env::var("NOTIFY_SOCKET").ok().and_then(|path| match connect(&path) {
             Ok(socket) => Some(socket),
             Err(error) => {

@@ -29,12 +29,19 @@ use serde_json::{Value, json};
 
 use super::Event;
 use super::line::Line;
+use super::said::Said;
 use crate::error::SetupError;
 use crate::gateway::Left;
 use crate::sys::{namespace, passing};
 
 /// How long each side waits for the other's next word.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an answer may take that a packet process has to end for and two have to start, the first of them in vain.
+const ANSWER_MAX: Duration = Duration::from_secs(super::ENDING_MAX.as_secs() + 2 * super::STARTING_MAX.as_secs());
+
+/// How long nobody is accepted after nobody could be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a taken name is tried.
 const BIND_PAUSE: Duration = Duration::from_millis(5);
@@ -76,8 +83,9 @@ pub(super) fn listen(device: &str, events: Sender<Event>) {
                 return;
             }
         };
-        for stream in listener.incoming().flatten() {
-            match request(stream) {
+        for stream in listener.incoming() {
+            let request = stream.inspect_err(|_| thread::sleep(ACCEPT_PAUSE)).and_then(request);
+            match request {
                 Ok(Some(request)) => drop(events.send(Event::Asked(request))),
                 Ok(None) => {}
                 Err(error) => tracing::debug!(%error, "a request to the keeper"),
@@ -185,10 +193,10 @@ fn ask(device: &str, what: &str) -> Result<String, SetupError> {
     let line = connect(device)?.ok_or_else(nobody)?;
     let failed = |cause| SetupError::caused(format!("speaking with the gateway that keeps {device}"), cause);
     line.send(&json!(what), &[]).map_err(failed)?;
-    let answer = line.receive().map_err(failed)?.map(|message| message.value);
-    let text = |name: &str| answer.as_ref()?.get(name)?.as_str().map(str::to_owned);
-    match text("serving") {
-        Some(serving) => Ok(serving),
-        None => Err(SetupError::new(text("fault").unwrap_or_else(|| "the gateway does not answer".to_owned()))),
+    line.wait_at_most(ANSWER_MAX).map_err(failed)?;
+    match line.receive().map_err(failed)?.and_then(|message| Said::read(&message.value)) {
+        Some(Said::Serving(serving)) => Ok(serving),
+        Some(Said::Fault(fault)) => Err(fault.error()),
+        Some(Said::Alive) | None => Err(SetupError::new("the gateway does not answer")),
     }
 }

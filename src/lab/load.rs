@@ -362,3 +362,23 @@ impl Shared {
         Progress { elapsed, sent, received }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_that_follow_one_another_are_one_spell() {
+        let mut losses = Losses::default();
+        for millis in [0, 5, 40, 500, 501, 2000] {
+            losses.record(Duration::from_millis(millis));
+        }
+        let spell = |from, to, count| Spell { from: Duration::from_millis(from), to: Duration::from_millis(to), count };
+        let spells = losses.spells(Duration::from_millis(100));
+        assert_eq!(spells, [spell(0, 50, 3), spell(500, 510, 2), spell(2000, 2010, 1)]);
+        let mut twice = losses.clone();
+        twice.add(&losses);
+        assert_eq!(twice.moments().map(|(_, count)| count).sum::<u64>(), 12);
+        assert!(Losses::default().spells(Duration::MAX / 2).is_empty());
+    }
+}

@@ -70,6 +70,7 @@ fn without_a_translation_no_echo_is_answered() {
     let options = LoadOptions { reply_timeout: Duration::from_millis(200), ..some_echoes(10) };
     let report = load(&lab, &options);
     assert_eq!((report.sent, report.received, report.lost), (20, 0, 20));
+    assert_eq!(report.losses.moments().map(|(_, count)| count).sum::<u64>(), 20, "each has its time");
     assert_eq!(responder::counters(lab.internet()).expect("counters").requests_in, 20);
 }
 
@@ -105,6 +106,7 @@ fn altered_replies_are_counted_and_are_not_received() {
     nft(lab.gateway(), "filter hook forward priority 0", rule);
     let report = load(&lab, &all_at_once(80));
     assert_eq!((report.sent, report.received, report.altered, report.lost), (80, 60, 20, 20), "{report:?}");
+    assert_eq!(report.losses.moments().map(|(_, count)| count).sum::<u64>(), 20, "{report:?}");
 }
 
 /// The clients' idents, sequences and remote are equal: only the payload says that a reply is another client's.

@@ -30,6 +30,16 @@ fn ask_for_the_end(signal: libc::c_int) -> io::Result<()> {
     succeeded(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })
 }
 
+/// Closes on exec whatever descriptors whoever started this process has left open beyond the standard ones: none of its children
+/// is to have them. Needs Linux 5.11.
+#[expect(unsafe_code, reason = "close_range(2)")]
+pub fn keep_inherited_from_children() -> io::Result<()> {
+    let (first, last) = (3, libc::c_uint::MAX);
+    // SAFETY: takes numbers, and closes nothing now.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Asks the child to end (SIGTERM). It must not have been waited for with success: its number is then another's.
 #[expect(unsafe_code, reason = "kill(2)")]
 pub fn terminate(child: &Child) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::thread;
 
@@ -217,4 +218,54 @@ fn without_a_gateway_or_without_a_file_there_is_nothing_to_reload() {
     assert!(nothing.complaints.contains("without a file"), "{}", nothing.complaints);
     scene.assert_pings("as before");
     gateway.stop();
+}
+
+/// An nft that makes no table as long as there are failures left in the file beside it.
+fn failing_nft(directory: &TempDir) -> PathBuf {
+    let (failures, program) = (directory.path().join("failures"), directory.path().join("nft"));
+    fs::write(&failures, "0").expect("it can be written");
+    let nft = echogate::host::nft::program().expect("nftables is installed");
+    let script = format!(
+        "#!/bin/sh\nleft=$(cat {0})\ncase \"$1 $left\" in '-i 0' | '-f 0') ;; -i* | -f*) echo $((left - 1)) > {0}; echo 'Error: not \
+         today' >&2; exit 1;; esac\nexec {1} \"$@\"\n",
+        failures.display(),
+        nft.display()
+    );
+    fs::write(&program, script).expect("it can be written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    failures
+}
+
+#[test]
+fn where_the_diversion_cannot_follow_all_stays_as_it_was_and_the_next_reload_tries_again() {
+    let (scene, directory) = (Scene::new(1), tempfile::tempdir().expect("a directory"));
+    let failures = failing_nft(&directory);
+    let file = directory.path().join("echogate.toml");
+    let write = |divert: &str| {
+        let outside = "[outside]\naddresses = [\"198.18.0.1\"]";
+        let text = format!("[inside]\nclients = [\"10.66.0.0/24\"]\ndivert = [{divert}]\n{outside}\n");
+        fs::write(&file, text).expect("it can be written");
+    };
+    write("");
+    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").expect("a path"));
+    let mut command = Echogate::command("run");
+    command.arg("--config").arg(&file).env("PATH", path);
+    let gateway = Echogate::start(scene.gateway(), &mut command).serving();
+    let reload = || Echogate::start(scene.gateway(), &mut Echogate::command("reload")).ended();
+    let before = scene.state();
+    write("\"g0\"");
+    // The table with an owner, and the plain one that does where there can be none.
+    fs::write(&failures, "2").expect("it can be written");
+    let refused = reload();
+    assert_eq!(refused.code, Some(2), "{}", refused.printed);
+    assert!(refused.complaints.contains("nft says: not today"), "{}", refused.complaints);
+    let left = fs::read_to_string(&failures).expect("it is there");
+    assert_eq!((left.trim(), scene.state()), ("0", before));
+    let taken = reload();
+    assert_eq!(taken.code, Some(0), "{}", taken.complaints);
+    assert!(taken.printed.contains("diverted from g0"), "{}", taken.printed);
+    assert!(run(scene.gateway(), "nft list table ip echogate").contains("g0"));
+    scene.assert_pings("diverted at last");
+    let ended = gateway.stop();
+    assert!(ended.complaints.contains("the configuration stays as it was"), "{}", ended.complaints);
 }

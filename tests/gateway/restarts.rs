@@ -8,6 +8,8 @@ use std::fs::{self, File, OpenOptions};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -275,6 +277,46 @@ fn a_packet_process_that_does_not_move_is_replaced() {
     scene.await_ping("a ping through its successor");
     let ended = gateway.stop();
     assert!(ended.complaints.contains("the packet process does not move"), "{}", ended.complaints);
+}
+
+#[test]
+fn signals_that_are_for_the_keeper_do_nothing_to_the_packet_process() {
+    let scene = Scene::new(1);
+    let gateway = serve(&scene, &SETUP);
+    let packets = gateway.packets_id();
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR2] {
+        sys::signal(packets, signal).expect("it runs");
+        scene.assert_pings("after a signal");
+    }
+    assert_eq!(gateway.packets_id(), packets);
+    let ended = gateway.stop();
+    assert!(!ended.complaints.contains("starting another one"), "{}", ended.complaints);
+}
+
+/// Where the open descriptors of a process lead.
+fn descriptors(process: u32) -> Vec<PathBuf> {
+    let all = fs::read_dir(format!("/proc/{process}/fd")).expect("it runs");
+    all.filter_map(|entry| fs::read_link(entry.expect("it can be listed").path()).ok()).collect()
+}
+
+#[test]
+fn what_was_left_open_for_the_keeper_is_open_in_none_of_its_children() {
+    let (scene, directory) = (Scene::new(1), tempfile::tempdir().expect("a directory"));
+    let open = directory.path().join("left-open");
+    fs::write(&open, "").expect("it can be written");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 7<\"$1\"; shift; exec \"$@\"", "sh"]).arg(&open);
+    shell.arg(env!("CARGO_BIN_EXE_echogate")).arg("run").args(scene.arguments(&SETUP));
+    let gateway = Echogate::start(scene.gateway(), &mut shell).serving();
+    let id = gateway.id();
+    assert!(descriptors(id).contains(&open), "{:?}", descriptors(id));
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
+    let children: Vec<u32> = children.split_whitespace().map(|id| id.parse().expect("a number")).collect();
+    assert!(children.len() >= 2, "nft and the packet process: {children:?}");
+    for child in children {
+        assert!(!descriptors(child).contains(&open), "{:?}", descriptors(child));
+    }
+    gateway.stop();
 }
 
 #[test]

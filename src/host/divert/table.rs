@@ -28,21 +28,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::DivertSettings;
+use super::ruleset::{FAMILIES, IP, Links, transaction, unstamped};
 use crate::error::SetupError;
 use crate::host::nft::{self, Failure};
-use crate::policy::Prefix;
 use crate::sys::poll;
-
-/// The chain's priority, the kernel's NF_IP_PRI_RAW_BEFORE_DEFRAG. At `raw` (-300) a host that tracks connections has
-/// put fragments together already: a fragmented request would look whole, be diverted, and be cut up again on its way into
-/// the TUN; and parts of requests would fill the memory in which that is done.
-const BEFORE_DEFRAG: i32 = -450;
-
-/// After every translation of addresses (NF_IP_PRI_NAT_SRC is 100, and helpers of connections come at 300).
-const AFTER_NAT: i32 = 310;
-
-/// The errors that are passed on, by nft's names.
-const ERROR_TYPES: &str = "destination-unreachable, time-exceeded, parameter-problem";
 
 /// The table goes with the socket that made it.
 const OWNED: &str = "{ flags owner; }";
@@ -62,6 +51,7 @@ pub(super) struct Table {
     name: String,
     /// The chain that tells this table from a predecessor's.
     stamp: String,
+    links: Links,
     owner: Option<Owner>,
 }
 
@@ -90,15 +80,15 @@ pub struct Ownership {
 
 impl Table {
     /// Makes the table; replaces one of the same name that nobody owns.
-    pub(super) fn install(settings: &DivertSettings) -> Result<Table, SetupError> {
+    pub(super) fn install(settings: &DivertSettings, links: &Links) -> Result<Table, SetupError> {
         let (name, stamp) = (settings.table_name(), new_stamp());
-        match Owner::install(settings, &stamp) {
-            Ok(owner) => Ok(Table { name, stamp, owner: Some(owner) }),
+        match Owner::install(settings, links, &stamp) {
+            Ok(owner) => Ok(Table { name, stamp, links: links.clone(), owner: Some(owner) }),
             Err(Failure::NotRun(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(Failure::NotRun(error).into_setup_error("diverting echo requests"))
             }
             Err(why) => {
-                let table = Table::install_plain(settings)?;
+                let table = Table::install_plain(settings, links)?;
                 tracing::warn!(
                     %why,
                     "no nftables table that vanishes with its owner: if the gateway is killed, clients' pings are lost until \
@@ -112,36 +102,58 @@ impl Table {
     /// Removes a table of this name, if there is one. One that is owned is a living gateway's, and the kernel refuses.
     pub(super) fn clear(name: &str) -> Result<(), SetupError> {
         let operation = "removing the nftables table";
-        match nft::run(&["list", "table", "ip", name], "") {
-            Ok(_) => {}
-            Err(Failure::Refused(_)) => return Ok(()),
-            Err(failure) => return Err(failure.into_setup_error(operation)),
+        for family in FAMILIES {
+            match nft::run(&["list", "table", family, name], "") {
+                Ok(_) => {}
+                Err(Failure::Refused(_)) => continue,
+                Err(failure) => return Err(failure.into_setup_error(operation)),
+            }
+            let deleted = nft::run(&["delete", "table", family, name], "");
+            deleted.map_err(|failure| failure.into_setup_error(operation))?;
         }
-        let deleted = nft::run(&["delete", "table", "ip", name], "");
-        deleted.map(drop).map_err(|failure| failure.into_setup_error(operation))
+        Ok(())
     }
 
     /// The table that was left, if it is in force. One that says something else than these settings is replaced by its own nft, in
     /// one transaction; if that cannot be, it is ended.
-    pub(super) fn adopt(settings: &DivertSettings, ownership: Ownership) -> Option<Table> {
+    pub(super) fn adopt(settings: &DivertSettings, links: &Links, ownership: Ownership) -> Option<Table> {
         let Ownership { stamp, ruleset, commands, complaints } = ownership;
         let name = settings.table_name();
         let mut owner = Owner { child: None, commands: Some(commands.into()), complaints: complaints.into() };
         if !owner.lives() || !is_listed(&name, &stamp) {
             return None;
         }
-        if ruleset == unstamped(settings) {
-            return Some(Table { name, stamp, owner: Some(owner) });
+        if ruleset == unstamped(settings, links) {
+            return Some(Table { name, stamp, links: links.clone(), owner: Some(owner) });
         }
         let stamp = new_stamp();
-        // To add a table that is there with other flags would be to change them, which the kernel refuses.
-        let line = ruleset_over(OWNED, settings, &stamp, OWNED);
-        let replaced = owner.command(&line).and_then(|()| owner.await_table(&name, &stamp));
+        let replaced = owner.replace(settings, links, &stamp);
         replaced.inspect_err(|why| tracing::warn!(%why, "the nftables table is made anew")).ok().map(|()| Table {
             name,
             stamp,
+            links: links.clone(),
             owner: Some(owner),
         })
+    }
+
+    /// Whether its rules are bound to these devices.
+    pub(super) fn is_for(&self, links: &Links) -> bool {
+        self.links == *links
+    }
+
+    /// This table with its rules bound to these devices, in one transaction; if that cannot be, another in its place.
+    pub(super) fn replaced(mut self, settings: &DivertSettings, links: &Links) -> Result<Table, SetupError> {
+        let Some(owner) = &mut self.owner else { return Table::install_plain(settings, links) };
+        let stamp = new_stamp();
+        match owner.replace(settings, links, &stamp) {
+            Ok(()) => Ok(Table { stamp, links: links.clone(), ..self }),
+            Err(why) => {
+                tracing::warn!(%why, "the nftables table is made anew");
+                // The old one first: two owners of one table exclude each other.
+                drop(self);
+                Table::install(settings, links)
+            }
+        }
     }
 
     /// Another handle to what keeps this table in force; none if nothing needs to.
@@ -150,7 +162,7 @@ impl Table {
         let clone = |file: &File| file.as_fd().try_clone_to_owned().ok();
         Some(Ownership {
             stamp: self.stamp.clone(),
-            ruleset: unstamped(settings),
+            ruleset: unstamped(settings, &self.links),
             commands: clone(owner.commands.as_ref()?)?,
             complaints: clone(&owner.complaints)?,
         })
@@ -166,17 +178,21 @@ impl Table {
     }
 
     /// Makes one that nobody owns.
-    pub(super) fn install_plain(settings: &DivertSettings) -> Result<Table, SetupError> {
+    pub(super) fn install_plain(settings: &DivertSettings, links: &Links) -> Result<Table, SetupError> {
         let (name, stamp) = (settings.table_name(), new_stamp());
-        nft::run(&["-f", "-"], &ruleset(settings, &stamp, ""))
+        nft::run(&["-f", "-"], &transaction("", settings, links, &stamp, ""))
             .map_err(|failure| failure.into_setup_error("diverting echo requests"))?;
-        Ok(Table { name, stamp, owner: None })
+        Ok(Table { name, stamp, links: links.clone(), owner: None })
     }
 
     /// Whether the table is still the one that was made.
     pub(super) fn in_force(&mut self) -> bool {
         match &mut self.owner {
             Some(owner) => owner.lives(),
+            // Who has taken one of the two away has taken it as a whole: it is made anew.
+            None if self.links.tun.is_some() => {
+                FAMILIES.iter().all(|family| is_listed_in(family, &self.name, &self.stamp))
+            }
             None => is_listed(&self.name, &self.stamp),
         }
     }
@@ -196,15 +212,16 @@ impl Table {
         match self.owner.take() {
             Some(owner) => drop(owner),
             // Somebody else's of this name is none of our business.
-            None if is_listed(&self.name, &self.stamp) => {
-                nft::run(&["delete", "table", "ip", &self.name], "")
-                    .map_err(|failure| failure.into_setup_error("removing the nftables table"))?;
+            None => {
+                for family in FAMILIES.into_iter().filter(|family| is_listed_in(family, &self.name, &self.stamp)) {
+                    nft::run(&["delete", "table", family, &self.name], "")
+                        .map_err(|failure| failure.into_setup_error("removing the nftables table"))?;
+                }
             }
-            None => {}
         }
-        match is_listed(&self.name, &self.stamp) {
-            true => Err(SetupError::new(format!("nftables table ip {} is still there", self.name))),
-            false => Ok(()),
+        match FAMILIES.into_iter().find(|family| is_listed_in(family, &self.name, &self.stamp)) {
+            Some(family) => Err(SetupError::new(format!("nftables table {family} {} is still there", self.name))),
+            None => Ok(()),
         }
     }
 }
@@ -217,7 +234,7 @@ impl Ownership {
 }
 
 impl Owner {
-    fn install(settings: &DivertSettings, stamp: &str) -> Result<Owner, Failure> {
+    fn install(settings: &DivertSettings, links: &Links, stamp: &str) -> Result<Owner, Failure> {
         let mut child = nft::command()?
             .arg("-i")
             // Ctrl-C in the gateway's terminal is for the gateway: the table goes last, and only when told.
@@ -232,10 +249,16 @@ impl Owner {
         };
         let (commands, complaints) = (OwnedFd::from(commands), OwnedFd::from(complaints));
         let mut owner = Owner { child: Some(child), commands: Some(commands.into()), complaints: complaints.into() };
-        let line = ruleset(settings, stamp, OWNED);
-        owner.command(&line)?;
+        owner.command(&transaction("", settings, links, stamp, OWNED))?;
         owner.await_table(&settings.table_name(), stamp)?;
         Ok(owner)
+    }
+
+    /// Puts another table in the place of the one that is in force.
+    fn replace(&mut self, settings: &DivertSettings, links: &Links, stamp: &str) -> Result<(), Failure> {
+        // To add a table that is there with other flags would be to change them, which the kernel refuses.
+        self.command(&transaction(OWNED, settings, links, stamp, OWNED))?;
+        self.await_table(&settings.table_name(), stamp)
     }
 
     fn command(&mut self, line: &str) -> Result<(), Failure> {
@@ -336,82 +359,9 @@ fn new_stamp() -> String {
 }
 
 fn is_listed(table: &str, stamp: &str) -> bool {
-    nft::run(&["list", "chain", "ip", table, stamp], "").is_ok()
+    is_listed_in(IP, table, stamp)
 }
 
-/// What tables of these settings have in common.
-fn unstamped(settings: &DivertSettings) -> String {
-    ruleset(settings, "", "")
-}
-
-/// The whole table as one line.
-fn ruleset(settings: &DivertSettings, stamp: &str, flags: &str) -> String {
-    ruleset_over("", settings, stamp, flags)
-}
-
-/// The same, for a table that may be there with these flags.
-fn ruleset_over(flags_before: &str, settings: &DivertSettings, stamp: &str, flags: &str) -> String {
-    let table = format!("ip {}", settings.table_name());
-    let quoted = |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-    let mut arrivals: Vec<&String> = settings.interfaces.iter().collect();
-    arrivals.sort_unstable();
-    arrivals.dedup();
-    let arrivals: Vec<String> = arrivals.into_iter().map(|name| format!("\"{name}\" : goto arrivals")).collect();
-    let arrivals = arrivals.join(", ");
-    let way_out = match settings.outside.as_slice() {
-        [] => String::new(),
-        names => format!("fib daddr oifname {{ {} }}", quoted(names)),
-    };
-    let clients: Vec<String> = settings.disjoint_clients().iter().map(ToString::to_string).collect();
-    let clients = clients.join(", ");
-    let range = |prefix: &Prefix| format!("{:#010x}-{:#010x}", u32::from(prefix.address()), prefix.last());
-    let ranges = settings.disjoint_clients().iter().map(range).collect::<Vec<_>>().join(", ");
-    let (kept, mark) = (!settings.mask, settings.mark);
-    let (device, mtu) = (&settings.device.name, settings.device.mtu);
-    let commands = [
-        // Adding before deleting: deleting what is not there is an error.
-        format!("add table {table} {flags_before}"),
-        format!("delete table {table}"),
-        format!("add table {table} {flags}"),
-        format!("add chain {table} {stamp}"),
-        format!("add chain {table} divert {{ type filter hook prerouting priority {BEFORE_DEFRAG}; policy accept; }}"),
-        format!("add chain {table} arrivals"),
-        format!("add chain {table} brought"),
-        format!("add chain {table} requests"),
-        format!("add chain {table} outward"),
-        // One look at the interface for every packet of the host, instead of one a rule.
-        format!("add rule {table} divert iifname vmap {{ {arrivals}, \"{device}\" : goto brought }}"),
-        format!(
-            "add rule {table} arrivals ip protocol icmp ip saddr {{ {clients} }} ip daddr != {{ {clients} }} goto requests"
-        ),
-        // Of a fragmented message only the first part has a type: all parts of all messages come, in their order, and what is no
-        // request goes back. No fragment is tracked, so none is put together before that.
-        format!("add rule {table} requests ip frag-off & 0x3fff != 0 goto outward"),
-        format!("add rule {table} requests icmp type echo-request icmp code 0 goto outward"),
-        // On its way into the TUN a packet over its MTU is cut, or its sender is told what fits there: which may be less than what
-        // fits outside. The kernel's path takes it then. So does it what comes by another interface than the replies would
-        // leave by: somebody writes with another client's address. The look-ups of routes are last: only packets that match all else pay for them.
-        format!("add rule {table} outward ip length > {mtu} ip frag-off & 0x4000 != 0 return"),
-        format!(
-            "add rule {table} outward fib daddr type != local fib saddr . iif oif exists {way_out} \
-             meta mark set meta mark & {kept:#010x} | {mark:#010x} notrack"
-        ),
-        // Replies that we bring. Not those that clients send: of a long one the first part alone has a type, and must not go
-        // untracked without the others.
-        format!("add rule {table} brought ip saddr {{ {clients} }} return"),
-        format!("add rule {table} brought icmp type echo-reply notrack return"),
-        // Errors that are passed on, about requests that conntrack never saw. Not those that clients send, which concern
-        // flows of the kernel's own NAT.
-        format!("add rule {table} brought icmp type {{ {ERROR_TYPES} }} ip daddr {{ {clients} }} notrack"),
-        // What the kernel, or a router before the client, has to say to a remote about a reply that we brought: that one
-        // never sent it to the client, whose address the quote would tell. By this priority a masquerade has made the
-        // errors about replies of its own what they are to be. Looked at: the quoted header's length, protocol and
-        // destination, and the type of what it carries.
-        format!("add chain {table} private {{ type filter hook postrouting priority {AFTER_NAT}; policy accept; }}"),
-        format!(
-            "add rule {table} private icmp type {{ {ERROR_TYPES} }} ip daddr != {{ {clients} }} \
-             @th,64,8 0x45 @th,136,8 1 @th,224,8 0 @th,192,32 {{ {ranges} }} drop"
-        ),
-    ];
-    format!("{}\n", commands.join("; "))
+fn is_listed_in(family: &str, table: &str, stamp: &str) -> bool {
+    nft::run(&["list", "chain", family, table, stamp], "").is_ok()
 }

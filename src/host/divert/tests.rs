@@ -1,3 +1,5 @@
+mod ingress;
+
 use std::env;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, UdpSocket};
@@ -20,6 +22,8 @@ fn state() -> String {
     let routes = netlink.routes(DEFAULT_TABLE).expect("lists");
     format!("{rules:?}\n{routes:?}\n{}", nft::run(&["list", "ruleset"], "").expect("nft"))
 }
+
+const EITHER: [DivertBy; 2] = [DivertBy::Route, DivertBy::Ingress];
 
 fn addresses(packet: &[u8]) -> (Ipv4Addr, Ipv4Addr) {
     let at = |start: usize| {
@@ -53,114 +57,122 @@ fn assert_replies_arrive(scene: &Scene, tun: &Tun) {
 
 #[test]
 fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let mut settings = settings();
-        settings.device.mtu = 1280;
-        let tun = Tun::open(&settings.device);
-        let divert = Divert::install(&settings).expect("installs");
-        assert_diverted(&scene, &tun);
-        assert_replies_arrive(&scene, &tun);
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let mut settings = DivertSettings { by, ..settings() };
+            settings.device.mtu = 1280;
+            let tun = Tun::open(&settings.device);
+            let divert = Divert::install(&settings).expect("installs");
+            assert_diverted(&scene, &tun);
+            assert_replies_arrive(&scene, &tun);
 
-        let ping = message(ECHO_REQUEST, 7, 1, 56);
-        let ear = scene.client_ear();
-        // The host's own addresses, inside and outside, are answered by the host, whose firewall sees them tracked.
-        let input = "table ip fw { chain input { type filter hook input priority 0; ct state untracked drop; }; }";
-        nft::run(&["-f", "-"], input).expect("rules");
-        for own in [INSIDE, OUTSIDE] {
-            scene.client_sends(&ping, own);
-            let answers = hear(|buffer| (&ear).read(buffer));
-            assert_eq!(answers.len(), 1, "no answer from {own}");
-        }
-        scene.client_sends(&ping, Ipv4Addr::new(10, 66, 0, 77));
-        scene.client_sends(&message(ECHO_REPLY, 7, 1, 56), REMOTE);
-        scene.client_sends(&message(13, 7, 1, 12), REMOTE);
-        let mut coded = message(ECHO_REQUEST, 7, 1, 56);
-        coded[1] = 1;
-        scene.client_sends(&coded, REMOTE);
-        // Whole and not to be fragmented, but too long for the TUN: diverted, it would bring the client "fragmentation needed".
-        scene.client_sends(&message(ECHO_REQUEST, 7, 1, 1300), REMOTE);
-        let errors = hear(|buffer| (&ear).read(buffer));
-        assert!(errors.iter().all(|error| error[20..22] != [3, 4]), "{errors:?}");
-        crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
-            socket.send_to(b"x", (REMOTE, 53)).expect("sends");
-        })
-        .expect("entered before");
-        assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
-        divert.remove().expect("removes");
-    });
+            let ping = message(ECHO_REQUEST, 7, 1, 56);
+            let ear = scene.client_ear();
+            // The host's own addresses, inside and outside, are answered by the host, whose firewall sees them tracked.
+            let input = "table ip fw { chain input { type filter hook input priority 0; ct state untracked drop; }; }";
+            nft::run(&["-f", "-"], input).expect("rules");
+            for own in [INSIDE, OUTSIDE] {
+                scene.client_sends(&ping, own);
+                let answers = hear(|buffer| (&ear).read(buffer));
+                assert_eq!(answers.len(), 1, "no answer from {own}");
+            }
+            scene.client_sends(&ping, Ipv4Addr::new(10, 66, 0, 77));
+            scene.client_sends(&message(ECHO_REPLY, 7, 1, 56), REMOTE);
+            scene.client_sends(&message(13, 7, 1, 12), REMOTE);
+            let mut coded = message(ECHO_REQUEST, 7, 1, 56);
+            coded[1] = 1;
+            scene.client_sends(&coded, REMOTE);
+            // Whole and not to be fragmented, but too long for the TUN: diverted, it would bring the client "fragmentation needed".
+            scene.client_sends(&message(ECHO_REQUEST, 7, 1, 1300), REMOTE);
+            let errors = hear(|buffer| (&ear).read(buffer));
+            assert!(errors.iter().all(|error| error[20..22] != [3, 4]), "{errors:?}");
+            crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
+                socket.send_to(b"x", (REMOTE, 53)).expect("sends");
+            })
+            .expect("entered before");
+            assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
+            divert.remove().expect("removes");
+        });
+    }
 }
 
 /// Each part by itself, although the gateway's host, tracking, would put them together; of whatever type, for only the
 /// first one has one.
 #[test]
 fn fragments_of_icmp_are_diverted_one_by_one_and_those_of_other_protocols_are_not() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let tracking = "table ip fw { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }";
-        nft::run(&["-f", "-"], tracking).expect("rules");
-        let mut settings = settings();
-        settings.device.mtu = 1280;
-        let tun = Tun::open(&settings.device);
-        let divert = Divert::install(&settings).expect("installs");
-        for kind in [ECHO_REQUEST, ECHO_REPLY] {
-            let ping = message(kind, 7, 1, 4000);
-            scene.client_sends(&ping, REMOTE);
-            let heard = tun.hear();
-            // Three from the client, two of which are cut once more for the TUN.
-            assert_eq!(heard.len(), 5, "{heard:?}");
-            let mut whole = vec![0; ping.len()];
-            for fragment in &heard {
-                assert_eq!(addresses(fragment), (CLIENT, REMOTE));
-                let at = usize::from(u16::from_be_bytes([fragment[6] & 0x1f, fragment[7]])) * 8;
-                whole[at..at + fragment.len() - 20].copy_from_slice(&fragment[20..]);
+    // Three from the client; two of them are cut once more on their way into a smaller TUN, if by route.
+    for (by, mtu, parts) in [(DivertBy::Route, 1280, 5), (DivertBy::Ingress, 1500, 3)] {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let tracking =
+                "table ip fw { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }";
+            nft::run(&["-f", "-"], tracking).expect("rules");
+            let mut settings = DivertSettings { by, ..settings() };
+            settings.device.mtu = mtu;
+            let tun = Tun::open(&settings.device);
+            let divert = Divert::install(&settings).expect("installs");
+            for kind in [ECHO_REQUEST, ECHO_REPLY] {
+                let ping = message(kind, 7, 1, 4000);
+                scene.client_sends(&ping, REMOTE);
+                let heard = tun.hear();
+                assert_eq!(heard.len(), parts, "{heard:?}");
+                let mut whole = vec![0; ping.len()];
+                for fragment in &heard {
+                    assert_eq!(addresses(fragment), (CLIENT, REMOTE));
+                    let at = usize::from(u16::from_be_bytes([fragment[6] & 0x1f, fragment[7]])) * 8;
+                    whole[at..at + fragment.len() - 20].copy_from_slice(&fragment[20..]);
+                }
+                assert_eq!(whole, ping);
             }
-            assert_eq!(whole, ping);
-        }
-        crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
-            socket.send_to(&[7; 4000], (REMOTE, 9)).expect("sends");
-        })
-        .expect("entered before");
-        assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
-        divert.remove().expect("removes");
-    });
+            crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
+                let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
+                socket.send_to(&[7; 4000], (REMOTE, 9)).expect("sends");
+            })
+            .expect("entered before");
+            assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
+            divert.remove().expect("removes");
+        });
+    }
 }
 
 /// Of a long reply of the client's, which is not ours, the gateway puts all parts back; they must share one fate.
 #[test]
 fn fragments_of_a_clients_reply_that_are_put_back_are_tracked_all_or_none() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let tracking =
-            "table ip fw { chain forward { type filter hook forward priority 0; ct state invalid counter; }; }";
-        nft::run(&["-f", "-"], tracking).expect("rules");
-        let settings = settings();
-        let tun = Tun::open(&settings.device);
-        let divert = Divert::install(&settings).expect("installs");
-        let ear = scene.remote_ear();
-        let reply = message(ECHO_REPLY, 7, 1, 4000);
-        scene.client_sends(&reply, REMOTE);
-        let parts = tun.hear();
-        assert_eq!(parts.len(), 3, "{parts:?}");
-        parts.iter().for_each(|part| tun.send(part));
-        let heard = hear(|buffer| (&ear).read(buffer));
-        assert_eq!(heard.len(), 1, "{heard:?}");
-        assert_eq!(heard[0][20..], reply);
-        divert.remove().expect("removes");
-    });
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let tracking =
+                "table ip fw { chain forward { type filter hook forward priority 0; ct state invalid counter; }; }";
+            nft::run(&["-f", "-"], tracking).expect("rules");
+            let settings = DivertSettings { by, ..settings() };
+            let tun = Tun::open(&settings.device);
+            let divert = Divert::install(&settings).expect("installs");
+            let ear = scene.remote_ear();
+            let reply = message(ECHO_REPLY, 7, 1, 4000);
+            scene.client_sends(&reply, REMOTE);
+            let parts = tun.hear();
+            assert_eq!(parts.len(), 3, "{parts:?}");
+            parts.iter().for_each(|part| tun.send(part));
+            let heard = hear(|buffer| (&ear).read(buffer));
+            assert_eq!(heard.len(), 1, "{heard:?}");
+            assert_eq!(heard[0][20..], reply);
+            divert.remove().expect("removes");
+        });
+    }
 }
 
 #[test]
 fn neither_masquerading_nor_state_nor_reverse_path_filtering_is_in_the_way() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
         // A masquerade rule without an outgoing interface, and what most stateful firewalls begin with.
         let rules = "table ip nat { chain post { type nat hook postrouting priority srcnat; ip saddr 10.66.0.0/24 masquerade; }; }; \
             table ip fw { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }";
         nft::run(&["-f", "-"], rules).expect("rules");
-        let settings = settings();
+        let settings = DivertSettings { by, ..settings() };
         let tun = Tun::open(&settings.device);
         let divert = Divert::install(&settings).expect("installs");
         for (filter, by_mark) in [("0", "0"), ("1", "0"), ("2", "0"), ("1", "1"), ("2", "1")] {
@@ -171,6 +183,7 @@ fn neither_masquerading_nor_state_nor_reverse_path_filtering_is_in_the_way() {
         }
         divert.remove().expect("removes");
     });
+    }
 }
 
 #[test]
@@ -192,18 +205,20 @@ fn other_bits_of_a_mark_are_kept() {
 
 #[test]
 fn the_end_leaves_everything_as_it_was() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = settings();
-        let _tun = Tun::open(&settings.device);
-        let before = state();
-        let divert = Divert::install(&settings).expect("installs");
-        assert_ne!(state(), before);
-        divert.remove().expect("removes");
-        assert_eq!(state(), before);
-        drop(Divert::install(&settings).expect("installs again"));
-        assert_eq!(state(), before);
-    });
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let settings = DivertSettings { by, ..settings() };
+            let _tun = Tun::open(&settings.device);
+            let before = state();
+            let divert = Divert::install(&settings).expect("installs");
+            assert_ne!(state(), before);
+            divert.remove().expect("removes");
+            assert_eq!(state(), before);
+            drop(Divert::install(&settings).expect("installs again"));
+            assert_eq!(state(), before);
+        });
+    }
 }
 
 #[test]
@@ -267,55 +282,61 @@ fn nft_children() -> Vec<u32> {
 
 #[test]
 fn a_killed_nft_takes_the_table_with_it_and_is_replaced() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = settings();
-        let tun = Tun::open(&settings.device);
-        let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
-        installed.mend().expect("installs");
-        let first = installed.table.as_ref().map(|table| table.child_id()).expect("a table");
-        let id = first.expect("owned by a child");
-        assert!(nft_children().contains(&id));
-        // "pid (nft) state parent group ...": a terminal's Ctrl-C is for its foreground group.
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("runs");
-        assert_eq!(stat.split_whitespace().nth(4), Some(id.to_string().as_str()), "{stat}");
-        let subscribed = Watcher::subscribe().expect("subscribes");
-        let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
-        let killed = Command::new("kill").args(["-9", &id.to_string()]).status().expect("kill is installed");
-        assert!(killed.success());
-        within_a_second("a table of another child", || {
-            let listed = nft::run(&["list", "table", "ip", "echogate"], "").unwrap_or_default();
-            listed.contains("notrack") && !nft_children().contains(&id)
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let settings = DivertSettings { by, ..settings() };
+            let tun = Tun::open(&settings.device);
+            let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
+            installed.mend().expect("installs");
+            let first = installed.table.as_ref().map(|table| table.child_id()).expect("a table");
+            let id = first.expect("owned by a child");
+            assert!(nft_children().contains(&id));
+            // "pid (nft) state parent group ...": a terminal's Ctrl-C is for its foreground group.
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("runs");
+            assert_eq!(stat.split_whitespace().nth(4), Some(id.to_string().as_str()), "{stat}");
+            let subscribed = Watcher::subscribe().expect("subscribes");
+            let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
+            let killed = Command::new("kill").args(["-9", &id.to_string()]).status().expect("kill is installed");
+            assert!(killed.success());
+            within_a_second("a table of another child", || {
+                let listed = nft::run(&["list", "table", "ip", "echogate"], "").unwrap_or_default();
+                listed.contains("notrack") && !nft_children().contains(&id)
+            });
+            assert_diverted(&scene, &tun);
+            divert.remove().expect("removes");
         });
-        assert_diverted(&scene, &tun);
-        divert.remove().expect("removes");
-    });
+    }
 }
 
 #[test]
 fn a_plain_table_does_the_same_and_is_watched_too() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = settings();
-        let tun = Tun::open(&settings.device);
-        let before = state();
-        let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
-        installed.table = Some(Table::install_plain(&settings).expect("installs"));
-        assert!(!installed.mend().expect("mends").contains(&"nftables table"));
-        assert_diverted(&scene, &tun);
-        installed.undo().expect("removes");
-        assert_eq!(state(), before);
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let settings = DivertSettings { by, ..settings() };
+            let tun = Tun::open(&settings.device);
+            let before = state();
+            let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
+            installed.table =
+                Some(Table::install_plain(&settings, &installed.links().expect("asks")).expect("installs"));
+            assert!(!installed.mend().expect("mends").contains(&"nftables table"));
+            assert_diverted(&scene, &tun);
+            installed.undo().expect("removes");
+            assert_eq!(state(), before);
 
-        installed.table = Some(Table::install_plain(&settings).expect("installs"));
-        let subscribed = Watcher::subscribe().expect("subscribes");
-        let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
-        nft::run(&["flush", "ruleset"], "").expect("another program's flush");
-        within_a_second("the table after a flush", || {
-            nft::run(&["list", "table", "ip", "echogate"], "").is_ok_and(|listed| listed.contains("notrack"))
+            installed.table =
+                Some(Table::install_plain(&settings, &installed.links().expect("asks")).expect("installs"));
+            let subscribed = Watcher::subscribe().expect("subscribes");
+            let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
+            nft::run(&["flush", "ruleset"], "").expect("another program's flush");
+            within_a_second("the table after a flush", || {
+                nft::run(&["list", "table", "ip", "echogate"], "").is_ok_and(|listed| listed.contains("notrack"))
+            });
+            divert.remove().expect("removes");
+            assert_eq!(state(), before);
         });
-        divert.remove().expect("removes");
-        assert_eq!(state(), before);
-    });
+    }
 }
 
 #[test]
@@ -330,7 +351,7 @@ fn what_a_predecessor_left_is_taken_over() {
         other.clients.push("10.99.0.0/16".parse().expect("a prefix"));
         other.priority = 3000;
         let mut killed = Installed::open(&other, Box::new(|_| {})).expect("opens");
-        killed.table = Some(Table::install_plain(&other).expect("installs"));
+        killed.table = Some(Table::install_plain(&other, &Links::default()).expect("installs"));
         killed.mend().expect("installs");
         std::mem::forget(killed);
         let divert = Divert::install(&settings).expect("installs over it");
@@ -384,18 +405,21 @@ fn who_is_refused_takes_nothing_away_from_the_other() {
 
 #[test]
 fn a_set_up_that_gets_no_further_is_undone() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = settings();
-        let _tun = Tun::open(&settings.device);
-        let before = state();
-        let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
-        installed.table = Some(Table::install_plain(&settings).expect("installs"));
-        installed.mend().expect("installs");
-        assert_ne!(state(), before);
-        drop(installed);
-        assert_eq!(state(), before);
-    });
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let settings = DivertSettings { by, ..settings() };
+            let _tun = Tun::open(&settings.device);
+            let before = state();
+            let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
+            installed.table =
+                Some(Table::install_plain(&settings, &installed.links().expect("asks")).expect("installs"));
+            installed.mend().expect("installs");
+            assert_ne!(state(), before);
+            drop(installed);
+            assert_eq!(state(), before);
+        });
+    }
 }
 
 #[test]
@@ -405,7 +429,7 @@ fn a_table_that_another_gateway_owns_is_refused_and_nothing_is_left() {
         let settings = settings();
         let _tun = Tun::open(&settings.device);
         let before = state();
-        let owned = Table::install(&settings).expect("installs");
+        let owned = Table::install(&settings, &Links::default()).expect("installs");
         let error = Divert::install(&settings).expect_err("the table is owned");
         assert!(error.to_string().contains("another gateway owns this table"), "{error}");
         owned.remove().expect("removes");
@@ -417,20 +441,22 @@ const ROLE: &str = "ECHOGATE_TEST_DIVERTS_UNTIL_KILLED";
 
 #[test]
 fn after_sigkill_nothing_marks() {
-    if env::var_os(ROLE).is_some() {
-        let settings = settings();
+    if let Some(by) = env::var_os(ROLE) {
+        let by = if by == "ingress" { DivertBy::Ingress } else { DivertBy::Route };
+        let settings = DivertSettings { by, ..settings() };
         let _tun = Tun::open(&settings.device);
         let _divert = Divert::install(&settings).expect("installs");
         println!("in force");
         thread::sleep(Duration::from_secs(60));
         return;
     }
-    let scene = Scene::new();
-    scene.at_gateway(|| {
+    for by in ["route", "ingress"] {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
         let name = "host::divert::tests::after_sigkill_nothing_marks";
         let mut process = Command::new(env::current_exe().expect("known"))
             .args(["--exact", name, "--nocapture"])
-            .env(ROLE, "1")
+            .env(ROLE, by)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the test binary starts again");
@@ -453,6 +479,7 @@ fn after_sigkill_nothing_marks() {
         assert_eq!(heard.len(), 1, "{heard:?}");
         assert_eq!(addresses(&heard[0]), (REMOTE, CLIENT));
     });
+    }
 }
 
 #[test]

@@ -150,7 +150,7 @@ pub(super) fn examine(passages: &[Passage<'_>]) -> Vec<Finding> {
     let mut findings = match Ruleset::load() {
         Ok(ruleset) => judge(&ruleset, passages),
         Err(failure) => {
-            let (what, remedy) = failure.into_setup_error("not looked at").into_parts();
+            let (what, remedy) = failure.into_setup_error("not looked at").parts();
             vec![Finding { remedy, ..Finding::warning(name, what) }]
         }
     };

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::firewall::{self, Passage};
 use super::{DEVICE, Finding, Plan};
 use crate::host::device::{ipv4_sysctl, read_sysctl};
-use crate::host::divert::DivertSettings;
+use crate::host::divert::{DivertBy, DivertSettings};
 use crate::host::netlink::Netlink;
 use crate::host::{EXAMPLE_REMOTES, default_source};
 use crate::policy::Prefix;
@@ -111,7 +111,9 @@ fn diversion(divert: &DivertSettings, netlink: &mut Netlink) -> Vec<Finding> {
         findings.push(Finding::refused("divert", error));
     }
     findings.extend(divert.interfaces.iter().map(|interface| divert_interface(divert, interface, netlink)));
-    findings.extend(mark_and_rule(divert, netlink));
+    if divert.by == DivertBy::Route {
+        findings.extend(mark_and_rule(divert, netlink));
+    }
     findings
 }
 
@@ -126,8 +128,8 @@ fn divert_interface(divert: &DivertSettings, interface: &str, netlink: &mut Netl
         Err(error) => return Finding::warning(name, format!("looking for {interface}: {error}")),
     };
     let of = |device: &str| read_sysctl(&ipv4_sysctl(device, "rp_filter")).unwrap_or(0);
-    // The kernel takes the maximum.
-    if of("all").max(of(interface)) != STRICT {
+    // The kernel takes the maximum. What is diverted at ingress does not come to it.
+    if divert.by == DivertBy::Ingress || of("all").max(of(interface)) != STRICT {
         return Finding::ok(name, interface);
     }
     let astray = divert.clients.iter().find(|prefix| {
@@ -252,8 +254,11 @@ fn firewall(
     };
     let mut passages = Vec::new();
     for interface in inside {
-        let into_tun = Passage::into_tun(interface, &plan.device.name, client, remote);
-        passages.extend([into_tun.as_fragments(), into_tun]);
+        // At ingress requests are past every chain that there is.
+        if plan.divert.as_ref().is_none_or(|divert| divert.by == DivertBy::Route) {
+            let into_tun = Passage::into_tun(interface, &plan.device.name, client, remote);
+            passages.extend([into_tun.as_fragments(), into_tun]);
+        }
         passages.push(Passage::out_of_tun(&plan.device.name, interface, remote, client));
     }
     passages.push(Passage::leaving(outside_name.as_deref(), outside, remote));

@@ -73,7 +73,7 @@ pub(super) fn ring(backend: Backend) -> Finding {
         (_, Some(libc::ENOMEM)) => "raise the limit of locked memory: `ulimit -l`",
         _ => "Linux 6.7 or newer with CONFIG_IO_URING",
     };
-    let (what, _) = error.into_parts();
+    let (what, _) = error.parts();
     match backend {
         Backend::Uring => Finding::missing(name, what).remedy(format!("{remedy}; or --io syscalls")).fatal(),
         _ => Finding::warning(name, format!("{what}; system calls do its work")).remedy(remedy),
@@ -84,6 +84,24 @@ pub(super) fn nft() -> Finding {
     match nft::run(&["--version"], "") {
         Ok(version) => Finding::ok("nft", version.trim()),
         Err(failure) => Finding::refused("nft", failure.into_setup_error("diverting needs nftables")),
+    }
+}
+
+/// Whether the kernel takes rules that divert at ingress. It is asked to check one, and forgets it again.
+pub(super) fn ingress() -> Finding {
+    let name = "ingress";
+    let rules = "add table netdev echogate-check; \
+        add chain netdev echogate-check try { type filter hook ingress devices = { \"lo\" } priority 10; }; \
+        add rule netdev echogate-check try fib daddr type unicast fib saddr . iif oif exists fwd ip to 192.0.0.8 device \"lo\"\n";
+    match nft::run(&["-c", "-f", "-"], rules) {
+        Ok(_) => Finding::ok(name, "nftables diverts there; the host's forward chains see no diverted request"),
+        // Said already.
+        Err(nft::Failure::NotRun(_)) => Finding::warning(name, "not looked at without nft").remedy(nft::REMEDY),
+        Err(nft::Failure::Refused(words)) => {
+            let remedy = "a kernel with CONFIG_NF_TABLES_NETDEV, CONFIG_NFT_FWD_NETDEV and CONFIG_NFT_FIB_NETDEV (Linux 5.5 or \
+                          newer), and CAP_NET_ADMIN; or --divert-by route";
+            Finding::missing(name, format!("nftables cannot divert there: {words}")).remedy(remedy).fatal()
+        }
     }
 }
 

@@ -236,6 +236,31 @@ fn the_printed_lines_mend_two_chains_that_both_drop() {
     );
 }
 
+#[test]
+fn at_ingress_a_forward_policy_of_drop_matters_to_replies_only() {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let mut plan = plan();
+        plan.divert.as_mut().expect("diverting").by = DivertBy::Ingress;
+        let findings = examine(&plan);
+        assert!(
+            findings.iter().any(|finding| finding.name == "ingress" && finding.status == Status::Ok),
+            "{findings:#?}"
+        );
+        assert!(findings.iter().all(|finding| finding.name != "mark and rule"), "{findings:#?}");
+        let rules = "table ip fw { chain forward { type filter hook forward priority 0; policy drop; \
+            iifname \"echogate0\" accept; }; }";
+        nft::run(&["-f", "-"], rules).expect("rules");
+        let firewall = |plan: &Plan| {
+            let findings = examine(plan);
+            findings.into_iter().filter(|finding| finding.name == "firewall" && finding.status != Status::Ok).count()
+        };
+        assert_eq!(firewall(&plan), 0);
+        plan.divert.as_mut().expect("diverting").by = DivertBy::Route;
+        assert_eq!(firewall(&plan), 1);
+    });
+}
+
 /// The verdicts on a rule set, in a namespace that is good for nothing else: (chain's place, lines).
 fn judged(rules: &str) -> Vec<(Status, String)> {
     let namespace = crate::sys::namespace::new_network().expect("run the tests as root");

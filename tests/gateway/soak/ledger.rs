@@ -64,6 +64,8 @@ pub(super) fn stats(gateway: &Echogate) -> BTreeMap<String, u64> {
 /// Samples of the gateway's processes over the whole soak.
 pub(super) struct Watched {
     start: Instant,
+    /// How long a keeper takes to have been through everything once or so.
+    warm_up: Duration,
     born: HashMap<u32, Instant>,
     /// In KiB.
     pub(super) keeper_memory: Vec<Sample>,
@@ -73,9 +75,10 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(start: Instant) -> Watched {
+    pub(super) fn new(start: Instant, warm_up: Duration) -> Watched {
         Watched {
             start,
+            warm_up,
             born: HashMap::new(),
             keeper_memory: Vec::new(),
             packets_memory: Vec::new(),
@@ -100,13 +103,13 @@ impl Watched {
         let now = Instant::now();
         let at = now.duration_since(self.start).as_secs_f64();
         let processes = [
-            (Some(gateway.id()), &mut self.keeper_memory, &mut self.keeper_descriptors),
-            (gateway.find_packets(), &mut self.packets_memory, &mut self.packets_descriptors),
+            (Some(gateway.id()), self.warm_up.max(SETTLED), &mut self.keeper_memory, &mut self.keeper_descriptors),
+            (gateway.find_packets(), SETTLED, &mut self.packets_memory, &mut self.packets_descriptors),
         ];
-        for (process, memory, descriptors) in processes {
+        for (process, settled, memory, descriptors) in processes {
             let Some(process) = process else { continue };
             let born = *self.born.entry(process).or_insert(now);
-            if now.duration_since(born) < SETTLED {
+            if now.duration_since(born) < settled {
                 continue;
             }
             // One that ends at this moment has neither.

@@ -9,7 +9,10 @@ use echogate::lab::load::LoadReport;
 use super::faults::Fault;
 use super::ledger::sum;
 use super::slope::{Sample, Slope};
-use super::{HEAL, Round, Soak, UNDER_WAY};
+use super::{HEAL, Round, Soak, UNDER_WAY, WARM_UP};
+
+/// In less time a buffer that is used for the first time looks like growth.
+const JUDGED_FROM: Duration = Duration::from_secs(600);
 
 /// Something that must not grow.
 struct Line {
@@ -30,7 +33,7 @@ impl Soak {
         let twice = |samples: &[Sample]| Slope::overall(samples).map_or(0.0, |slope| slope.mean);
         let line = |name, slope, floor| Line { name, slope, floor };
         vec![
-            line("keeper: resident KiB, within each process's life", Slope::of_each(&watched.keeper_memory), 4096.0),
+            line("keeper: resident KiB, within each process's life", Slope::of_each(&watched.keeper_memory), 1024.0),
             line("keeper: resident KiB, from one to the next", Slope::overall(&watched.keeper_memory), 2048.0),
             line(
                 "packet process: resident KiB, within each process's life",
@@ -77,7 +80,7 @@ impl Soak {
             }
         }
         let seconds = self.elapsed.as_secs_f64();
-        for line in self.lines() {
+        for line in self.lines().iter().filter(|_| self.elapsed >= JUDGED_FROM) {
             if line.slope.is_some_and(|slope| slope.grows(seconds, line.floor)) {
                 faults.push(format!("it grows: {}", line.name));
             }
@@ -169,8 +172,9 @@ impl Soak {
     fn write_lines(&self, page: &mut String) -> std::fmt::Result {
         writeln!(
             page,
-            "\nSlopes by least squares, with what they are within at 95% as far as samples err independently; of processes that are \
-             20 s old. It grows if the least that the slope can be makes more of it than the floor in the whole time.\n\n\
+            "\nSlopes by least squares, with what they are within at 95% as far as samples err independently; of packet processes that are \
+             20 s old, and of keepers that have been through {WARM_UP} faults. It grows if the least that the slope \
+             can be makes more of it than the floor in the whole time, if that is ten minutes or more.\n\n\
              | | samples | mean | an hour | within | floor |\n| --- | ---: | ---: | ---: | ---: | ---: |"
         )?;
         for Line { name, slope, floor } in self.lines() {
