@@ -102,7 +102,8 @@
 //! ```
 //!
 //! 1. **Into the TUN.** `host::divert` has the kernel mark echo requests from clients to outside, and only those; a
-//!    rule and a route lead what is marked into the TUN. DNS, TCP and all else never come near.
+//!    rule and a route lead what is marked into the TUN. (Told to divert at ingress, it has them put there as they come off the
+//!    clients' interfaces.) DNS, TCP and all else never come near.
 //! 2. **Off the TUN.** A worker's ring (`io::uring`) has read a batch of packets into buffers of its own. Each is a
 //!    `io::Frame`: owned, move-only, rewritten where it lies and sent from there.
 //! 3. **Judged.** [`proxy::Batch::outbound`]: DNS falls through, an echo request from a client to outside is proxied,

@@ -4,10 +4,15 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
-use crate::in_every_setup;
 use crate::scene::{PATIENCE, Scene, Setup, nft, run};
+use crate::{and_at_ingress, in_every_setup};
 
 in_every_setup!(
+    beside_a_masquerade_with_an_interface_pings_are_ours_and_all_else_is_as_before,
+    beside_a_masquerade_without_an_interface_pings_are_ours_and_all_else_is_as_before,
+);
+
+and_at_ingress!(
     beside_a_masquerade_with_an_interface_pings_are_ours_and_all_else_is_as_before,
     beside_a_masquerade_without_an_interface_pings_are_ours_and_all_else_is_as_before,
 );

@@ -4,9 +4,9 @@ use echogate::lab::{GATEWAY_OUTSIDE, LabOptions};
 use echogate::wire::ipv4::Ipv4;
 
 use crate::ear::Ear;
-use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::scene::{Pings, Scene, Setup, nft, run, wait_until};
+use crate::{and_at_ingress, in_every_setup};
 
 in_every_setup!(
     traceroute_shows_every_hop_by_its_own_address,
@@ -14,6 +14,13 @@ in_every_setup!(
     a_path_mtu_is_found,
     a_packet_too_large_for_the_gateways_own_link_is_told_what_fits,
     a_router_and_the_gateways_own_kernel_say_unreachable,
+    no_error_about_a_reply_on_its_way_to_the_client_leaves,
+);
+
+and_at_ingress!(
+    traceroute_shows_every_hop_by_its_own_address,
+    a_ping_that_expires_says_where,
+    a_path_mtu_is_found,
     no_error_about_a_reply_on_its_way_to_the_client_leaves,
 );
 

@@ -15,15 +15,20 @@ use echogate::wire::icmpv4::EchoKind;
 use echogate::wire::ipv4::{self, Ipv4};
 
 use crate::ear::{Ear, Heard, Injector};
-use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::scene::{PATIENCE, Pings, Scene, Setup, nft, run, wait_until};
 use crate::serves::limits_off;
+use crate::{and_at_ingress, in_every_setup};
 
 in_every_setup!(
     large_pings_of_two_clients_cross_a_router_with_a_smaller_mtu,
     fragments_with_equal_identifications_in_any_order_are_the_clients_own,
     what_is_too_large_for_the_gateways_own_link_leaves_in_pieces,
+    beside_a_masquerade_and_a_stateful_firewall_large_pings_come_back,
+);
+
+and_at_ingress!(
+    large_pings_of_two_clients_cross_a_router_with_a_smaller_mtu,
     beside_a_masquerade_and_a_stateful_firewall_large_pings_come_back,
 );
 

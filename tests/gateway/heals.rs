@@ -1,9 +1,11 @@
 //! Others change the host's network while the gateway runs; it puts its own part back.
 
-use crate::in_every_setup;
 use crate::scene::{Scene, Setup, run};
+use crate::{and_at_ingress, in_every_setup};
 
 in_every_setup!(after_the_device_was_down_pings_come_back, after_rule_routes_and_ruleset_were_flushed_pings_come_back,);
+
+and_at_ingress!(after_the_device_was_down_pings_come_back);
 
 fn after_the_device_was_down_pings_come_back(setup: &Setup) {
     let scene = Scene::new(1);

@@ -1,12 +1,17 @@
 //! How the gateway leaves: nothing behind when it is told to go, nothing in the way when it is killed.
 
-use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::scene::{Scene, Setup, nft, run, wait_until};
+use crate::{and_at_ingress, in_every_setup};
 
 in_every_setup!(
     killed_it_fails_open_and_the_next_start_and_stop_leave_nothing,
     a_second_gateway_on_the_same_device_is_refused_and_the_first_goes_on,
+    when_its_device_is_deleted_it_ends_with_the_reason_and_leaves_nothing,
+);
+
+and_at_ingress!(
+    killed_it_fails_open_and_the_next_start_and_stop_leave_nothing,
     when_its_device_is_deleted_it_ends_with_the_reason_and_leaves_nothing,
 );
 

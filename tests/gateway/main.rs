@@ -59,3 +59,16 @@ macro_rules! in_every_setup {
     };
 }
 use in_every_setup;
+
+/// Makes one more test of each, with clients' requests diverted at ingress.
+macro_rules! and_at_ingress {
+    ($($name:ident),* $(,)?) => {
+        mod at_ingress {
+            // The line of arguments goes on behind the word.
+            const SETUP: crate::scene::Setup = crate::scene::Setup { io: "uring --divert-by ingress", workers: 2 };
+
+            $(#[test] fn $name() { super::$name(&SETUP); })*
+        }
+    };
+}
+use and_at_ingress;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use echogate::lab::LabOptions;
 use echogate::lab::load::{self, LoadOptions};
 
-use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::scene::{PATIENCE, Scene, Setup};
+use crate::{and_at_ingress, in_every_setup};
 
 in_every_setup!(
     a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before,
@@ -17,6 +17,13 @@ in_every_setup!(
     echoes_by_the_hundred_thousand_reach_the_client_that_asked_unaltered,
     a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing,
     it_works_under_every_reverse_path_filter,
+    stopped_under_load_it_accounts_for_every_packet,
+);
+
+and_at_ingress!(
+    a_ping_loses_nothing_and_after_sigterm_the_host_is_as_before,
+    two_clients_with_equal_idents_get_their_own_replies_from_every_remote,
+    a_client_that_floods_is_held_to_its_share_and_costs_the_others_nothing,
     stopped_under_load_it_accounts_for_every_packet,
 );
 
