@@ -174,6 +174,15 @@ mod tests {
         }
 
         #[test]
+        fn update_sums_equals_one_update_after_the_other(check: u16, [a, b]: [u32; 2], [c, d]: [u32; 2]) {
+            let (old, new) = (u64::from(a) + u64::from(b), u64::from(c) + u64::from(d));
+            let updated = update_sums(check, old, new);
+            // One that stays all zero (see above) is the other zero.
+            prop_assert_eq!(updated % 0xFFFF, update_u32(update_u32(check, a, c), b, d) % 0xFFFF);
+            prop_assert_ne!(updated, 0xFFFF);
+        }
+
+        #[test]
         fn update_u32_equals_the_full_sum(mut bytes in prop::collection::vec(any::<u8>(), 5..100), new: u32) {
             bytes[4] |= 1;
             let check = checksum(&bytes);

@@ -203,7 +203,7 @@ pub fn run(
         if interrupted() {
             break;
         }
-        let left = left(options, begin.elapsed(), number, turns.len());
+        let left = left(options, begin.elapsed(), number, &turns);
         observer.begins(&Progress { trial: number, trials: turns.len(), contender: turn.contender.name(), left });
         let half_per_s = halves.iter().find(|(scenario, _)| **scenario == turn.scenario).map(|(_, per_s)| *per_s);
         let mut loads = vec![(turn.contender, Loads::All { half_per_s })];
@@ -250,8 +250,7 @@ fn held(trial: &Trial, options: &BenchOptions) -> Option<Loads> {
 pub fn estimate(options: &BenchOptions) -> Result<Duration, SetupError> {
     let chosen = choose(cpus::allowed()?.len(), &options.contenders)?;
     let present: Vec<Contender> = chosen.into_iter().filter(|contender| contender.absence().is_none()).collect();
-    let turns = turns(options, &present).len();
-    Ok(left(options, Duration::ZERO, 0, turns))
+    Ok(left(options, Duration::ZERO, 0, &turns(options, &present)))
 }
 
 /// The control and those whose names begin with one of `wanted`, in the order of [`Contender::all`]; those on request by
@@ -320,16 +319,25 @@ fn of_clients(clients: u16, icmp_bytes: u16) -> Scenario {
     Scenario { clients: clients.into(), idents: if is_few { IDENTS } else { 1 }, icmp_bytes: icmp_bytes.into() }
 }
 
-/// The trials' time so far, or before there is any what they should take.
-fn left(options: &BenchOptions, elapsed: Duration, done: usize, all: usize) -> Duration {
+/// What is left of `turns` of which so many are done: as planned, and as fast or slow as those were.
+fn left(options: &BenchOptions, elapsed: Duration, done: usize, turns: &[Turn]) -> Duration {
+    let planned = |turns: &[Turn]| turns.iter().map(|turn| planned(options, turn.contender)).sum::<Duration>();
+    let (before, after) = turns.split_at(done.min(turns.len()));
+    match planned(before) {
+        Duration::ZERO => planned(after),
+        before => elapsed.mul_f64(planned(after).div_duration_f64(before)),
+    }
+}
+
+/// What a turn should take.
+fn planned(options: &BenchOptions, contender: Contender) -> Duration {
     let loads_s = match options.hold_seconds {
         _ if options.full => LONG_LOADS * options.seconds + SHORT_LOADS_S,
-        Some(held) => LONG_LOADS_OF_A_HOLD * options.seconds + SHORT_LOADS_S / 2 + 2 * held,
-        None => 1 + options.seconds,
+        // The control holds others' loads, in their turns.
+        Some(held) if contender != Contender::Control => {
+            LONG_LOADS_OF_A_HOLD * options.seconds + SHORT_LOADS_S / 2 + 2 * held
+        }
+        Some(_) | None => 1 + options.seconds,
     };
-    let each = match u32::try_from(done) {
-        Ok(done @ 1..) => elapsed / done,
-        _ => Duration::from_secs(loads_s + u64::from(options.busy)) + AROUND_A_TRIAL,
-    };
-    each * u32::try_from(all.saturating_sub(done)).unwrap_or(u32::MAX)
+    Duration::from_secs(loads_s + u64::from(options.busy)) + AROUND_A_TRIAL
 }

@@ -145,7 +145,7 @@ impl Bounds {
             }
             // A first guess at the top: what carries it has no upper bound below.
             let next = if self.seen.is_empty() { self.most } else { f64::midpoint(low, high) };
-            self.note(&load(Purpose::Search, next, SHORT)?, next, false);
+            self.note(&load(Purpose::Search, next, SHORT)?, next, SHORT, false);
         }
         let mut candidate = self.low(goal);
         for _ in 0..LONG_LOADS {
@@ -156,7 +156,7 @@ impl Bounds {
                 return Ok(Some(candidate));
             }
             let step = load(Purpose::Confirmation, candidate, long)?;
-            self.note(&step, candidate, true);
+            self.note(&step, candidate, long, true);
             if self.confirmed(candidate, goal) {
                 return Ok(Some(candidate));
             }
@@ -166,8 +166,9 @@ impl Bounds {
         Ok(None)
     }
 
-    fn note(&mut self, step: &Step, per_s: f64, long: bool) {
-        let kept = f64_of(step.sent) >= SENT_AT_LEAST * per_s * f64_of(step.elapsed_us) / 1e6;
+    /// `duration` is how long was sent: the step's own time ends with the last reply, and late replies are no missed schedule.
+    fn note(&mut self, step: &Step, per_s: f64, duration: Duration, long: bool) {
+        let kept = f64_of(step.sent) >= SENT_AT_LEAST * per_s * duration.as_secs_f64();
         self.seen.push(Seen { per_s, loss: step.loss(), kept, long });
     }
 
@@ -247,6 +248,16 @@ mod tests {
         assert_eq!(searched(100_000.0, 1e9, 0.01, PDR_LOSS).0, None);
         assert!(searched(100_000.0, 1e9, 0.004, PDR_LOSS).0.is_some());
         assert_eq!(searched(100_000.0, 1e9, 0.004, 0.0).0, None, "but none without any loss");
+    }
+
+    #[test]
+    fn replies_that_come_late_do_not_make_a_load_one_that_was_not_sent() {
+        let mut load = |purpose, per_s: f64, duration: Duration| {
+            let until_last_reply = duration + Duration::from_millis(300);
+            Ok(step_of(purpose, rounded(per_s * duration.as_secs_f64()), rounded(until_last_reply.as_secs_f64() * 1e6)))
+        };
+        let found = Bounds::new(50_000.0).search(0.0, Duration::from_secs(2), &mut load).expect("loads do not fail");
+        assert_eq!(found, Some(50_000.0));
     }
 
     #[test]

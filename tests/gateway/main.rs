@@ -10,6 +10,7 @@ mod beside;
 mod control;
 mod delivery;
 mod differs;
+mod drill;
 mod ear;
 mod ends;
 mod errors;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -23,7 +24,7 @@ use crate::sys;
 in_every_setup!(killed_with_its_keeper_it_goes_on_with_every_mapping,);
 
 /// What systemd does for a unit with FileDescriptorStoreMax=.
-struct Supervisor {
+pub(crate) struct Supervisor {
     directory: TempDir,
     known: Arc<Mutex<Known>>,
 }
@@ -35,7 +36,7 @@ struct Known {
 }
 
 impl Supervisor {
-    fn new() -> Supervisor {
+    pub(crate) fn new() -> Supervisor {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = UnixDatagram::bind(directory.path().join("notify")).expect("a socket");
         let known = Arc::new(Mutex::new(Known::default()));
@@ -67,6 +68,12 @@ impl Supervisor {
         let mut command = Command::new("sh");
         command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", env!("CARGO_BIN_EXE_echogate"), "run"]);
         command.args(scene.arguments(setup)).args(limits_off());
+        self.offer(&mut command);
+        command
+    }
+
+    /// Lets the command speak with this supervisor, and have what is in the store. Whoever runs in the end has to set LISTEN_PID.
+    pub(crate) fn offer(&self, command: &mut Command) {
         let known = self.known();
         let names: Vec<&str> = known.store.iter().map(|(name, _)| name.as_str()).collect();
         command.env("NOTIFY_SOCKET", self.directory.path().join("notify")).env("WATCHDOG_USEC", "30000000");
@@ -75,14 +82,28 @@ impl Supervisor {
         }
         let descriptors: Vec<OwnedFd> =
             known.store.iter().map(|(_, descriptor)| descriptor.try_clone().expect("it can be")).collect();
-        sys::hand_down(&mut command, descriptors);
-        command
+        sys::hand_down(command, descriptors);
+    }
+
+    /// Where its socket is, as `notify`.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// How many descriptors it keeps.
+    pub(crate) fn stored_count(&self) -> usize {
+        self.known().store.len()
     }
 
     /// Starts it, and waits until it serves and has said so.
     fn serve(&self, scene: &Scene, setup: &Setup) -> Echogate {
+        let command = self.command(scene, setup);
+        self.start(scene, command)
+    }
+
+    /// Starts this command of its, and waits as well.
+    pub(crate) fn start(&self, scene: &Scene, mut command: Command) -> Echogate {
         self.known().told.clear();
-        let mut command = self.command(scene, setup);
         let gateway = Echogate::start(scene.gateway(), &mut command);
         // It has what is stored, too, and must not keep it.
         drop(command);
