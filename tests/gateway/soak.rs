@@ -36,8 +36,6 @@ use crate::scene::Scene;
 const HEAL: Duration = Duration::from_secs(4);
 /// How long before a fault an echo may have left that it meets on its way.
 const UNDER_WAY: Duration = Duration::from_secs(1);
-/// After so many rounds a keeper has touched what memory it needs: what heals, reloads and replaces a process has run.
-const WARM_UP: u32 = 5;
 const IDENTS: u16 = 16;
 /// Echoes a second of the lab without a gateway.
 const CONTROL_RATE: u64 = 100;
@@ -153,8 +151,7 @@ fn soak(plan: Plan) -> Soak {
     let scene = Scene::alone(CLIENTS + 1);
     let mut stage = Stage::on(&scene);
     let (start, mut deck) = (Instant::now(), Vec::new());
-    let mut soak =
-        Soak { plan, elapsed: Duration::ZERO, rounds: Vec::new(), watched: Watched::new(start, plan.round * WARM_UP) };
+    let mut soak = Soak { plan, elapsed: Duration::ZERO, rounds: Vec::new(), watched: Watched::new(start) };
     while soak.elapsed < plan.length {
         if deck.is_empty() {
             deck = Fault::ALL.to_vec();

@@ -64,8 +64,8 @@ pub(super) fn stats(gateway: &Echogate) -> BTreeMap<String, u64> {
 /// Samples of the gateway's processes over the whole soak.
 pub(super) struct Watched {
     start: Instant,
-    /// How long a keeper takes to have been through everything once or so.
-    warm_up: Duration,
+    /// Each keeper's first packet process, and when it was seen with another one.
+    kept: HashMap<u32, (u32, Option<Instant>)>,
     born: HashMap<u32, Instant>,
     /// In KiB.
     pub(super) keeper_memory: Vec<Sample>,
@@ -75,10 +75,10 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(start: Instant, warm_up: Duration) -> Watched {
+    pub(super) fn new(start: Instant) -> Watched {
         Watched {
             start,
-            warm_up,
+            kept: HashMap::new(),
             born: HashMap::new(),
             keeper_memory: Vec::new(),
             packets_memory: Vec::new(),
@@ -102,14 +102,21 @@ impl Watched {
     fn look(&mut self, gateway: &Echogate) {
         let now = Instant::now();
         let at = now.duration_since(self.start).as_secs_f64();
+        // Once and for all a keeper takes some memory when it replaces its packet process.
+        let packets = gateway.find_packets();
+        let (first, replaced) = self.kept.entry(gateway.id()).or_insert((packets.unwrap_or(0), None));
+        if packets.is_some_and(|packets| packets != *first) {
+            replaced.get_or_insert(now);
+        }
+        let keeper_since = *replaced;
+        let packets_since = packets.map(|packets| *self.born.entry(packets).or_insert(now));
         let processes = [
-            (Some(gateway.id()), self.warm_up.max(SETTLED), &mut self.keeper_memory, &mut self.keeper_descriptors),
-            (gateway.find_packets(), SETTLED, &mut self.packets_memory, &mut self.packets_descriptors),
+            (Some(gateway.id()), keeper_since, &mut self.keeper_memory, &mut self.keeper_descriptors),
+            (packets, packets_since, &mut self.packets_memory, &mut self.packets_descriptors),
         ];
-        for (process, settled, memory, descriptors) in processes {
-            let Some(process) = process else { continue };
-            let born = *self.born.entry(process).or_insert(now);
-            if now.duration_since(born) < settled {
+        for (process, since, memory, descriptors) in processes {
+            let (Some(process), Some(since)) = (process, since) else { continue };
+            if now.duration_since(since) < SETTLED {
                 continue;
             }
             // One that ends at this moment has neither.

@@ -9,7 +9,7 @@ use echogate::lab::load::LoadReport;
 use super::faults::Fault;
 use super::ledger::sum;
 use super::slope::{Sample, Slope};
-use super::{HEAL, Round, Soak, UNDER_WAY, WARM_UP};
+use super::{HEAL, Round, Soak, UNDER_WAY};
 
 /// In less time a buffer that is used for the first time looks like growth.
 const JUDGED_FROM: Duration = Duration::from_secs(600);
@@ -34,13 +34,17 @@ impl Soak {
         let line = |name, slope, floor| Line { name, slope, floor };
         vec![
             line("keeper: resident KiB, within each process's life", Slope::of_each(&watched.keeper_memory), 1024.0),
-            line("keeper: resident KiB, from one to the next", Slope::overall(&watched.keeper_memory), 2048.0),
+            line("keeper: resident KiB, from one to the next", Slope::of_means(&watched.keeper_memory), 2048.0),
             line(
                 "packet process: resident KiB, within each process's life",
                 Slope::of_each(&watched.packets_memory),
                 1024.0,
             ),
-            line("packet process: resident KiB, from one to the next", Slope::overall(&watched.packets_memory), 2048.0),
+            line(
+                "packet process: resident KiB, from one to the next",
+                Slope::of_means(&watched.packets_memory),
+                2048.0,
+            ),
             line("keeper: open descriptors", Slope::overall(&watched.keeper_descriptors), 2.0),
             line("packet process: open descriptors", Slope::overall(&watched.packets_descriptors), 2.0),
             line("round trip, median of a round, us", Slope::overall(&medians), twice(&medians)),
@@ -172,9 +176,9 @@ impl Soak {
     fn write_lines(&self, page: &mut String) -> std::fmt::Result {
         writeln!(
             page,
-            "\nSlopes by least squares, with what they are within at 95% as far as samples err independently; of packet processes that are \
-             20 s old, and of keepers that have been through {WARM_UP} faults. It grows if the least that the slope \
-             can be makes more of it than the floor in the whole time, if that is ten minutes or more.\n\n\
+            "\nSlopes by least squares, with what they are within at 95% as far as samples err independently; of packet processes from \
+             20 s on, and of keepers from 20 s after they have first replaced one; from one process to the \
+             next there is one sample each, its mean. It grows if the least that the slope can be makes more of it than the floor in the whole time, if that is ten minutes or more.\n\n\
              | | samples | mean | an hour | within | floor |\n| --- | ---: | ---: | ---: | ---: | ---: |"
         )?;
         for Line { name, slope, floor } in self.lines() {

@@ -25,11 +25,18 @@ impl Slope {
         Slope::of_each(&one)
     }
 
+    /// Through one sample of each process, the mean of its own: samples of one process do not err independently of its level.
+    pub(super) fn of_means(samples: &[Sample]) -> Option<Slope> {
+        let mean_of = |process| {
+            let own = || samples.iter().filter(move |sample| sample.of == process);
+            Sample { of: 0, at: mean(own().map(|sample| sample.at)), value: mean(own().map(|sample| sample.value)) }
+        };
+        Slope::of_each(&processes(samples).into_iter().map(mean_of).collect::<Vec<_>>())
+    }
+
     /// One slope for all processes, each with a level of its own.
     pub(super) fn of_each(samples: &[Sample]) -> Option<Slope> {
-        let mut processes: Vec<u32> = samples.iter().map(|sample| sample.of).collect();
-        processes.sort_unstable();
-        processes.dedup();
+        let processes = processes(samples);
         let freedom = samples.len().checked_sub(processes.len() + 1)?;
         if freedom < 6 {
             return None;
@@ -59,6 +66,13 @@ impl Slope {
     pub(super) fn grows(&self, seconds: f64, floor: f64) -> bool {
         (self.per_hour - self.within) * seconds / 3600.0 > floor
     }
+}
+
+fn processes(samples: &[Sample]) -> Vec<u32> {
+    let mut processes: Vec<u32> = samples.iter().map(|sample| sample.of).collect();
+    processes.sort_unstable();
+    processes.dedup();
+    processes
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
@@ -96,5 +110,11 @@ fn a_line_is_found_with_its_error_whatever_the_levels() {
     assert!(slope.grows(3600.0, 1700.0) && !slope.grows(3600.0, 1800.0) && slope.grows(1800.0, 850.0));
     let flat: Vec<Sample> = samples.iter().map(|sample| Sample { value: sample.value % 0.2, ..*sample }).collect();
     assert!(!Slope::of_each(&flat).expect("enough samples").grows(3600.0, 40.0));
+    // Ten processes whose levels differ by chance, with a hundred samples each, prove no more than ten samples do.
+    let level = |of: u32| f64::from(of * 7 % 10) * 10.0;
+    let sample = |of: u32, at: u32| Sample { of, at: f64::from(of * 100 + at), value: level(of) };
+    let leaps: Vec<Sample> = (0..10).flat_map(|of| (0..100).map(move |at| sample(of, at))).collect();
+    let slope = Slope::of_means(&leaps).expect("enough processes");
+    assert!(slope.samples == 10 && slope.within > 5.0 * Slope::overall(&leaps).expect("enough samples").within);
     assert!(Slope::overall(&samples[..7]).is_none(), "seven samples prove nothing");
 }
