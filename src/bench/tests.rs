@@ -20,7 +20,7 @@ fn contenders_are_chosen_by_name_or_by_its_beginning_and_the_control_always() {
     assert_eq!(names(&["masquerade"]).expect("known"), ["control", "masquerade"]);
     assert_eq!(names(&["echogate-uring-2"]).expect("known"), ["control", "echogate-uring-2"]);
     let ours = names(&["echogate"]).expect("known");
-    assert!(ours.len() == 6 && ours[1..].iter().all(|name| name.starts_with("echogate")), "{ours:?}");
+    assert!(ours.len() == 8 && ours[1..].iter().all(|name| name.starts_with("echogate")), "{ours:?}");
     let refused = names(&["iptables"]).expect_err("unknown").to_string();
     assert!(refused.contains("\"iptables\"") && refused.contains("masquerade"), "{refused}");
 }
