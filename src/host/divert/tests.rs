@@ -25,6 +25,14 @@ fn state() -> String {
 
 const EITHER: [DivertBy; 2] = [DivertBy::Route, DivertBy::Ingress];
 
+/// An installation that nobody watches yet, whose table no child owns.
+fn with_plain_table(settings: &DivertSettings) -> Installed {
+    let mut installed = Installed::open(settings, Box::new(|_| {})).expect("opens");
+    let links = installed.links().expect("asks");
+    installed.table = Some(Table::install_plain(settings, &links).expect("installs"));
+    installed
+}
+
 fn addresses(packet: &[u8]) -> (Ipv4Addr, Ipv4Addr) {
     let at = |start: usize| {
         let octets: [u8; 4] = packet[start..start + 4].try_into().expect("four bytes");
@@ -317,16 +325,13 @@ fn a_plain_table_does_the_same_and_is_watched_too() {
             let settings = DivertSettings { by, ..settings() };
             let tun = Tun::open(&settings.device);
             let before = state();
-            let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
-            installed.table =
-                Some(Table::install_plain(&settings, &installed.links().expect("asks")).expect("installs"));
+            let mut installed = with_plain_table(&settings);
             assert!(!installed.mend().expect("mends").contains(&"nftables table"));
             assert_diverted(&scene, &tun);
             installed.undo().expect("removes");
             assert_eq!(state(), before);
 
-            installed.table =
-                Some(Table::install_plain(&settings, &installed.links().expect("asks")).expect("installs"));
+            let installed = with_plain_table(&settings);
             let subscribed = Watcher::subscribe().expect("subscribes");
             let divert = Divert { watcher: Some(subscribed.start(installed).expect("starts")) };
             nft::run(&["flush", "ruleset"], "").expect("another program's flush");
@@ -350,8 +355,7 @@ fn what_a_predecessor_left_is_taken_over() {
         let mut other = settings.clone();
         other.clients.push("10.99.0.0/16".parse().expect("a prefix"));
         other.priority = 3000;
-        let mut killed = Installed::open(&other, Box::new(|_| {})).expect("opens");
-        killed.table = Some(Table::install_plain(&other, &Links::default()).expect("installs"));
+        let mut killed = with_plain_table(&other);
         killed.mend().expect("installs");
         std::mem::forget(killed);
         let divert = Divert::install(&settings).expect("installs over it");
@@ -411,9 +415,7 @@ fn a_set_up_that_gets_no_further_is_undone() {
             let settings = DivertSettings { by, ..settings() };
             let _tun = Tun::open(&settings.device);
             let before = state();
-            let mut installed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
-            installed.table =
-                Some(Table::install_plain(&settings, &installed.links().expect("asks")).expect("installs"));
+            let mut installed = with_plain_table(&settings);
             installed.mend().expect("installs");
             assert_ne!(state(), before);
             drop(installed);

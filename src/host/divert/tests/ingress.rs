@@ -34,6 +34,44 @@ fn send_whole(packet: &[u8], to: Ipv4Addr) {
     socket.send_to(packet, &SocketAddrV4::new(to, 0).into()).expect("sends");
 }
 
+/// Runs `test` at a gateway that diverts at ingress, by settings that `change` has changed, and ends the diversion.
+fn while_diverting(change: impl FnOnce(&mut DivertSettings) + Send, test: impl FnOnce(&Scene, &Tun) + Send) {
+    let scene = Scene::new();
+    scene.at_gateway(|| {
+        let mut settings = by_ingress();
+        change(&mut settings);
+        let tun = Tun::open(&settings.device);
+        let divert = Divert::install(&settings).expect("installs");
+        test(&scene, &tun);
+        divert.remove().expect("removes");
+    });
+}
+
+/// As [`while_diverting`], from a device `own` of the test's, behind which the clients of 10.67.0.0/24 are; `test` is given what
+/// writes a frame to it and tells what comes to the TUN then.
+fn while_diverting_from_own(mode: Mode, test: impl FnOnce(&dyn Fn(&[u8]) -> Vec<Vec<u8>>) + Send) {
+    let of_own = |settings: &mut DivertSettings| {
+        settings.interfaces = vec!["own".to_owned()];
+        settings.clients.push("10.67.0.0/24".parse().expect("a prefix"));
+    };
+    while_diverting(of_own, |_, tun| {
+        let own = Iface::without_packet_info("own", mode).expect("root");
+        if mode == Mode::Tap {
+            ip("link set own address 02:00:00:00:00:01");
+        }
+        ip("address add 10.67.0.1/24 dev own");
+        ip("link set own up");
+        within_a_second("the table with the device", || is_bound("own"));
+        test(&|frame| {
+            own.send(frame).expect("writes");
+            tun.hear()
+        });
+    });
+}
+
+/// A client behind the test's own device.
+const ON_OWN: Ipv4Addr = Ipv4Addr::new(10, 67, 0, 2);
+
 fn ping() -> Vec<u8> {
     message(ECHO_REQUEST, 7, 1, 56)
 }
@@ -68,73 +106,65 @@ fn neither_rule_nor_route_nor_mark_is_made() {
 
 #[test]
 fn a_request_without_a_hop_left_takes_the_kernels_path_and_its_sender_is_told() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = by_ingress();
-        let tun = Tun::open(&settings.device);
-        let _divert = Divert::install(&settings).expect("installs");
-        let ear = scene.client_ear();
-        let mut last = packet(CLIENT, REMOTE, &ping());
-        last[8] = 1;
-        at_client(&scene, || send_whole(&last, REMOTE));
-        assert_eq!(tun.hear(), nothing());
-        let heard = hear(|buffer| (&ear).read(buffer));
-        assert_eq!(heard.len(), 1, "{heard:?}");
-        assert_eq!((addresses(&heard[0]), &heard[0][20..22]), ((INSIDE, CLIENT), &[11, 0][..]));
-    });
+    while_diverting(
+        |_| {},
+        |scene, tun| {
+            let ear = scene.client_ear();
+            let mut last = packet(CLIENT, REMOTE, &ping());
+            last[8] = 1;
+            at_client(scene, || send_whole(&last, REMOTE));
+            assert_eq!(tun.hear(), nothing());
+            let heard = hear(|buffer| (&ear).read(buffer));
+            assert_eq!(heard.len(), 1, "{heard:?}");
+            assert_eq!((addresses(&heard[0]), &heard[0][20..22]), ((INSIDE, CLIENT), &[11, 0][..]));
+        },
+    );
 }
 
 #[test]
 fn what_a_device_overhears_is_not_diverted() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = by_ingress();
-        let tun = Tun::open(&settings.device);
-        let _divert = Divert::install(&settings).expect("installs");
-        assert_diverted(&scene, &tun);
-        at_client(&scene, || ip("neigh replace 10.66.0.1 lladdr 02:00:00:00:00:99 dev c0 nud permanent"));
-        scene.client_sends(&ping(), REMOTE);
-        assert_eq!(tun.hear(), nothing());
-    });
+    while_diverting(
+        |_| {},
+        |scene, tun| {
+            assert_diverted(scene, tun);
+            at_client(scene, || ip("neigh replace 10.66.0.1 lladdr 02:00:00:00:00:99 dev c0 nud permanent"));
+            scene.client_sends(&ping(), REMOTE);
+            assert_eq!(tun.hear(), nothing());
+        },
+    );
 }
 
 #[test]
 fn what_is_for_a_network_as_a_whole_is_not_diverted() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = by_ingress();
-        let tun = Tun::open(&settings.device);
-        let _divert = Divert::install(&settings).expect("installs");
-        assert_diverted(&scene, &tun);
-        scene.client_sends(&ping(), Ipv4Addr::new(198, 18, 0, 255));
-        assert_eq!(tun.hear(), nothing());
-    });
+    while_diverting(
+        |_| {},
+        |scene, tun| {
+            assert_diverted(scene, tun);
+            scene.client_sends(&ping(), Ipv4Addr::new(198, 18, 0, 255));
+            assert_eq!(tun.hear(), nothing());
+        },
+    );
 }
 
 #[test]
 fn who_is_no_client_is_not_diverted() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = by_ingress();
-        let tun = Tun::open(&settings.device);
-        let _divert = Divert::install(&settings).expect("installs");
-        assert_diverted(&scene, &tun);
-        ip("route add 10.77.0.0/24 dev g0");
-        let foreign = packet(Ipv4Addr::new(10, 77, 0, 2), REMOTE, &ping());
-        at_client(&scene, || send_whole(&foreign, REMOTE));
-        assert_eq!(tun.hear(), nothing());
-    });
+    while_diverting(
+        |_| {},
+        |scene, tun| {
+            assert_diverted(scene, tun);
+            ip("route add 10.77.0.0/24 dev g0");
+            let foreign = packet(Ipv4Addr::new(10, 77, 0, 2), REMOTE, &ping());
+            at_client(scene, || send_whole(&foreign, REMOTE));
+            assert_eq!(tun.hear(), nothing());
+        },
+    );
 }
 
 /// The place of the kernel's reverse-path check, which comes later.
 #[test]
 fn who_writes_with_the_address_of_a_client_of_another_interface_is_not_diverted() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let mut settings = by_ingress();
-        settings.interfaces.push("w0".to_owned());
-        let tun = Tun::open(&settings.device);
-        let _divert = Divert::install(&settings).expect("installs");
+    let from_outside_too = |settings: &mut DivertSettings| settings.interfaces.push("w0".to_owned());
+    while_diverting(from_outside_too, |scene, tun| {
         let forged = packet(CLIENT, FAR, &ping());
         run_in(scene.remote.as_fd(), || {
             ip("route add 203.0.113.0/24 via 198.18.0.1");
@@ -149,44 +179,25 @@ fn who_writes_with_the_address_of_a_client_of_another_interface_is_not_diverted(
 
 #[test]
 fn what_is_routed_out_of_no_outside_interface_is_not_diverted() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        for (outside, diverted) in [("elsewhere", 0), ("w0", 1)] {
-            let mut settings = by_ingress();
-            settings.outside = vec![outside.to_owned()];
-            let tun = Tun::open(&settings.device);
-            let divert = Divert::install(&settings).expect("installs");
+    for (outside, diverted) in [("elsewhere", 0), ("w0", 1)] {
+        let by_it = |settings: &mut DivertSettings| settings.outside = vec![outside.to_owned()];
+        while_diverting(by_it, |scene, tun| {
             scene.client_sends(&ping(), REMOTE);
             assert_eq!(tun.hear().len(), diverted, "{outside}");
-            divert.remove().expect("removes");
-        }
-    });
+        });
+    }
 }
 
 /// Its network's own device takes the tag off, and comes after ingress.
 #[test]
 fn a_frame_with_a_tag_is_not_diverted() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let mut settings = by_ingress();
-        settings.interfaces = vec!["port".to_owned()];
-        settings.clients.push("10.67.0.0/24".parse().expect("a prefix"));
-        let tun = Tun::open(&settings.device);
-        let port = Iface::without_packet_info("port", Mode::Tap).expect("root");
-        ip("link set port address 02:00:00:00:00:01");
-        ip("address add 10.67.0.1/24 dev port");
-        ip("link set port up");
-        let divert = Divert::install(&settings).expect("installs");
-        let sends = |tag: &[u8]| {
-            let ends = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-            let request = packet(Ipv4Addr::new(10, 67, 0, 2), REMOTE, &ping());
-            port.send(&[&ends[..], tag, &[8, 0], &request[..]].concat()).expect("writes");
-            tun.hear()
-        };
-        assert_eq!(sends(&[]).len(), 1, "one without a tag");
-        assert_eq!(sends(&[0x81, 0, 0, 5]), nothing());
-        assert_eq!(sends(&[0x88, 0xa8, 0, 5]), nothing());
-        divert.remove().expect("removes");
+    while_diverting_from_own(Mode::Tap, |write| {
+        let ends = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        let request = packet(ON_OWN, REMOTE, &ping());
+        let tagged = |tag: &[u8]| write(&[&ends[..], tag, &[8, 0], &request[..]].concat());
+        assert_eq!(tagged(&[]).len(), 1, "one without a tag");
+        assert_eq!(tagged(&[0x81, 0, 0, 5]), nothing());
+        assert_eq!(tagged(&[0x88, 0xa8, 0, 5]), nothing());
     });
 }
 
@@ -194,21 +205,11 @@ fn a_frame_with_a_tag_is_not_diverted() {
 /// (`header_checksum`). Impossible lengths do not.
 #[test]
 fn from_a_device_without_a_link_header_packets_come_as_they_are() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let mut settings = by_ingress();
-        settings.interfaces = vec!["vpn".to_owned()];
-        settings.clients.push("10.67.0.0/24".parse().expect("a prefix"));
-        let tun = Tun::open(&settings.device);
-        let tunnel = Iface::without_packet_info("vpn", Mode::Tun).expect("root");
-        ip("address add 10.67.0.1/24 dev vpn");
-        ip("link set vpn up");
-        let divert = Divert::install(&settings).expect("installs");
+    while_diverting_from_own(Mode::Tun, |write| {
         let sends = |spoil: fn(&mut [u8])| {
-            let mut spoilt = packet(Ipv4Addr::new(10, 67, 0, 2), REMOTE, &ping());
+            let mut spoilt = packet(ON_OWN, REMOTE, &ping());
             spoil(&mut spoilt);
-            tunnel.send(&spoilt).expect("writes");
-            tun.hear()
+            write(&spoilt)
         };
         let sound = sends(|_| {});
         assert_eq!(sound.len(), 1, "{sound:?}");
@@ -220,7 +221,6 @@ fn from_a_device_without_a_link_header_packets_come_as_they_are() {
         assert_eq!(sends(|packet| packet[0] = 0x43), nothing(), "a header shorter than any");
         assert_eq!(sends(|packet| packet[2] = 0x40), nothing(), "a total length beyond the packet");
         assert_eq!(sends(|packet| packet[3] = 0x10), nothing(), "a total length below the header's");
-        divert.remove().expect("removes");
     });
 }
 
@@ -241,65 +241,56 @@ fn the_hosts_forward_chain_is_passed_by_on_the_way_in() {
 
 #[test]
 fn an_interface_that_goes_and_comes_again_is_diverted_from_again() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = by_ingress();
-        let tun = Tun::open(&settings.device);
-        let divert = Divert::install(&settings).expect("installs");
-        assert_diverted(&scene, &tun);
-        ip("link del g0");
-        within_a_second("a table without the device", || !is_bound("g0"));
-        let mut netlink = Netlink::open().expect("netlink");
-        netlink.add_veth("g0", "c0", scene.client.as_fd()).expect("veth");
-        ip("address add 10.66.0.1/24 dev g0");
-        ip("link set g0 up");
-        at_client(&scene, || {
-            ip("address add 10.66.0.2/24 dev c0");
-            ip("link set c0 up");
-            ip("route add default via 10.66.0.1");
-        });
-        within_a_second("the table with the device", || is_bound("g0"));
-        assert_diverted(&scene, &tun);
-        divert.remove().expect("removes");
-    });
+    while_diverting(
+        |_| {},
+        |scene, tun| {
+            assert_diverted(scene, tun);
+            ip("link del g0");
+            within_a_second("a table without the device", || !is_bound("g0"));
+            let mut netlink = Netlink::open().expect("netlink");
+            netlink.add_veth("g0", "c0", scene.client.as_fd()).expect("veth");
+            ip("address add 10.66.0.1/24 dev g0");
+            ip("link set g0 up");
+            at_client(scene, || {
+                ip("address add 10.66.0.2/24 dev c0");
+                ip("link set c0 up");
+                ip("route add default via 10.66.0.1");
+            });
+            within_a_second("the table with the device", || is_bound("g0"));
+            assert_diverted(scene, tun);
+        },
+    );
 }
 
 #[test]
 fn one_that_comes_later_is_diverted_from_then() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let mut settings = by_ingress();
-        settings.interfaces = vec!["late".to_owned()];
-        let tun = Tun::open(&settings.device);
-        let divert = Divert::install(&settings).expect("installs with nobody to divert from");
+    let from_late = |settings: &mut DivertSettings| settings.interfaces = vec!["late".to_owned()];
+    while_diverting(from_late, |scene, tun| {
         scene.client_sends(&ping(), REMOTE);
         assert_eq!(tun.hear(), nothing());
         ip("link set g0 down");
         ip("link set g0 name late");
         ip("link set late up");
         within_a_second("the table with the device", || is_bound("late"));
-        assert_diverted(&scene, &tun);
-        divert.remove().expect("removes");
+        assert_diverted(scene, tun);
     });
 }
 
 #[test]
 fn while_the_tun_is_down_requests_take_the_kernels_path() {
-    let scene = Scene::new();
-    scene.at_gateway(|| {
-        let settings = by_ingress();
-        let tun = Tun::open(&settings.device);
-        let divert = Divert::install(&settings).expect("installs");
-        let ear = scene.remote_ear();
-        ip("link set echogate0 down");
-        within_a_second("no ingress chain", || !is_bound("g0"));
-        scene.client_sends(&ping(), REMOTE);
-        assert_eq!(hear(|buffer| (&ear).read(buffer)).len(), 1, "forwarded");
-        ip("link set echogate0 up");
-        within_a_second("the ingress chain", || is_bound("g0"));
-        assert_diverted(&scene, &tun);
-        divert.remove().expect("removes");
-    });
+    while_diverting(
+        |_| {},
+        |scene, tun| {
+            let ear = scene.remote_ear();
+            ip("link set echogate0 down");
+            within_a_second("no ingress chain", || !is_bound("g0"));
+            scene.client_sends(&ping(), REMOTE);
+            assert_eq!(hear(|buffer| (&ear).read(buffer)).len(), 1, "forwarded");
+            ip("link set echogate0 up");
+            within_a_second("the ingress chain", || is_bound("g0"));
+            assert_diverted(scene, tun);
+        },
+    );
 }
 
 #[test]
@@ -310,9 +301,7 @@ fn a_killed_predecessors_way_of_diverting_gives_way_to_the_other() {
         let tun = Tun::open(&by_route.device);
         let before = state();
         for (first, second) in [(by_route.clone(), by_ingress()), (by_ingress(), by_route)] {
-            let mut killed = Installed::open(&first, Box::new(|_| {})).expect("opens");
-            let links = killed.links().expect("asks");
-            killed.table = Some(Table::install_plain(&first, &links).expect("installs"));
+            let mut killed = with_plain_table(&first);
             killed.mend().expect("installs");
             std::mem::forget(killed);
             let divert = Divert::install(&second).expect("installs over it");
@@ -363,10 +352,7 @@ fn what_a_killed_gateway_has_left_is_cleared() {
         let settings = by_ingress();
         let _tun = Tun::open(&settings.device);
         let before = state();
-        let mut killed = Installed::open(&settings, Box::new(|_| {})).expect("opens");
-        let links = killed.links().expect("asks");
-        killed.table = Some(Table::install_plain(&settings, &links).expect("installs"));
-        std::mem::forget(killed);
+        std::mem::forget(with_plain_table(&settings));
         assert_ne!(state(), before);
         Divert::clear(&settings).expect("clears");
         assert_eq!(state(), before);
