@@ -489,8 +489,9 @@ impl Model {
         let Some(limits) = self.rules.limits.filter(|limits| limits.mappings > 0 && before.is_none()) else {
             return Ok(());
         };
+        // The gateway counts whole milliseconds, here as above.
         let alive = self.mappings.iter().filter(|((of, _), (address, _, last))| {
-            *of == client && now.since(*last) < self.rules.idle && lost(*address, *last).is_none()
+            *of == client && now.since(*last) + MILLISECOND < self.rules.idle && lost(*address, *last).is_none()
         });
         if alive.count() > limits.mappings as usize { Err("a client has too many mappings".into()) } else { Ok(()) }
     }
