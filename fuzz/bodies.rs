@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
@@ -70,8 +71,9 @@ fn settings() -> Settings {
 
 thread_local! {
     /// A proxy that has forgotten all that it was told, its time, and how many histories it has had: making one takes
-    /// longer than thousands of steps.
-    static PROXY: Cell<Option<(Handle, Instant, u32)>> = const { Cell::new(None) };
+    /// longer than thousands of steps. The last one is not dropped when its thread ends: papaya then looks for a thread-local
+    /// of its own, which may be gone.
+    static PROXY: Cell<Option<(ManuallyDrop<Handle>, Instant, u32)>> = const { Cell::new(None) };
 
     /// Memory as a packet process leaves it to the next.
     static MEMORY: State = State::create(&shape()).expect("memory for tables");
@@ -86,7 +88,7 @@ const HISTORIES: u32 = 1000;
 pub(crate) fn proxy(bytes: &[u8]) {
     let (mut handle, now, histories) = PROXY.take().unwrap_or_else(|| {
         let proxy = Proxy::new(&settings()).expect("settings that are possible");
-        (proxy.handle(0).expect("nobody has it"), Instant::START, 0)
+        (ManuallyDrop::new(proxy.handle(0).expect("nobody has it")), Instant::START, 0)
     });
     let mut history = History { now, sent: Vec::new() };
     history.steps(&mut handle, bytes);
@@ -95,6 +97,8 @@ pub(crate) fn proxy(bytes: &[u8]) {
     // One in which something is wrong has not come here, and is not used again.
     if histories < HISTORIES {
         PROXY.set(Some((handle, history.now, histories + 1)));
+    } else {
+        drop(ManuallyDrop::into_inner(handle));
     }
 }
 
