@@ -76,7 +76,7 @@ thread_local! {
     static PROXY: Cell<Option<(ManuallyDrop<Handle>, Instant, u32)>> = const { Cell::new(None) };
 
     /// Memory as a packet process leaves it to the next.
-    static MEMORY: State = State::create(&shape()).expect("memory for tables");
+    static MEMORY: State = State::create(&shape(), &[GATEWAY]).expect("memory for tables");
 }
 
 /// How many histories a proxy has, one after the other.
@@ -104,18 +104,14 @@ pub(crate) fn proxy(bytes: &[u8]) {
 
 fn shape() -> Shape {
     let settings = settings();
-    Shape {
-        addresses: settings.addresses,
-        echo_words_log2: settings.echo_words_log2,
-        echo_timeout: settings.echo_timeout,
-    }
+    Shape { echo_words_log2: settings.echo_words_log2, echo_timeout: settings.echo_timeout }
 }
 
 /// Where the slot of an ident and the echoes are in the memory (`src/state.rs`).
 fn slot_at(ident: u16) -> u64 {
-    4096 + 64 * u64::from(ident)
+    ECHOES_AT + (8 << 14) + 64 * u64::from(ident)
 }
-const ECHOES_AT: u64 = 4096 + 64 * 65_536;
+const ECHOES_AT: u64 = 4096;
 
 /// A history, after which the process is gone, with slots and echoes torn: a byte says how many writes there are, and each
 /// is two bytes of where and nine of what. The next process goes on over what it finds, with a history of its own, and of that

@@ -52,11 +52,13 @@ pub enum Canary {
     AnyRemote,
     /// What falls through is changed.
     ChangedPassing,
+    /// New mappings are made on an address that drains.
+    NeverDrained,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 21] = [
+    pub const ALL: [Canary; 22] = [
         Canary::WrongClient,
         Canary::StaleIdent,
         Canary::ForgottenUse,
@@ -78,6 +80,7 @@ impl Canary {
         Canary::AnySource,
         Canary::AnyRemote,
         Canary::ChangedPassing,
+        Canary::NeverDrained,
     ];
 }
 

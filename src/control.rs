@@ -35,7 +35,7 @@ pub use self::client::Client;
 pub use self::protocol::{Answer, Ask, Followed, Order, Request, VERSION, read_answer, read_followed};
 use self::server::Server;
 pub use self::socket::{Listeners, gateways, path_of_device};
-pub use self::stats::{BySide, RoundTrips, Stats};
+pub use self::stats::{AddressNow, BySide, RoundTrips, Stats};
 pub use self::traffic::{BusiestNow, Busy};
 use crate::error::SetupError;
 use crate::gateway::Observer;

@@ -50,7 +50,7 @@ use crate::state::{self, State};
 use crate::table::addresses::Addresses;
 use crate::worker::{Basin, Inbox, Post, Tap, Worker};
 pub use holding::Holding;
-pub use kept::{COMMANDS, COMPLAINTS, Kept, Left, TABLES};
+pub use kept::{Addressed, COMMANDS, COMPLAINTS, Kept, Left, TABLES};
 use observer::Observed;
 pub use observer::Observer;
 pub use pulse::{PULSE_INTERVAL, Pulse, Still};
@@ -196,14 +196,17 @@ impl Gateway {
         config: &Config,
         tables: OwnedFd,
         find: impl FnMut(&str) -> Option<OwnedFd>,
-        addresses: &[Ipv4Addr],
     ) -> Result<Gateway, SetupError> {
         let mut config = config.clone();
-        config.outside.addresses = addresses.to_vec();
-        config.validate()?;
         let state = State::open(tables, &kept::shape(&config));
         let state = state.map_err(|foreign| SetupError::new(format!("the tables are not to be used: {foreign}")))?;
-        let holding = Holding::adopt(config.run.workers as usize, addresses.len(), find)?;
+        // With those that drain, which the configuration names no more.
+        config.outside.addresses = state.addresses();
+        config.validate()?;
+        let holding = Holding::adopt(config.run.workers as usize, find)?;
+        if !holding.sends_from(config.outside.addresses.len()) {
+            return Err(SetupError::new("the send sockets are not those of the tables' addresses"));
+        }
         let config = &config;
         let engine = io::choose(config.run.io)?;
         let clock = state::clock()?;
@@ -237,7 +240,7 @@ impl Gateway {
         let counters = Arc::new(Counters::new(workers, 1 + config.limits.overrides.len()));
         let basin = Basin::new();
         let observer = Observer::from(Observed {
-            description: description(config, engine),
+            description: description(config, proxy.addresses(), engine),
             engine,
             device: config.inside.device.clone(),
             counters: Arc::clone(&counters),
@@ -245,6 +248,7 @@ impl Gateway {
             basin: basin.clone(),
             classes: classes(config),
             sizes: proxy.sizes(),
+            proxy: Arc::downgrade(proxy),
             receivers: Mutex::default(),
             started: Instant::now(),
         });
@@ -580,10 +584,16 @@ fn act_on(addresses: &Addresses, send: &[Vec<SendSocket>], change: Change) -> Re
     Ok(())
 }
 
-fn description(config: &Config, engine: Engine) -> String {
+fn description(config: &Config, addresses: &Addresses, engine: Engine) -> String {
     let list = |items: Vec<String>| items.join(", ");
     let clients = list(config.inside.clients.iter().map(ToString::to_string).collect());
-    let addresses = list(config.outside.addresses.iter().map(ToString::to_string).collect());
+    let numbered = (0..).zip(addresses.list());
+    let (draining, named): (Vec<_>, Vec<_>) = numbered.partition(|(number, _)| addresses.is_draining(*number));
+    let texts = |of: Vec<(u8, Ipv4Addr)>| list(of.into_iter().map(|(_, address)| address.to_string()).collect());
+    let mut addresses = texts(named);
+    if !draining.is_empty() {
+        addresses.push_str(&format!(" (draining: {})", texts(draining)));
+    }
     let engine = match engine {
         Engine::Uring => "io_uring",
         Engine::Syscalls => "system calls",

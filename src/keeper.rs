@@ -52,7 +52,7 @@ use serde_json::{Value, json};
 use crate::config::{Config, Source};
 use crate::control::Listeners;
 use crate::error::SetupError;
-use crate::gateway::{Kept, Left};
+use crate::gateway::{Addressed, Kept, Left};
 use crate::sys::{process, time};
 use line::Line;
 pub use packets::{Served, serve};
@@ -392,14 +392,20 @@ impl Keeper {
             Ok(listening) => listening,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        let addressed = match self.kept.address(&config) {
+            Ok(addressed) => addressed,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         let old_config = self.kept.config().clone();
         let (old_source, old_listening) =
             (mem::replace(&mut self.options.source, source), self.listeners.exchange_metrics(listening));
         self.end_for_another();
+        self.settle(addressed)?;
         self.start_another()?;
         if let Err(why) = self.await_serving() {
             self.options.source = old_source;
             self.listeners.exchange_metrics(old_listening);
+            self.settle_back(&old_config)?;
             self.go_on_after(Fault::from(&why).error(), true)?;
             return Ok(self.await_serving().and(Err(why)));
         }
@@ -407,12 +413,29 @@ impl Keeper {
         if let Err(why) = self.change(config) {
             self.options.source = old_source;
             self.listeners.exchange_metrics(old_listening);
-            self.change(old_config)?;
+            self.change(old_config.clone())?;
             self.end_for_another();
+            self.settle_back(&old_config)?;
             self.start_another()?;
             return Ok(self.await_serving().and(Err(why)));
         }
         Ok(Ok(()))
+    }
+
+    /// Goes on with these addresses. No packet process may use the tables.
+    fn settle(&mut self, addressed: Option<Addressed>) -> Result<(), SetupError> {
+        let Some(addressed) = addressed else { return Ok(()) };
+        // Also one that could not be waited for is over then.
+        let _ = self.packets.wait();
+        self.kept.settle(addressed)?;
+        self.supervisor.store(&self.kept);
+        Ok(())
+    }
+
+    /// Goes on with the addresses of a configuration that has been in force before.
+    fn settle_back(&mut self, config: &Config) -> Result<(), SetupError> {
+        let addressed = self.kept.address(config)?;
+        self.settle(addressed)
     }
 
     fn change(&mut self, config: Config) -> Result<(), SetupError> {
@@ -524,10 +547,7 @@ impl Packets {
     fn begin(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
         let named = kept.descriptors().into_iter().chain(listeners.descriptors());
         let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.unzip();
-        let addresses: Vec<String> = kept.state().addresses().iter().map(ToString::to_string).collect();
-        let order = json!({
-            "text": source.text, "path": source.path, "flags": source.flags, "addresses": addresses, "names": names,
-        });
+        let order = json!({ "text": source.text, "path": source.path, "flags": source.flags, "names": names });
         self.line.send(&order, &descriptors)
     }
 

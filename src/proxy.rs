@@ -179,6 +179,18 @@ impl Proxy {
         self.icmp_errors
     }
 
+    /// The gateway's addresses by their numbers, as they are now.
+    pub fn outside_addresses(&self) -> Vec<OutsideAddress> {
+        let addresses = &self.mappings.addresses;
+        let of = |(number, address)| OutsideAddress {
+            address,
+            draining: addresses.is_draining(number),
+            lost: addresses.is_lost(number),
+            idents_used: self.idents_per_address.saturating_sub(addresses.ready(number) as usize),
+        };
+        (0..).zip(addresses.list()).map(of).collect()
+    }
+
     /// What the tables hold and cost.
     pub fn sizes(&self) -> Sizes {
         let slots = self.mappings.slots.len();
@@ -209,6 +221,19 @@ impl Proxy {
     fn may_ping(&self, source: Ipv4Addr, remote: Ipv4Addr) -> Result<u64, Refusal> {
         self.policy.check(source, remote, &self.mappings.addresses)
     }
+}
+
+/// One of the gateway's addresses outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutsideAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The configuration names it no more: its mappings go on, and no new ones are made on it.
+    pub draining: bool,
+    /// The host has it no more.
+    pub lost: bool,
+    /// Idents that are somebody's, or rest before they can be anybody's.
+    pub idents_used: usize,
 }
 
 /// One thread's way into the proxy.
@@ -376,7 +401,7 @@ impl Batch<'_> {
         }
         let mappings = &self.proxy.mappings;
         let address = self.proxy.choose(asker.client, mappings.clients.pairing(asker.line));
-        if mappings.addresses.is_lost(address) {
+        if mappings.addresses.is_closed(address) {
             return Some(self.refuse(asker.client, Reason::AddressLost));
         }
         // Whose the client's own ident is.

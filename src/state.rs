@@ -1,9 +1,9 @@
 //! What outlives a packet process: the tables, in memory that somebody else keeps meanwhile.
 //!
 //! ```text
-//! 0      header: what this is, for which addresses and settings, under which keys, when it was last used
-//! 4096   slots, 65,536 of 64 bytes for each address
-//! then   outstanding echoes, in buckets of 64 bytes
+//! 0      header: what this is, for which settings, under which keys; which addresses there are, when it was last used
+//! 4096   outstanding echoes, in buckets of 64 bytes
+//! then   slots, 65,536 of 64 bytes for each address
 //! ```
 //!
 //! Only what cannot be worked out again is here: whose each ident is, which echoes are awaited, what the addresses' numbers stand
@@ -15,10 +15,16 @@
 //!
 //! **Whose.** What another layout, another boot of the machine or other settings have left is no use to anybody: it is *foreign*,
 //! said to be so, and left alone. So is what has not been used for so long that all of it has ended. The header is written before
-//! the memory is given to anybody, and never changes but for three things, each a word by itself: the addresses (by the process
-//! that keeps the memory), which of them are lost (the same), and when it was last used (by the one that uses it).
+//! the memory is given to anybody, and never changes but for these, each in words by themselves: the addresses, how many they are,
+//! which of them are lost and which drain (all by the process that keeps the memory), and when it was last used (by the one that
+//! uses it).
+//!
+//! Other addresses than before are taken up between two processes that use the memory, which grows for those that are added
+//! (`places`).
 //!
 //! Rejected: a file. A disk has its own troubles, and after a reboot there is nothing worth reading.
+
+mod places;
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,11 +38,11 @@ use crate::io::region::Region;
 use crate::proxy::{Keys, Tables};
 use crate::sys::time;
 use crate::table::slots::SLOT_BYTES;
-use crate::table::{ADDRESSES_MAX, SHARDS, echoes};
+use crate::table::{ADDRESSES_MAX, SHARDS, addresses, echoes};
 
 /// To be raised with every change of what the bytes mean: of the header, a slot, a word of an echo, or the ways of sealing
 /// and scrambling.
-pub const LAYOUT: u64 = 1;
+pub const LAYOUT: u64 = 2;
 
 /// The first bytes.
 const MAGIC: u64 = u64::from_ne_bytes(*b"echogate");
@@ -49,18 +55,19 @@ const FIXED_WORDS: usize = 16;
 /// The word that says when the tables were last used.
 const USED: usize = FIXED_WORDS;
 const HEADER_WORDS: usize = FIXED_WORDS + 1;
-/// Where the addresses are, and the word that says which are lost, in bytes.
+/// Where the addresses are, the words that mark them, and the one that says how many they are, in bytes.
 const ADDRESSES: usize = 1024;
-const LOST: usize = ADDRESSES + 4 * ADDRESSES_MAX;
+const MARKS: usize = ADDRESSES + 4 * ADDRESSES_MAX;
+const COUNT: usize = MARKS + 4 * addresses::MARKS;
 
 /// Everything in the tables has ended by then: no idle time and no hold-down is longer than a day.
 const ALL_ENDED: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 
+pub use places::Place;
+
 /// What the tables must have been made for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shape {
-    /// The gateway's addresses: their number counts, and with what new memory begins.
-    pub addresses: Vec<Ipv4Addr>,
     /// Words of the table of outstanding echoes, as a power of two.
     pub echo_words_log2: u32,
     /// How long a reply is waited for.
@@ -82,6 +89,7 @@ impl fmt::Display for Foreign {
 pub struct State {
     region: Region,
     header: &'static [AtomicU64],
+    shape: Shape,
     tables: Tables,
 }
 
@@ -92,16 +100,17 @@ pub fn clock() -> Result<Monotonic, SetupError> {
 }
 
 impl State {
-    /// Memory for empty tables.
-    pub fn create(shape: &Shape) -> Result<State, SetupError> {
-        let region = Region::create(shape.bytes())?;
+    /// Memory for empty tables of these addresses, of which there are 1 to [`ADDRESSES_MAX`].
+    pub fn create(shape: &Shape, addresses: &[Ipv4Addr]) -> Result<State, SetupError> {
+        let region = Region::create(shape.bytes(addresses.len()))?;
         let fixed = shape.header(&boot_id()?, Keys::draw());
         let layout = || SetupError::new("the memory of the tables is smaller than was asked for");
         let header = region.part::<AtomicU64>(0, HEADER_WORDS).ok_or_else(layout)?;
         // Relaxed, as all here: whoever the memory is given to gets it by a message or as a child, which come after.
         header.iter().zip(fixed).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
-        let addresses = region.part::<AtomicU32>(ADDRESSES, shape.addresses.len()).ok_or_else(layout)?;
-        for (word, address) in addresses.iter().zip(&shape.addresses) {
+        count_of(&region).ok_or_else(layout)?.store(u32::try_from(addresses.len()).unwrap_or(0), Ordering::Relaxed);
+        let words = region.part::<AtomicU32>(ADDRESSES, addresses.len()).ok_or_else(layout)?;
+        for (word, address) in words.iter().zip(addresses) {
             word.store(u32::from(*address), Ordering::Relaxed);
         }
         let state = State::over(region, shape).ok_or_else(layout)?;
@@ -116,8 +125,9 @@ impl State {
         let boot_id = boot_id().map_err(|error| foreign(error.to_string()))?;
         let header = region.part::<AtomicU64>(0, HEADER_WORDS).ok_or_else(|| foreign("it is too short".to_owned()))?;
         let found: [u64; FIXED_WORDS] = std::array::from_fn(|word| header[word].load(Ordering::Relaxed));
-        shape.compare(&found, &boot_id, region.len()).map_err(Foreign)?;
-        let state = State::over(region, shape).ok_or_else(|| foreign("it is too short".to_owned()))?;
+        shape.compare(&found, &boot_id).map_err(Foreign)?;
+        let unfit = || foreign("it is too short, or says that it has other addresses".to_owned());
+        let state = State::over(region, shape).ok_or_else(unfit)?;
         let now = clock().map_err(|error| foreign(error.to_string()))?.now();
         let unused = now.since(state.last_used());
         if unused >= ALL_ENDED {
@@ -128,16 +138,19 @@ impl State {
 
     fn over(region: Region, shape: &Shape) -> Option<State> {
         let header = region.part::<AtomicU64>(0, HEADER_WORDS)?;
-        let slots = shape.addresses.len() * SLOTS_AN_ADDRESS;
+        let count = count_of(&region)?.load(Ordering::Relaxed) as usize;
+        if !(1..=ADDRESSES_MAX).contains(&count) {
+            return None;
+        }
         let word = |number: usize| header[number].load(Ordering::Relaxed);
         let tables = Tables {
-            slots: region.part(HEADER_BYTES, slots)?,
-            buckets: region.part(HEADER_BYTES + slots * SLOT_BYTES, echoes::buckets(shape.echo_words_log2))?,
-            addresses: region.part(ADDRESSES, shape.addresses.len())?,
-            lost: region.part(LOST, 1)?,
+            slots: region.part(shape.slots_at(), count * SLOTS_AN_ADDRESS)?,
+            buckets: region.part(HEADER_BYTES, echoes::buckets(shape.echo_words_log2))?,
+            addresses: region.part(ADDRESSES, count)?,
+            marks: region.part(MARKS, addresses::MARKS)?,
             keys: Keys { echoes: [word(9), word(10), word(11), word(12)], seal: word(13), fragments: word(14) },
         };
-        Some(State { region, header, tables })
+        Some(State { region, header, shape: shape.clone(), tables })
     }
 
     /// The gateway's addresses as they are now, which whoever keeps the memory may change.
@@ -168,8 +181,12 @@ impl AsFd for State {
 }
 
 impl Shape {
-    fn bytes(&self) -> usize {
-        HEADER_BYTES + self.addresses.len() * SLOTS_AN_ADDRESS * SLOT_BYTES + 8 * (1 << self.echo_words_log2)
+    fn slots_at(&self) -> usize {
+        HEADER_BYTES + 8 * (1 << self.echo_words_log2)
+    }
+
+    fn bytes(&self, addresses: usize) -> usize {
+        self.slots_at() + addresses * SLOTS_AN_ADDRESS * SLOT_BYTES
     }
 
     fn header(&self, boot_id: &[u64; 2], keys: Keys) -> [u64; FIXED_WORDS] {
@@ -177,11 +194,11 @@ impl Shape {
         let mut words = [
             MAGIC,
             LAYOUT,
-            self.bytes() as u64,
+            HEADER_BYTES as u64,
             boot_id[0],
             boot_id[1],
             (SHARDS as u64) << 32 | SLOT_BYTES as u64,
-            self.addresses.len() as u64,
+            SLOTS_AN_ADDRESS as u64,
             self.echo_words_log2.into(),
             u64::try_from(self.echo_timeout.as_nanos()).unwrap_or(u64::MAX),
             k0,
@@ -197,7 +214,7 @@ impl Shape {
     }
 
     /// Says what differs, the plainest first.
-    fn compare(&self, found: &[u64; FIXED_WORDS], boot_id: &[u64; 2], len: usize) -> Result<(), String> {
+    fn compare(&self, found: &[u64; FIXED_WORDS], boot_id: &[u64; 2]) -> Result<(), String> {
         let keys = Keys { echoes: [0; 4], seal: 0, fragments: 0 };
         let wanted = self.header(boot_id, keys);
         if found[0] != wanted[0] {
@@ -214,19 +231,21 @@ impl Shape {
         }
         let named = [
             (5, "the form of its slots"),
-            (6, "the number of its addresses"),
+            (6, "the number of slots of an address"),
             (7, "its echo.table_words"),
             (8, "its echo.timeout"),
-            (2, "its length"),
+            (2, "the length of its header"),
         ];
         if let Some((_, name)) = named.into_iter().find(|(word, _)| found[*word] != wanted[*word]) {
             return Err(format!("{name} is another one"));
         }
-        if len < self.bytes() {
-            return Err("it is too short".to_owned());
-        }
         Ok(())
     }
+}
+
+/// The word that says how many addresses there are.
+fn count_of(region: &Region) -> Option<&'static AtomicU32> {
+    region.part(COUNT, 1)?.first()
 }
 
 /// Over all words but the last.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::reach::Which;
 use super::{print, totals};
-use crate::control::{Request, Stats};
+use crate::control::{AddressNow, Request, Stats};
 use crate::error::SetupError;
 
 /// Print the numbers of a running gateway
@@ -34,9 +34,25 @@ fn text(stats: &Stats) -> String {
     let uptime = humantime::format_duration(Duration::from_secs_f64(stats.uptime_seconds.trunc()));
     let health = if stats.healthy { "every worker moves" } else { "A WORKER STANDS STILL" };
     format!(
-        "{}\nechogate {}, up {uptime}, {health}\n\n{}",
+        "{}\nechogate {}, up {uptime}, {health}\n\n{}{}",
         stats.description,
         stats.version,
-        totals::table(&stats.totals())
+        totals::table(&stats.totals()),
+        addresses(stats)
     )
+}
+
+/// What is on each address, where there are several or one is not as it should be.
+fn addresses(stats: &Stats) -> String {
+    let one = |now: &AddressNow| {
+        let idents = totals::grouped(now.idents_used);
+        format!("{:26}{:>18}  {}\n", now.address, idents, now.state)
+    };
+    match stats.addresses.as_slice() {
+        [] => String::new(),
+        [only] if only.state == "open" => String::new(),
+        all => {
+            format!("\n{:26}{:>18}\n{}", "outside addresses", "idents used", all.iter().map(one).collect::<String>())
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::{Config, Source};
 use crate::error::SetupError;
 
 /// Keys that are read at a start only, by their full names.
-pub const FIXED: [&str; 15] = [
+pub const FIXED: [&str; 14] = [
     // The device, and what is in its queues.
     "inside.device",
     "inside.address",
@@ -22,8 +22,7 @@ pub const FIXED: [&str; 15] = [
     "inside.mark_mask",
     "inside.table",
     "inside.rule_priority",
-    // Sockets and queues: as many as there are workers, for these addresses, with their filters.
-    "outside.addresses",
+    // Sockets and queues: as many as there are workers, with their filters.
     "run.workers",
     "echo.icmp_errors",
     // The tables' memory.

@@ -108,6 +108,14 @@ fn tables(text: &mut Text, stats: &Stats) {
     text.sample(&[], stats.mappings_peak);
     text.family("echogate_mappings_limit", Kind::Gauge, "Mappings that can live at once.");
     text.sample(&[], stats.mappings_max);
+    text.family(
+        "echogate_address_used_idents",
+        Kind::Gauge,
+        "Idents of an outside address that are somebody's, or rest before they can be.",
+    );
+    for address in &stats.addresses {
+        text.sample(&[("address", &address.address), ("state", &address.state)], address.idents_used);
+    }
     text.family("echogate_outstanding_echoes", Kind::Gauge, "Requests sent and not answered yet.");
     text.sample(&[], stats.outstanding);
     text.family("echogate_outstanding_echoes_limit", Kind::Gauge, "Requests that can be outstanding at once.");

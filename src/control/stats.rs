@@ -1,6 +1,7 @@
 //! All numbers as one object: the answer to `stats`. docs/metrics.md says what each of them means.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,6 +11,7 @@ use crate::error::SetupError;
 use crate::gateway::Observer;
 use crate::io::Engine;
 use crate::metrics::{ROUND_TRIP_ENDS_US, Snapshot, Traffic};
+use crate::proxy::OutsideAddress;
 
 /// How an engine is called where programs read it.
 const fn engine(engine: Engine) -> &'static str {
@@ -32,6 +34,9 @@ pub struct Stats {
     pub engine: String,
     /// Number of workers.
     pub workers: usize,
+    /// Its addresses outside.
+    #[serde(default)]
+    pub addresses: Vec<AddressNow>,
     /// For how long it has been serving.
     pub uptime_seconds: f64,
     /// Whether every worker moves.
@@ -92,6 +97,28 @@ pub struct Stats {
     pub log_lines_lost: u64,
 }
 
+/// One of the gateway's addresses outside.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AddressNow {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// `open`; `draining` (named no more, until nothing is on it), `lost` (the host has it no more): no new mappings.
+    pub state: String,
+    /// Idents that are somebody's, or rest before they can be anybody's.
+    pub idents_used: u64,
+}
+
+impl From<OutsideAddress> for AddressNow {
+    fn from(from: OutsideAddress) -> AddressNow {
+        let state = match from {
+            OutsideAddress { lost: true, .. } => "lost",
+            OutsideAddress { draining: true, .. } => "draining",
+            _ => "open",
+        };
+        AddressNow { address: from.address, state: state.to_owned(), idents_used: from.idents_used as u64 }
+    }
+}
+
 /// Round trips by class.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct RoundTrips {
@@ -122,6 +149,7 @@ impl Stats {
             device: observer.device().to_owned(),
             engine: engine(observer.engine()).to_owned(),
             workers: observer.workers(),
+            addresses: observer.addresses().into_iter().map(AddressNow::from).collect(),
             uptime_seconds: rounded(observer.uptime().as_secs_f64()),
             healthy: true,
             inside_in: totals.inside_in,

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -16,14 +17,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::holding::{Holding, steer};
+use super::holding::{Holding, Senders, steer};
 use super::{act_on, divert_settings, examine, resolved, settings};
 use crate::config::Config;
 use crate::error::SetupError;
 use crate::host::addresses::{AddressWatch, Follow};
 use crate::host::divert::{Divert, Ownership};
 use crate::host::netlink::Netlink;
-use crate::state::{Shape, State};
+use crate::state::{Place, Shape, State};
 use crate::table::Storage;
 use crate::table::addresses::Addresses;
 
@@ -45,7 +46,8 @@ pub struct Kept {
     follow_default: bool,
     holding: Holding,
     state: State,
-    anew: bool,
+    /// The names of descriptors that are others than those that were left under them, or that there are no more.
+    outdated: Vec<String>,
     // Dropped in this order: nothing follows what is being undone.
     addresses: Option<AddressWatch>,
     divert: Option<Divert>,
@@ -53,6 +55,15 @@ pub struct Kept {
     ownership: Arc<Mutex<Option<Ownership>>>,
     /// What was left, for the diversion.
     left: Option<Ownership>,
+}
+
+/// Other outside addresses than before, to be settled on while no packets are moved ([`Kept::settle`]).
+#[derive(Debug)]
+pub struct Addressed {
+    places: Vec<Place>,
+    senders: Senders,
+    /// The tables, with room for them.
+    state: State,
 }
 
 /// What one process leaves to another.
@@ -77,34 +88,51 @@ impl Kept {
         let mut config = resolved(config)?;
         let left = left.and_then(|left| left.fitting(&config, follow_default, refuse));
         examine(&config, left.is_some())?;
-        let (holding, (state, anew), ownership) = match left {
-            Some((holding, tables, ownership)) => {
-                let state = taken_up(tables, &mut config, &holding)?;
+        let mut outdated = Vec::new();
+        let (holding, state, ownership) = match left {
+            Some((mut holding, tables, ownership)) => {
+                let (state, anew) = taken_up(tables, &config, follow_default, &holding)?;
+                // Where the address is followed, it may have become another one meanwhile.
+                let senders = holding.senders_for(&state.addresses())?;
+                outdated.extend(anew.then(|| TABLES.to_owned()).into_iter().chain(senders.renewed).chain(senders.gone));
+                holding.set_senders(senders.sockets);
                 (holding, state, ownership)
             }
             None => {
-                let state = State::create(&shape(&config))?;
+                let state = State::create(&shape(&config), &config.outside.addresses)?;
                 let holding = Holding::open(&config, state.tables().keys.fragments)?;
-                (holding, (state, true), None)
+                // Or there would be two of one name.
+                outdated.push(TABLES.to_owned());
+                (holding, state, None)
             }
         };
-        let send = holding.senders()?;
-        let tables = state.tables();
-        let addresses = Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.lost));
-        let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
-        let act = move |change| act_on(&addresses, &send, change);
-        let watch = AddressWatch::start(state.addresses(), follow, act)?;
-        Ok(Kept {
+        if follow_default {
+            config.outside.addresses = state.addresses();
+        }
+        let mut kept = Kept {
             config,
             follow_default,
             holding,
             state,
-            anew,
-            addresses: Some(watch),
+            outdated,
+            addresses: None,
             divert: None,
             ownership: Arc::default(),
             left: ownership,
-        })
+        };
+        kept.watch()?;
+        Ok(kept)
+    }
+
+    /// Follows what becomes of the addresses, from now on.
+    fn watch(&mut self) -> Result<(), SetupError> {
+        let (send, tables) = (self.holding.senders()?, self.state.tables());
+        let addresses = Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.marks));
+        let clients = self.config.inside.clients.clone();
+        let follow = if self.follow_default { Follow::Except(clients) } else { Follow::No };
+        let act = move |change| act_on(&addresses, &send, change);
+        self.addresses = Some(AddressWatch::start(self.state.addresses(), follow, act)?);
+        Ok(())
     }
 
     /// Leads clients' echo requests here, if that was asked for: once somebody serves them. `tell` is told, now and later, when
@@ -129,10 +157,45 @@ impl Kept {
     /// What a changed configuration comes to here, if the host allows it.
     pub fn accepts(&self, config: Config) -> Result<Config, SetupError> {
         let mut config = config;
-        config.outside.addresses = self.state.addresses();
+        if config.outside.addresses.is_empty() != self.follow_default {
+            let what =
+                "outside.addresses: whether they are named or the default route's cannot change while the gateway runs";
+            return Err(SetupError::new(what).remedy("leave it as before, or start the gateway again"));
+        }
+        if self.follow_default {
+            config.outside.addresses = self.state.addresses();
+        }
         config.validate()?;
         examine(&config, true)?;
         Ok(config)
+    }
+
+    /// Makes everything ready for the addresses of a configuration ([`Kept::accepts`]); none if they are what they are. Nothing
+    /// changes yet. The error: one of them is not to be had, or they are too many with those that drain.
+    pub fn address(&self, config: &Config) -> Result<Option<Addressed>, SetupError> {
+        let places =
+            if self.follow_default { self.state.places() } else { self.state.arranged(&config.outside.addresses)? };
+        if places == self.state.places() {
+            return Ok(None);
+        }
+        let addresses: Vec<Ipv4Addr> = places.iter().map(|place| place.address).collect();
+        let senders = self.holding.senders_for(&addresses)?;
+        let state = self.state.grown(places.len())?;
+        Ok(Some(Addressed { places, senders, state }))
+    }
+
+    /// Lets these be the addresses. No process may use the tables meanwhile.
+    pub fn settle(&mut self, addressed: Addressed) -> Result<(), SetupError> {
+        let Addressed { places, senders, state } = addressed;
+        drop(self.addresses.take());
+        self.state = state.settle(&places)?;
+        self.outdated = senders.renewed.into_iter().chain(senders.gone).collect();
+        self.holding.set_senders(senders.sockets);
+        self.watch()?;
+        for place in places.iter().filter(|place| place.drains) {
+            tracing::info!(address = %place.address, "drains: its mappings go on, and no new ones are made on it");
+        }
+        Ok(())
     }
 
     /// Follows a changed configuration ([`Kept::accepts`]). The table that leads requests here is replaced in one transaction, so
@@ -192,14 +255,14 @@ impl Kept {
 
     /// What the descriptors are for.
     pub fn note(&self) -> Value {
-        let addresses: Vec<String> = self.state.addresses().iter().map(ToString::to_string).collect();
-        json!({
+        let note = json!({
             "device": self.config.inside.device,
             "workers": self.holding.workers(),
             "icmp_errors": self.config.echo.icmp_errors,
-            "addresses": addresses,
             "follow_default": self.follow_default,
-        })
+        });
+        let ownership = self.ownership.lock().unwrap_or_else(PoisonError::into_inner);
+        noted(&note, ownership.as_ref())
     }
 
     /// The configuration, with what only the host could tell.
@@ -212,9 +275,9 @@ impl Kept {
         &self.state
     }
 
-    /// Whether the tables are new ones.
-    pub fn begins_anew(&self) -> bool {
-        self.anew
+    /// The names of descriptors that are others than those that were there under these names before, or that there are no more.
+    pub fn outdated(&self) -> &[String] {
+        &self.outdated
     }
 
     /// Whether the device is still there: without it nobody can go on.
@@ -244,9 +307,8 @@ impl Left {
         let why = match self.differs(config, follow_default) {
             Some(name) => format!("{name} is another one"),
             None => {
-                let addresses = config.outside.addresses.len();
                 let find = |name: &str| self.descriptors.remove(name);
-                match Holding::adopt(config.run.workers as usize, addresses, find) {
+                match Holding::adopt(config.run.workers as usize, find) {
                     Ok(holding) if holding.is_attached() => {
                         return Some((holding, self.descriptors.remove(TABLES), ownership));
                     }
@@ -274,17 +336,13 @@ impl Left {
 
     /// What of the configuration is another than it was.
     fn differs(&self, config: &Config, follow_default: bool) -> Option<&'static str> {
-        let addresses: Vec<String> = config.outside.addresses.iter().map(ToString::to_string).collect();
         let wanted = [
             ("inside.device", "device", json!(config.inside.device)),
             ("run.workers", "workers", json!(config.run.workers)),
             ("echo.icmp_errors", "icmp_errors", json!(config.echo.icmp_errors)),
             ("the way to the outside addresses", "follow_default", json!(follow_default)),
-            ("the list of outside addresses", "addresses", json!(addresses)),
         ];
-        // One that is followed changes by itself.
-        let followed = |name: &str| follow_default && name == "addresses";
-        let other = |(_, name, wanted): &(_, &str, Value)| self.note.get(*name) != Some(wanted) && !followed(name);
+        let other = |(_, name, wanted): &(_, &str, Value)| self.note.get(*name) != Some(wanted);
         wanted.into_iter().find(other).map(|(named, ..)| named)
     }
 }
@@ -298,29 +356,33 @@ fn await_no(device: &str) {
     }
 }
 
-/// The tables that were left, or empty ones in their place, and whether it is these.
-fn taken_up(tables: Option<OwnedFd>, config: &mut Config, holding: &Holding) -> Result<(State, bool), SetupError> {
-    let opened = tables.map(|tables| State::open(tables, &shape(config)));
-    let why = match opened {
-        Some(Ok(state)) => {
-            config.outside.addresses = state.addresses();
-            return Ok((state, false));
-        }
+/// The tables that were left, for the addresses of this configuration; or empty ones in their place, and whether it is these.
+fn taken_up(
+    tables: Option<OwnedFd>,
+    config: &Config,
+    follow_default: bool,
+    holding: &Holding,
+) -> Result<(State, bool), SetupError> {
+    let settled = |state: State| {
+        let places = if follow_default { state.places() } else { state.arranged(&config.outside.addresses)? };
+        state.grown(places.len())?.settle(&places)
+    };
+    let why = match tables.map(|tables| State::open(tables, &shape(config))) {
+        Some(Ok(state)) => match settled(state) {
+            Ok(state) => return Ok((state, false)),
+            Err(error) => error.to_string(),
+        },
         Some(Err(foreign)) => foreign.to_string(),
         None => "they were not handed over".to_owned(),
     };
     tracing::warn!(%why, "the tables are not taken up: every client gets another ident");
-    let state = State::create(&shape(config))?;
+    let state = State::create(&shape(config), &config.outside.addresses)?;
     steer(holding, state.tables().keys.fragments);
     Ok((state, true))
 }
 
-/// What the tables of a gateway with this configuration are made for. It names its addresses.
+/// What the tables of a gateway with this configuration are made for.
 pub(super) fn shape(config: &Config) -> Shape {
     let settings = settings(config);
-    Shape {
-        addresses: settings.addresses,
-        echo_words_log2: settings.echo_words_log2,
-        echo_timeout: settings.echo_timeout,
-    }
+    Shape { echo_words_log2: settings.echo_words_log2, echo_timeout: settings.echo_timeout }
 }

@@ -2,14 +2,14 @@
 //! raw sockets dropped. Looking costs the workers nothing.
 
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::pulse::Pulse;
 use crate::io::raw::ReceiveSocket;
 use crate::io::{Engine, Waker};
 use crate::metrics::{Counters, Snapshot};
-use crate::proxy::Sizes;
+use crate::proxy::{OutsideAddress, Proxy, Sizes};
 use crate::sys::net;
 use crate::worker::Basin;
 
@@ -28,6 +28,8 @@ pub(super) struct Observed {
     /// The classes of clients, by their numbers.
     pub(super) classes: Vec<String>,
     pub(super) sizes: Sizes,
+    /// Only for as long as somebody serves.
+    pub(super) proxy: Weak<Proxy>,
     pub(super) receivers: Mutex<Receivers>,
     pub(super) started: Instant,
 }
@@ -88,6 +90,11 @@ impl Observer {
     /// What the tables hold.
     pub fn sizes(&self) -> Sizes {
         self.0.sizes
+    }
+
+    /// The addresses outside by their numbers; none once the gateway has ended.
+    pub fn addresses(&self) -> Vec<OutsideAddress> {
+        self.0.proxy.upgrade().map(|proxy| proxy.outside_addresses()).unwrap_or_default()
     }
 
     /// The counters' sum now.

@@ -167,6 +167,11 @@ impl SendSocket {
         share(&self.0).map(SendSocket)
     }
 
+    /// The address that it sends from; none while it has none.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        self.0.local_addr().ok()?.as_socket_ipv4().map(|at| *at.ip())
+    }
+
     /// Sends from another address from now on, by whichever handle. Whoever sends meanwhile sends as from no address in
     /// particular.
     pub fn rebind(&self, address: Ipv4Addr) -> Result<(), SetupError> {

@@ -1,7 +1,8 @@
 //! Memory that outlives a process: where the tables of a gateway lie, so that the next packet process goes on with them.
 //!
-//! A file in memory, sealed at its length before anybody maps it, so that no touch of it can fail. It is mapped once and stays
-//! mapped as long as the process runs; what is lent of it is therefore `'static`.
+//! A file in memory, sealed against becoming shorter before anybody maps it, so that no touch of it can fail. What is mapped once
+//! stays mapped as long as the process runs; what is lent of it is therefore `'static`. It can become longer: then it is mapped
+//! once more, which costs addresses and no memory.
 //!
 //! It is shared with whoever has the descriptor: the process that keeps it, and in a bad case a predecessor that is just ending. So
 //! only atomics are lent, for which every bit pattern is a value; what the values mean is judged by those who know
@@ -55,14 +56,14 @@ impl Region {
         let refused = |cause| SetupError::caused(format!("cannot make {len} bytes of memory for the tables"), cause);
         let file = File::from(memory::memory_file(c"echogate-tables").map_err(refused)?);
         file.set_len(len as u64).map_err(refused)?;
-        memory::seal_length(file.as_fd()).map_err(refused)?;
+        memory::forbid_shrinking(file.as_fd()).map_err(refused)?;
         Region::map(file.into(), len).map_err(refused)
     }
 
     /// One that another process has made. The error says why it is none.
     pub fn open(file: OwnedFd) -> Result<Region, SetupError> {
         let refused = |cause| SetupError::caused("this is no memory of tables", cause);
-        if !memory::is_length_sealed(file.as_fd()).map_err(refused)? {
+        if !memory::cannot_shrink(file.as_fd()).map_err(refused)? {
             return Err(SetupError::new("the memory of the tables is not sealed: it could shrink under us"));
         }
         let file = File::from(file);
@@ -70,9 +71,24 @@ impl Region {
         Region::map(file.into(), len).map_err(refused)
     }
 
+    /// The same memory with `len` bytes at least; what is there stays as it is, and so does what has been lent of it.
+    pub fn grown(&self, len: usize) -> Result<Region, SetupError> {
+        let refused = |cause| SetupError::caused(format!("cannot make {len} bytes of memory for the tables"), cause);
+        let file = File::from(self.file.try_clone().map_err(refused)?);
+        if len <= self.len() {
+            return Ok(Region { file: file.into(), mapping: self.mapping });
+        }
+        // Another one may have made it longer than this one knows.
+        let long = usize::try_from(file.metadata().map_err(refused)?.len()).unwrap_or(usize::MAX);
+        if long < len {
+            file.set_len(len as u64).map_err(refused)?;
+        }
+        Region::map(file.into(), len.max(long)).map_err(refused)
+    }
+
     fn map(file: OwnedFd, len: usize) -> std::io::Result<Region> {
         let mapping = Mapping::shared(file.as_fd(), len)?;
-        // For the life of the process: a few megabytes, once.
+        // For the life of the process: a few megabytes of addresses, once and when it grows.
         Ok(Region { file, mapping: Box::leak(Box::new(mapping)) })
     }
 
@@ -98,7 +114,7 @@ impl Region {
         let first = unsafe { self.mapping.address().add(offset) }.cast::<T>();
         // SAFETY: the values lie inside of the mapping, which begins at a page and is never given back, at a multiple of
         // their alignment. Any bytes are values of them, and only their atomic operations touch them, here and elsewhere
-        // (see `Atomics`). The file is sealed at its length: every page is there.
+        // (see `Atomics`). The file is sealed against becoming shorter: every page is there.
         Some(unsafe { slice::from_raw_parts(first.as_ptr(), count) })
     }
 }
@@ -122,6 +138,16 @@ mod tests {
         assert_eq!((opened.len(), opened.is_empty()), (8192, false));
         made.part::<AtomicU64>(4096, 512).unwrap()[511].store(7, Ordering::Relaxed);
         assert_eq!(opened.part::<AtomicU64>(4096, 512).unwrap()[511].load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn one_that_grows_keeps_what_is_there_and_what_was_lent() {
+        let made = Region::create(8192).unwrap();
+        let lent = made.part::<AtomicU64>(4096, 512).unwrap();
+        let grown = made.grown(16384).unwrap();
+        assert_eq!((grown.len(), made.grown(4096).unwrap().len()), (16384, 8192), "and never becomes shorter");
+        lent[1].store(7, Ordering::Relaxed);
+        assert_eq!(grown.part::<AtomicU64>(4096, 1536).unwrap()[1].load(Ordering::Relaxed), 7);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -55,12 +54,12 @@ fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Contro
             .remedy("echogate run")
     };
     let message = line.receive().map_err(|_| nobody())?.ok_or_else(nobody)?;
-    let Handed { source, addresses, mut descriptors } = Handed::read(message).ok_or_else(nobody)?;
+    let Handed { source, mut descriptors } = Handed::read(message).ok_or_else(nobody)?;
     let tables = descriptors.remove(TABLES).ok_or_else(nobody)?;
     let mut find = |name: &str| descriptors.remove(name);
     let listeners = Listeners::adopt(&mut find)?;
     let config = source.config()?;
-    let gateway = Gateway::resume(&config, tables, find, &addresses)?;
+    let gateway = Gateway::resume(&config, tables, find)?;
     let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
     if config.run.sandbox {
         // The rings are made, and whoever else has a thread has it.
@@ -125,7 +124,6 @@ fn orders(line: &Line) -> io::Result<Receiver<&'static str>> {
 /// What the first message brings.
 struct Handed {
     source: Source,
-    addresses: Vec<Ipv4Addr>,
     descriptors: HashMap<String, OwnedFd>,
 }
 
@@ -140,10 +138,8 @@ impl Handed {
             path: text(value.get("path")?)?,
             flags: list("flags")?.iter().map(flag).collect::<Option<_>>()?,
         };
-        let address = |address: &Value| address.as_str()?.parse().ok();
-        let addresses = list("addresses")?.iter().map(address).collect::<Option<_>>()?;
         let names = list("names")?.iter().map(text).collect::<Option<Vec<_>>>()?;
         let named = names.len() == descriptors.len();
-        named.then(|| Handed { source, addresses, descriptors: names.into_iter().zip(descriptors).collect() })
+        named.then(|| Handed { source, descriptors: names.into_iter().zip(descriptors).collect() })
     }
 }

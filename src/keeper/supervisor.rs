@@ -22,7 +22,7 @@ use std::{env, io, process};
 
 use serde_json::Value;
 
-use crate::gateway::{COMMANDS, COMPLAINTS, Kept, Left, TABLES};
+use crate::gateway::{COMMANDS, COMPLAINTS, Kept, Left};
 use crate::sys::{self, mem, passing};
 
 /// The variables by which a supervisor speaks: not for the packet process.
@@ -110,12 +110,10 @@ impl Supervisor {
         }
     }
 
-    /// Has everything kept that the set-up hangs on, but for the diversion.
+    /// Has everything kept that the set-up hangs on, but for the diversion; what is kept already, once.
     pub(super) fn store(&self, kept: &Kept) {
-        if kept.begins_anew() {
-            // Or there would be two of one name.
-            self.forget(TABLES);
-        }
+        // Or there would be two of one name.
+        kept.outdated().iter().for_each(|name| self.forget(name));
         self.store_note(&kept.note());
         if let Some(note) = &self.note {
             self.store_one(NOTE, note.as_fd());

@@ -2,7 +2,8 @@
 //!
 //! Clients are spread over the addresses by a hash of their own. Where the idents of one are used up, a client that has no
 //! mapping takes the next that has any, and stays there; one that has mappings stays with them and is refused. An
-//! address that is lost is nobody's: its mappings end, and whoever had them begins elsewhere.
+//! address that is lost is nobody's: its mappings end, and whoever had them begins elsewhere. One that drains keeps its
+//! mappings, and a client's new ones are on another meanwhile: only so does it ever become empty.
 
 use std::net::Ipv4Addr;
 
@@ -10,18 +11,18 @@ use super::Proxy;
 use crate::table::clients::Pairing;
 
 impl Proxy {
-    /// The number of the gateway address for a new mapping of this client. Lost only if all are.
+    /// The number of the gateway address for a new mapping of this client. Closed only if all are.
     pub(super) fn choose(&self, client: Ipv4Addr, pairing: Pairing) -> u8 {
         let addresses = &self.mappings.addresses;
-        let paired = pairing.address().filter(|number| !addresses.is_lost(*number));
+        let paired = pairing.address().filter(|number| !addresses.is_closed(*number));
         if let Some(number) = paired
             && (pairing.mappings() > 0 || addresses.has_ident(number))
         {
             return number;
         }
         let preferred = paired.unwrap_or_else(|| self.preferred(client));
-        let present = || self.from(preferred).filter(|number| !addresses.is_lost(*number));
-        present().find(|number| addresses.has_ident(*number)).or_else(|| present().next()).unwrap_or(preferred)
+        let open = || self.from(preferred).filter(|number| !addresses.is_closed(*number));
+        open().find(|number| addresses.has_ident(*number)).or_else(|| open().next()).unwrap_or(preferred)
     }
 
     /// The number of the gateway address that tells this client of what went wrong; none if all are lost.

@@ -27,10 +27,10 @@ pub struct Tables {
     pub slots: &'static [Slot],
     /// As many as [`echoes::buckets`] tells for the setting.
     pub buckets: &'static [echoes::Bucket],
-    /// The gateway's addresses by their numbers, and by bit which of them are lost: they are taken from here.
+    /// The gateway's addresses by their numbers, and by bit which of them are lost and which drain: they are taken from here.
     pub addresses: &'static [AtomicU32],
-    /// One word.
-    pub lost: &'static [AtomicU32],
+    /// [`MARKS`](crate::table::addresses::MARKS) words.
+    pub marks: &'static [AtomicU32],
     /// What they have been used with.
     pub keys: Keys,
 }
@@ -118,7 +118,7 @@ impl Proxy {
             None => Mappings::new(&settings.addresses, policy.client_addresses()),
             Some((tables, _)) => Mappings::over(
                 Slots::over(tables.slots, tables.keys.seal),
-                Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.lost)),
+                Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.marks)),
                 policy.client_addresses(),
             ),
         };

@@ -77,8 +77,8 @@ impl Drop for Mapping {
     }
 }
 
-/// The seals of a file that can be neither made longer nor shorter, and that stays so.
-const OF_ONE_LENGTH: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+/// The seals of a file that cannot be made shorter, and that stays so.
+const NEVER_SHORTER: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
 
 /// A file without a name in any directory, gone with its last descriptor and mapping; it can be sealed.
 #[expect(unsafe_code, reason = "memfd_create(2)")]
@@ -92,20 +92,20 @@ pub fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Keeps the file at the length that it has, for good.
+/// Keeps the file from being made shorter, for good.
 #[expect(unsafe_code, reason = "fcntl(2)")]
-pub fn seal_length(file: BorrowedFd<'_>) -> io::Result<()> {
+pub fn forbid_shrinking(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes integers.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, OF_ONE_LENGTH) };
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, NEVER_SHORTER) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Whether the file is kept at its length for good. EINVAL: it is of a kind that cannot be.
+/// Whether the file is kept from being made shorter for good. EINVAL: it is of a kind that cannot be.
 #[expect(unsafe_code, reason = "fcntl(2)")]
-pub fn is_length_sealed(file: BorrowedFd<'_>) -> io::Result<bool> {
+pub fn cannot_shrink(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: takes integers.
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    if seals < 0 { Err(io::Error::last_os_error()) } else { Ok(seals & OF_ONE_LENGTH == OF_ONE_LENGTH) }
+    if seals < 0 { Err(io::Error::last_os_error()) } else { Ok(seals & NEVER_SHORTER == NEVER_SHORTER) }
 }
 
 #[cfg(test)]
@@ -116,17 +116,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sealed_file_keeps_its_length_and_shows_one_memory_in_every_mapping() {
+    fn a_sealed_file_is_never_shorter_and_shows_one_memory_in_every_mapping() {
         let file = File::from(memory_file(c"test").unwrap());
-        assert!(!is_length_sealed(file.as_fd()).unwrap());
+        assert!(!cannot_shrink(file.as_fd()).unwrap());
         file.set_len(8192).unwrap();
-        seal_length(file.as_fd()).unwrap();
-        assert!(is_length_sealed(file.as_fd()).unwrap());
-        assert!(file.set_len(4096).is_err() && file.set_len(16384).is_err());
+        forbid_shrinking(file.as_fd()).unwrap();
+        assert!(cannot_shrink(file.as_fd()).unwrap());
+        assert!(file.set_len(4096).is_err() && file.set_len(16384).is_ok());
         let [one, other] = [(), ()].map(|()| Mapping::shared(file.as_fd(), 8192).unwrap());
         assert_ne!(one.address(), other.address());
         let other_kind = File::open("/proc/self/status").unwrap();
-        assert_eq!(is_length_sealed(other_kind.as_fd()).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(cannot_shrink(other_kind.as_fd()).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     }
 
     #[test]

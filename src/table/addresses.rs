@@ -1,14 +1,18 @@
-//! The gateway's addresses outside: which they are, which of them are lost, and how many idents are ready on each.
+//! The gateway's addresses outside: which they are, which of them are lost or drain, and how many idents are ready on each.
 //!
 //! An address has a number, by which slots and send sockets know it, for as long as the gateway runs. What the number
 //! stands for can change (the host's default address does), and an address can be lost (the host has it no more) and
 //! come back. Both are rare, are written by one thread, and take effect packet by packet: a packet that is judged meanwhile
 //! may still leave from the old address, and its send then fails.
+//!
+//! An address that the configuration names no more *drains*: its mappings go on for as long as they are used, and no new ones
+//! are made on it. Which addresses drain is decided between two packet processes, not while packets are judged.
 
 use std::net::Ipv4Addr;
 
 use super::atomic::{AtomicU32, Ordering};
 use super::{ADDRESSES_MAX, Storage};
+use crate::canary::{Canary, is_loose};
 
 /// All of them, by their numbers.
 #[derive(Debug)]
@@ -16,21 +20,26 @@ pub struct Addresses {
     current: Storage<AtomicU32>,
     /// Idents that are ready on each, all owners' together.
     ready: Box<[AtomicU32]>,
-    /// One word: by bit.
-    lost: Storage<AtomicU32>,
+    /// Two words, each by bit: which are lost, and which drain.
+    marks: Storage<AtomicU32>,
 }
+
+/// The words of marks.
+pub const MARKS: usize = 2;
+const LOST: usize = 0;
+const DRAINING: usize = 1;
 
 impl Addresses {
     /// These, none lost; the first [`ADDRESSES_MAX`].
     pub fn new(addresses: &[Ipv4Addr]) -> Addresses {
         let current = addresses.iter().take(ADDRESSES_MAX).map(|address| AtomicU32::new(u32::from(*address)));
-        Addresses::over(Storage::Own(current.collect()), Storage::own(1))
+        Addresses::over(Storage::Own(current.collect()), Storage::own(MARKS))
     }
 
-    /// Those that `current` has, and `lost` says of which they are lost.
-    pub fn over(current: Storage<AtomicU32>, lost: Storage<AtomicU32>) -> Addresses {
+    /// Those that `current` has; `marks` ([`MARKS`] words) say by bit which of them are lost, and which drain.
+    pub fn over(current: Storage<AtomicU32>, marks: Storage<AtomicU32>) -> Addresses {
         let ready = current.iter().map(|_| AtomicU32::new(0)).collect();
-        Addresses { current, ready, lost }
+        Addresses { current, ready, marks }
     }
 
     /// All of them as they are now.
@@ -80,16 +89,32 @@ impl Addresses {
 
     /// Says whether the address of this number is lost. By one thread only.
     pub fn set_lost(&self, number: u8, lost: bool) {
+        self.mark(LOST, number, lost);
+    }
+
+    /// Says whether the address of this number drains. By the thread that says which are lost.
+    pub fn set_draining(&self, number: u8, draining: bool) {
+        self.mark(DRAINING, number, draining);
+    }
+
+    fn mark(&self, word: usize, number: u8, marked: bool) {
         let bit = 1 << (u32::from(number) % u32::BITS);
-        let before = self.lost();
-        let after = if lost { before | bit } else { before & !bit };
-        self.lost.iter().for_each(|word| word.store(after, Ordering::Relaxed));
+        let before = self.marked(word);
+        let after = if marked { before | bit } else { before & !bit };
+        if let Some(word) = self.marks.get(word) {
+            word.store(after, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn marked(&self, word: usize) -> u32 {
+        self.marks.get(word).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// The lost ones, by bit.
     #[inline]
     pub fn lost(&self) -> u32 {
-        self.lost.first().map_or(0, |word| word.load(Ordering::Relaxed))
+        self.marked(LOST)
     }
 
     /// Whether the address of this number is lost.
@@ -98,9 +123,24 @@ impl Addresses {
         self.lost() >> (u32::from(number) % u32::BITS) & 1 != 0
     }
 
-    /// Whether an ident is ready on the address of this number, whoever owns it.
+    /// Whether the address of this number drains.
+    pub fn is_draining(&self, number: u8) -> bool {
+        self.marked(DRAINING) >> (u32::from(number) % u32::BITS) & 1 != 0
+    }
+
+    /// Whether no new mapping is made on the address of this number.
+    pub fn is_closed(&self, number: u8) -> bool {
+        self.is_lost(number) || self.is_draining(number) && !is_loose(Canary::NeverDrained)
+    }
+
+    /// How many idents are ready on the address of this number, whoever owns them.
+    pub fn ready(&self, number: u8) -> u32 {
+        self.ready.get(usize::from(number)).map_or(0, |ready| ready.load(Ordering::Relaxed))
+    }
+
+    /// Whether one is.
     pub fn has_ident(&self, number: u8) -> bool {
-        self.ready.get(usize::from(number)).is_some_and(|ready| ready.load(Ordering::Relaxed) > 0)
+        self.ready(number) > 0
     }
 
     /// An owner has so many more idents ready.
@@ -133,5 +173,17 @@ mod tests {
         addresses.replace(1, c);
         addresses.set_lost(1, false);
         assert_eq!((addresses.number_of(b), addresses.number_of(c), addresses.lost()), (None, Some(1), 0));
+    }
+
+    #[test]
+    fn what_is_lost_and_what_drains_are_marked_apart_and_both_are_closed() {
+        let addresses = Addresses::new(&[1, 2, 3].map(|host| Ipv4Addr::new(198, 18, 7, host)));
+        addresses.set_lost(1, true);
+        addresses.set_draining(2, true);
+        let marks = |number| (addresses.is_lost(number), addresses.is_draining(number), addresses.is_closed(number));
+        assert_eq!([0, 1, 2].map(marks), [(false, false, false), (true, false, true), (false, true, true)]);
+        addresses.set_lost(2, true);
+        addresses.set_draining(2, false);
+        assert_eq!((marks(2), addresses.lost()), ((true, false, true), 0b110));
     }
 }

@@ -228,7 +228,7 @@ impl Clients {
 
     /// Charges a client for a new mapping on the gateway address that `choose` names, and counts it; `leave` takes it back.
     /// `choose` is asked again when another thread was faster, and must name the address that is told if there are mappings on it, for
-    /// those must not be apart. Returns the address.
+    /// those must not be apart unless it is closed. Returns the address.
     pub fn enter(
         &self,
         client: ClientIndex,

@@ -6,6 +6,7 @@
 //! and each that moves packets runs on both back ends with one, two and four workers. "Nothing came" is proven by a later packet
 //! that is the first to come, not by waiting. All of them take root.
 
+mod addresses;
 mod beside;
 mod control;
 mod delivery;

@@ -1,5 +1,6 @@
 //! Under a supervisor with a descriptor store: the protocol of sd_notify(3) and sd_listen_fds(3), spoken by the test itself.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -65,9 +66,14 @@ impl Supervisor {
 
     /// A gateway with what is in the store, and with these arguments besides.
     fn command(&self, scene: &Scene, setup: &Setup) -> Command {
+        self.command_with(&[scene.arguments(setup), limits_off()].concat())
+    }
+
+    /// A gateway with what is in the store, and with these arguments.
+    fn command_with(&self, arguments: &[String]) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", env!("CARGO_BIN_EXE_echogate"), "run"]);
-        command.args(scene.arguments(setup)).args(limits_off());
+        command.args(arguments);
         self.offer(&mut command);
         command
     }
@@ -99,6 +105,19 @@ impl Supervisor {
     fn serve(&self, scene: &Scene, setup: &Setup) -> Echogate {
         let command = self.command(scene, setup);
         self.start(scene, command)
+    }
+
+    /// As `serve`, with these arguments.
+    pub(crate) fn serve_with(&self, scene: &Scene, arguments: &[String]) -> Echogate {
+        self.start(scene, self.command_with(arguments))
+    }
+
+    /// The names of what is stored, which have to be different ones.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        let known = self.known();
+        let names: BTreeSet<String> = known.store.iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(names.len(), known.store.len(), "each name once");
+        names
     }
 
     /// Starts this command of its, and waits as well.

@@ -114,6 +114,8 @@ pub(super) struct Model {
     budgets: HashMap<Ipv4Addr, Budget>,
     /// When each address was lost: mappings on it end early.
     pub(super) lost: Vec<Vec<Instant>>,
+    /// Which addresses drain: no new mapping is made on them.
+    pub(super) draining: Vec<bool>,
     pub(super) seen: Seen,
     number: u64,
 }
@@ -147,6 +149,7 @@ impl Model {
     pub(super) fn new(rules: Rules, workers: usize) -> Model {
         Model {
             lost: vec![Vec::new(); rules.gateways.len()],
+            draining: vec![false; rules.gateways.len()],
             rules,
             requests: HashMap::new(),
             outstanding: HashMap::new(),
@@ -480,6 +483,9 @@ impl Model {
             }
         }
         let before = self.mappings.insert((client, ident), (slot.0, slot.1, now));
+        if self.draining[usize::from(slot.0)] && before.is_none_or(|before| (before.0, before.1) != slot) {
+            return Err(format!("{client} ident {ident} has a new mapping on an address that drains"));
+        }
         if let Some((address, gateway_ident, last)) = before.filter(|before| (before.0, before.1) != slot)
             && lost(address, last).is_none()
             && now.since(last) + MILLISECOND < self.rules.idle

@@ -346,6 +346,15 @@ impl<'c> World<'c> {
                 self.start(worker)?;
                 self.restarts += 1;
             }
+            4 => {
+                let number = self.rng.random_range(0..self.model.draining.len());
+                let address = u8::try_from(number).map_err(|_| "at most 16 addresses")?;
+                self.proxy.addresses().set_draining(address, true);
+                self.model.draining[number] = true;
+                self.rounds_of_traffic(span)?;
+                self.model.draining[number] = false;
+                self.proxy.addresses().set_draining(address, false);
+            }
             _ => {}
         }
         Ok(())

@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use super::{IdentPolicy, Idents, Lifetimes, Mappings, numbers, owned};
 use crate::clock::Instant;
 use crate::table::SlotIndex;
-use crate::table::clients::{Allowance, ClientIndex};
+use crate::table::clients::{Allowance, ClientIndex, Pairing};
 use crate::table::forward::Guard;
 use crate::table::slots::State;
 
@@ -136,7 +136,7 @@ impl Found<'_> {
 
     /// Makes a live slot the mapping of its client and ident.
     fn point_at(&mut self, index: SlotIndex, line: ClientIndex, guard: &Guard<'_>) {
-        let Mappings { slots, forward, clients, .. } = self.mappings;
+        let Mappings { slots, forward, clients, addresses } = self.mappings;
         let identity = slots.identity(index);
         if let Err(other) = forward.try_insert(identity.client(), identity.client_ident(), index, guard) {
             if slots.idle_ms(other, self.now) <= slots.idle_ms(index, self.now) {
@@ -149,8 +149,12 @@ impl Found<'_> {
             clients.leave(slots.client(other));
             self.hold(other);
         }
-        // No limit: what it has it keeps.
-        let _ = clients.enter(line, &Allowance::UNLIMITED, self.now, |_| index.address());
+        // No limit: what it has it keeps. Where it has mappings on two addresses one of them drains: the other is its own.
+        let own = |pairing: Pairing| match pairing.address() {
+            Some(other) if pairing.mappings() > 0 && addresses.is_draining(index.address()) => other,
+            _ => index.address(),
+        };
+        let _ = clients.enter(line, &Allowance::UNLIMITED, self.now, own);
         self.live.push(index);
     }
 
@@ -192,7 +196,7 @@ mod tests {
     struct Memory {
         slots: &'static [Slot],
         addresses: &'static [AtomicU32],
-        lost: &'static [AtomicU32],
+        marks: &'static [AtomicU32],
     }
 
     struct User {
@@ -204,12 +208,12 @@ mod tests {
     impl Memory {
         fn new() -> Memory {
             let slots: Vec<Slot> = (0..1 << 16).map(|_| Slot::default()).collect();
-            let word = |value| &*Box::leak(Box::new([AtomicU32::new(value)]));
-            Memory { slots: Vec::leak(slots), addresses: word(0xc612_0001), lost: word(0) }
+            let words = |values: [u32; 2]| &*Box::leak(Box::new(values.map(AtomicU32::new)));
+            Memory { slots: Vec::leak(slots), addresses: &words([0xc612_0001, 0])[..1], marks: words([0, 0]) }
         }
 
         fn take_up(&self, now: Instant, policy: &IdentPolicy, clients: &[u8]) -> User {
-            let addresses = Addresses::over(Storage::Lent(self.addresses), Storage::Lent(self.lost));
+            let addresses = Addresses::over(Storage::Lent(self.addresses), Storage::Lent(self.marks));
             let mappings = Mappings::over(Slots::over(self.slots, KEY), addresses, 256);
             let line = |client: Ipv4Addr| {
                 let host = client.octets()[3];
