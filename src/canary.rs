@@ -54,11 +54,13 @@ pub enum Canary {
     ChangedPassing,
     /// New mappings are made on an address that drains.
     NeverDrained,
+    /// A slot that does not fit its seal is believed.
+    BrokenSeal,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 22] = [
+    pub const ALL: [Canary; 23] = [
         Canary::WrongClient,
         Canary::StaleIdent,
         Canary::ForgottenUse,
@@ -81,6 +83,7 @@ impl Canary {
         Canary::AnyRemote,
         Canary::ChangedPassing,
         Canary::NeverDrained,
+        Canary::BrokenSeal,
     ];
 }
 

@@ -19,6 +19,7 @@ mod holding;
 mod kept;
 mod observer;
 mod pulse;
+mod steps;
 
 use std::iter;
 use std::net::Ipv4Addr;
@@ -54,6 +55,7 @@ pub use kept::{Addressed, COMMANDS, COMPLAINTS, Kept, Left, TABLES};
 use observer::Observed;
 pub use observer::Observer;
 pub use pulse::{PULSE_INTERVAL, Pulse, Still};
+pub use steps::Steps;
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
@@ -196,6 +198,7 @@ impl Gateway {
         config: &Config,
         tables: OwnedFd,
         find: impl FnMut(&str) -> Option<OwnedFd>,
+        steps: &mut Steps,
     ) -> Result<Gateway, SetupError> {
         let mut config = config.clone();
         let state = State::open(tables, &kept::shape(&config));
@@ -208,10 +211,14 @@ impl Gateway {
             return Err(SetupError::new("the send sockets are not those of the tables' addresses"));
         }
         let config = &config;
+        steps.end_of("descriptors");
         let engine = io::choose(config.run.io)?;
+        steps.end_of("engine");
         let clock = state::clock()?;
         let (proxy, found) = Proxy::over(&settings(config), state.tables(), state.last_used(), clock.now())?;
+        steps.end_of("tables");
         let mut gateway = Gateway::serve(config, engine, &proxy, holding, clock)?;
+        steps.end_of("workers");
         // Before they are answered or given up, which is counted where it happens.
         let counters = gateway.counters.worker(0);
         counters.outstanding.add(found.outstanding);
@@ -270,27 +277,28 @@ impl Gateway {
         }
         let posts = Post::ring(&wakers);
         let sizes = io::Sizes::for_mtu(config.inside.mtu);
+        // Their rings and buffers are made at the same time.
+        let mut readiness = Vec::with_capacity(workers);
         for (number, (ports, post)) in holding.into_ports(wakers, sizes).into_iter().zip(posts).enumerate() {
             gateway.observer.add_receiver(ports.receive.try_clone()?);
             let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
-            gateway.spawn(
-                Crew {
-                    number,
-                    cpu: cpus[number % cpus.len()],
-                    engine,
-                    ports,
-                    handle,
-                    post,
-                    counters: Arc::clone(&gateway.counters),
-                    tap: Tap::new(&basin, number),
-                    fall_through: config.run.fall_through,
-                    busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
-                    clock,
-                    stop: Arc::clone(&gateway.stop),
-                },
-                fault.clone(),
-            )?;
+            let crew = Crew {
+                number,
+                cpu: cpus[number % cpus.len()],
+                engine,
+                ports,
+                handle,
+                post,
+                counters: Arc::clone(&gateway.counters),
+                tap: Tap::new(&basin, number),
+                fall_through: config.run.fall_through,
+                busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
+                clock,
+                stop: Arc::clone(&gateway.stop),
+            };
+            readiness.push(gateway.spawn(crew, fault.clone())?);
         }
+        gateway.await_all(readiness)?;
         Ok(gateway)
     }
 
@@ -305,8 +313,8 @@ impl Gateway {
         self.pulse.still(now).is_none()
     }
 
-    /// Starts a worker's thread and waits until it serves.
-    fn spawn(&mut self, crew: Crew, fault: Sender<SetupError>) -> Result<(), SetupError> {
+    /// Starts a worker's thread, which tells when it serves.
+    fn spawn(&mut self, crew: Crew, fault: Sender<SetupError>) -> Result<Receiver<()>, SetupError> {
         let (ready, readiness) = channel::bounded(1);
         let (waker, inbox) = (crew.ports.waker.clone(), crew.post.inbox());
         let name = format!("worker-{}", crew.number);
@@ -314,13 +322,16 @@ impl Gateway {
             .name(name.clone())
             .spawn(move || crew.work(&ready, &fault))
             .map_err(|error| SetupError::caused(format!("cannot start thread {name}"), error))?;
-        let running = Running { thread, waker, inbox };
-        if readiness.recv().is_ok() {
-            self.workers.push(running);
-            return Ok(());
-        }
+        self.workers.push(Running { thread, waker, inbox });
+        Ok(readiness)
+    }
+
+    /// Waits until every worker serves.
+    fn await_all(&mut self, readiness: Vec<Receiver<()>>) -> Result<(), SetupError> {
+        let Some(number) = readiness.into_iter().position(|ready| ready.recv().is_err()) else { return Ok(()) };
         // It ended before it served: its result says why.
-        Err(running.join().err().unwrap_or_else(|| SetupError::new(format!("{name} ended before it served"))))
+        let why = self.workers.remove(number).join().err();
+        Err(why.unwrap_or_else(|| SetupError::new(format!("worker-{number} ended before it served"))))
     }
 
     /// The one line that says what it serves.

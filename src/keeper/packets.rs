@@ -18,7 +18,7 @@ use super::{LEAVE, STOP};
 use crate::config::Source;
 use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
-use crate::gateway::{Gateway, TABLES};
+use crate::gateway::{Gateway, Steps, TABLES};
 use crate::host::sandbox;
 use crate::metrics::Snapshot;
 
@@ -54,17 +54,23 @@ fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Contro
             .remedy("echogate run")
     };
     let message = line.receive().map_err(|_| nobody())?.ok_or_else(nobody)?;
+    // From when there was something to do.
+    let mut steps = Steps::begin();
     let Handed { source, mut descriptors } = Handed::read(message).ok_or_else(nobody)?;
     let tables = descriptors.remove(TABLES).ok_or_else(nobody)?;
     let mut find = |name: &str| descriptors.remove(name);
     let listeners = Listeners::adopt(&mut find)?;
     let config = source.config()?;
-    let gateway = Gateway::resume(&config, tables, find)?;
+    steps.end_of("configuration");
+    let gateway = Gateway::resume(&config, tables, find, &mut steps)?;
     let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
+    steps.end_of("control");
     if config.run.sandbox {
         // The rings are made, and whoever else has a thread has it.
         sandbox::allow_only_packets()?;
+        steps.end_of("sandbox");
     }
+    steps.tell();
     Ok((gateway, control))
 }
 

@@ -38,7 +38,8 @@ use crate::sys::{namespace, passing};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an answer may take that a packet process has to end for and two have to start, the first of them in vain.
-const ANSWER_MAX: Duration = Duration::from_secs(super::ENDING_MAX.as_secs() + 2 * super::STARTING_MAX.as_secs());
+const ANSWER_MAX: Duration =
+    Duration::from_secs(super::child::ENDING_MAX.as_secs() + 2 * super::STARTING_MAX.as_secs());
 
 /// How long nobody is accepted after nobody could be.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

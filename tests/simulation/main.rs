@@ -2,7 +2,7 @@
 //!
 //! A [`game::Game`] is what a seed stands for. The [`world`] plays clients, remotes, routers and people who mean ill, over
 //! wires that lose, repeat, reorder, delay and damage packets and on which every send can fail with every errno; links go, addresses are lost, workers
-//! stop and start again. The [`model`] knows the truth and judges every packet that leaves the gateway: a request carries
+//! stop and start again, the gateway dies and another one goes on over its tables, some of them torn. The [`model`] knows the truth and judges every packet that leaves the gateway: a request carries
 //! what its client asked, once; a reply reaches who asked, unaltered, once, in time, if and only if it is asked for; no
 //! ident changes hands before it has rested; nobody has more than his share. In the end every packet is accounted for,
 //! every buffer is back, and no table holds anything.
@@ -12,6 +12,7 @@
 
 mod eyes;
 mod game;
+mod memory;
 mod model;
 mod payload;
 mod world;
@@ -44,7 +45,7 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
     println!(
         "simulated: {} packets in {seeds} games from seed {first} on, {:.2} virtual days, 0 violations, in {:.0} s\n\
          requests left {}, {} of them in fragments; replies delivered {} and refused {}; errors told {} and made {}\n\
-         fell through {}; worker restarts {}\n\
+         fell through {}; worker restarts {}, deaths of the gateway {}\n\
          drops: {}",
         sum.packets,
         sum.time.as_secs_f64() / 86_400.0,
@@ -57,12 +58,13 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
         sum.told_by_gateway,
         sum.passed,
         sum.restarts,
+        sum.deaths,
         sum.drops.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
     );
     // A slice in which nothing happens would pass.
     if seeds > 10 {
         let all = [sum.left, sum.in_fragments, sum.delivered, sum.refused_replies, sum.told, sum.told_by_gateway];
-        assert!(all.iter().all(|count| *count > 100) && sum.restarts > 0, "{sum:?}");
+        assert!(all.iter().all(|count| *count > 100) && sum.restarts > 0 && sum.deaths > 0, "{sum:?}");
     }
 }
 
@@ -78,13 +80,14 @@ struct Sum {
     told_by_gateway: u64,
     passed: u64,
     restarts: u64,
+    deaths: u64,
     drops: std::collections::BTreeMap<String, u64>,
 }
 
 impl Sum {
     fn add(&mut self, outcome: &Outcome) {
         let seen = outcome.seen;
-        self.packets += outcome.counters.packets_in();
+        self.packets += outcome.packets;
         self.time += outcome.time;
         self.left += seen.left;
         self.in_fragments += seen.in_fragments;
@@ -94,7 +97,8 @@ impl Sum {
         self.told_by_gateway += seen.told_by_gateway;
         self.passed += seen.passed;
         self.restarts += outcome.restarts;
-        for (name, count) in &outcome.counters.drops {
+        self.deaths += outcome.deaths;
+        for (name, count) in &outcome.drops {
             let name = if name.starts_with("send_") { "send_*" } else { name };
             *self.drops.entry(name.into()).or_default() += count;
         }

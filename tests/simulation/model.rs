@@ -114,6 +114,8 @@ pub(super) struct Model {
     budgets: HashMap<Ipv4Addr, Budget>,
     /// When each address was lost: mappings on it end early.
     pub(super) lost: Vec<Vec<Instant>>,
+    /// When a slot was left torn: its ident is nobody's, and rests.
+    torn: HashMap<(u8, u16), Instant>,
     /// Which addresses drain: no new mapping is made on them.
     pub(super) draining: Vec<bool>,
     pub(super) seen: Seen,
@@ -149,6 +151,7 @@ impl Model {
     pub(super) fn new(rules: Rules, workers: usize) -> Model {
         Model {
             lost: vec![Vec::new(); rules.gateways.len()],
+            torn: HashMap::new(),
             draining: vec![false; rules.gateways.len()],
             rules,
             requests: HashMap::new(),
@@ -464,6 +467,31 @@ impl Model {
         self.spends(now, client, bytes)
     }
 
+    /// The idents that are or were somebody's, in an order that is always the same.
+    pub(super) fn held(&self) -> Vec<(u8, u16)> {
+        let mut held: Vec<_> = self.holders.keys().copied().collect();
+        held.sort_unstable();
+        held
+    }
+
+    /// The gateway dies between two turns, and leaves these slots torn. What it had not taken back yet stays outstanding; shares begin
+    /// anew; nobody gets what was asked for by a torn slot.
+    pub(super) fn dies(&mut self, now: Instant, torn: &[(u8, u16)]) {
+        for key in self.failed.iter_mut().flat_map(std::mem::take) {
+            if let Some(echo) = self.outstanding.get_mut(&key) {
+                echo.withdrawn_by = None;
+            }
+        }
+        self.budgets.clear();
+        // Another process may hit upon an identification that is under way.
+        self.assemblies.clear();
+        for slot in torn {
+            self.torn.insert(*slot, now);
+            self.mappings.retain(|_, (address, ident, _)| (*address, *ident) != *slot);
+            self.outstanding.retain(|(address, ident, ..), _| (*address, *ident) != *slot);
+        }
+    }
+
     /// Whose ident it is: nobody else's until it has rested; and a client's ident has one at a time.
     fn holds(&mut self, now: Instant, slot: (u8, u16), client: Ipv4Addr, ident: u16) -> Judged<()> {
         let holder = self.holders.insert(slot, Holder { client, ident, last: now });
@@ -472,6 +500,8 @@ impl Model {
         if let Some(before) = holder.filter(|before| (before.client, before.ident) != (client, ident)) {
             let ends = before.last + self.rules.idle;
             let ended = lost(slot.0, before.last).map_or(ends, |lost| ends.min(*lost));
+            let ended =
+                self.torn.get(&slot).filter(|torn| **torn >= before.last).map_or(ended, |torn| ended.min(*torn));
             if now.since(ended) + MILLISECOND < self.rules.hold_down {
                 return Err(format!(
                     "ident {} of {} ident {} has rested {:?} only",

@@ -1,7 +1,7 @@
 //! The world around the gateway: clients, remotes, routers, and some who mean ill, each with what it sends; the schedule by
 //! which workers turn; and the trouble that comes over them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use echogate::clock::{Clock, Instant, Manual};
 use echogate::io::memory::{Faults, MemoryIo, Wire};
 use echogate::io::{Pool, PoolSize, Side, Waker};
 use echogate::metrics::{Counters, Snapshot};
-use echogate::proxy::Proxy;
+use echogate::proxy::{Proxy, Settings};
 use echogate::table::fragments::worker_of;
 use echogate::wire::build::{self, Datagram};
 use echogate::wire::icmpv4::EchoKind;
@@ -23,6 +23,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::eyes::Packet;
 use super::game::{Game, LONG, denied, gateway};
+use super::memory::Memory;
 use super::model::{Heard, Model, Turn};
 use super::payload::payload;
 
@@ -33,22 +34,31 @@ const SIZE: PoolSize = PoolSize { buffers: 700, buffer_bytes: 4096 };
 /// What one game came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Outcome {
-    pub(super) counters: Snapshot,
+    /// That came to the gateway.
+    pub(super) packets: u64,
+    pub(super) drops: BTreeMap<String, u64>,
     pub(super) seen: super::model::Seen,
     pub(super) time: Duration,
-    /// All requests that reached the gateway left, and all replies were delivered.
+    /// Of workers that ended as they are told to, and of the whole gateway after it died.
     pub(super) restarts: u64,
+    pub(super) deaths: u64,
 }
+
+/// The most deaths of a game: each life has counters of its own.
+const DEATHS_MAX: usize = 15;
 
 pub(super) struct World<'c> {
     game: Game,
     rng: StdRng,
     clock: Arc<Manual>,
     wires: Vec<Wire>,
+    memory: Memory,
     proxy: Arc<Proxy>,
     posts: Vec<Post>,
     inboxes: Vec<Inbox>,
-    counters: &'c Counters,
+    /// Of all lives, the first of them first.
+    lives: &'c [Counters],
+    life: usize,
     workers: Vec<Option<Worker<'c, MemoryIo>>>,
     pools: Vec<[Rc<Pool>; 2]>,
     model: Model,
@@ -70,17 +80,24 @@ type Judged<T> = Result<T, String>;
 /// Plays the game of a seed until so many packets have come to the gateway and all is settled.
 pub(super) fn play(seed: u64, packets: u64) -> Judged<Outcome> {
     let game = Game::from_seed(seed);
-    let counters = Counters::new(game.settings.workers, 1);
-    let mut world = World::new(game, &counters)?;
+    let lives: Vec<Counters> = (0..=DEATHS_MAX).map(|_| Counters::new(game.settings.workers, 1)).collect();
+    let mut world = World::new(game, &lives)?;
     world.play(packets)?;
     world.end()
 }
 
 impl<'c> World<'c> {
-    fn new(game: Game, counters: &'c Counters) -> Judged<World<'c>> {
+    fn new(game: Game, lives: &'c [Counters]) -> Judged<World<'c>> {
         let fault = |error: echogate::error::SetupError| error.to_string();
         let clock = Arc::new(Manual::default());
-        let proxy = Proxy::new(&game.settings).map_err(fault)?;
+        let memory = Memory::new(&game.settings, game.seed)?;
+        let (now, tables) = (clock.now(), memory.tables());
+        let (proxy, _) = Proxy::over(&game.settings, tables, now, now).map_err(fault)?;
+        for number in 0..u8::try_from(game.settings.addresses.len()).map_err(|_| "at most 16 addresses")? {
+            // The memory is another game's.
+            proxy.addresses().set_lost(number, false);
+            proxy.addresses().set_draining(number, false);
+        }
         let workers = game.settings.workers;
         let wakers: Vec<_> = (0..workers).map(|_| Waker::new().map_err(fault)).collect::<Judged<_>>()?;
         let posts = Post::ring(&wakers);
@@ -101,7 +118,8 @@ impl<'c> World<'c> {
             model: Model::new(game.rules(&proxy), workers),
             inboxes: posts.iter().map(Post::inbox).collect(),
             posts,
-            counters,
+            lives,
+            life: 0,
             workers: (0..workers).map(|_| None).collect(),
             pools: Vec::new(),
             later: BTreeMap::new(),
@@ -113,6 +131,7 @@ impl<'c> World<'c> {
             evicted: 0,
             restarts: 0,
             clock,
+            memory,
             proxy,
             game,
         };
@@ -126,7 +145,7 @@ impl<'c> World<'c> {
         let pools = [Side::Inside, Side::Outside].map(|side| Rc::clone(io.pool(side)));
         self.pools.push(pools);
         let handle = self.proxy.handle(worker).ok_or("a worker's handle is not to be had")?;
-        let counters = self.counters.worker(worker);
+        let counters = self.counters().worker(worker);
         let post = self.posts[worker].clone();
         self.workers[worker] = Some(Worker::new(io, handle, post, counters, self.game.fall_through));
         Ok(())
@@ -174,7 +193,7 @@ impl<'c> World<'c> {
         }
         self.pass(LONG * 5)?;
         self.pass(LONG * 5)?;
-        let before = self.counters.snapshot();
+        let before = self.counters().snapshot();
         if (before.mappings, before.outstanding) != (0, 0) || self.proxy.outstanding() != 0 {
             let (mappings, outstanding) = (before.mappings, before.outstanding);
             return Err(format!("at the end {mappings} mappings live and {outstanding} echoes are outstanding"));
@@ -187,35 +206,57 @@ impl<'c> World<'c> {
                 return Err(format!("{} buffers {side} are lost", pools.buffers() - pools.free()));
             }
         }
-        let counters = self.counters.snapshot();
-        if counters.packets_in() != counters.packets_accounted() {
+        let lives: Vec<Snapshot> = self.lives[..=self.life].iter().map(Counters::snapshot).collect();
+        let mut in_hand = 0;
+        for (number, counters) in lives.iter().enumerate() {
             let (came, accounted) = (counters.packets_in(), counters.packets_accounted());
-            return Err(format!("{came} packets came, {accounted} are accounted for: {counters:?}"));
+            // Who died had some in its hands, and nobody else has.
+            if came < accounted || came != accounted && number == self.life {
+                return Err(format!("{came} packets came, {accounted} are accounted for: {counters:?}"));
+            }
+            in_hand += came - accounted;
         }
-        for (side, counted) in [(Side::Inside, counters.inside_in), (Side::Outside, counters.outside_in)] {
+        for side in [Side::Inside, Side::Outside] {
+            let counted = |life: &Snapshot| if side == Side::Inside { life.inside_in } else { life.outside_in }.packets;
+            let counted: u64 = lives.iter().map(counted).sum();
             let arrived: u64 = self.wires.iter().map(|wire| wire.arrived(side)).sum();
-            if arrived != counted.packets {
-                return Err(format!("{arrived} packets arrived {side:?}, and {} are counted", counted.packets));
+            if arrived != counted {
+                return Err(format!("{arrived} packets arrived {side:?}, and {counted} are counted"));
             }
         }
-        self.nothing_is_kept_back_without_a_name(&counters)?;
-        let time = self.clock.now().since(Instant::START);
-        Ok(Outcome { counters, seen: self.model.seen, time, restarts: self.restarts })
+        let mut drops = BTreeMap::<String, u64>::new();
+        for (name, count) in lives.iter().flat_map(|life| &life.drops) {
+            *drops.entry(name.clone()).or_default() += count;
+        }
+        self.nothing_is_kept_back_without_a_name(&drops, in_hand)?;
+        Ok(Outcome {
+            packets: lives.iter().map(Snapshot::packets_in).sum(),
+            drops,
+            seen: self.model.seen,
+            time: self.clock.now().since(Instant::START),
+            restarts: self.restarts,
+            deaths: self.life as u64,
+        })
+    }
+
+    /// Of this life.
+    fn counters(&self) -> &'c Counters {
+        &self.lives[self.life]
     }
 
     /// What an honest client sends and the gateway does not forward has one of the names that such a thing can have.
-    fn nothing_is_kept_back_without_a_name(&self, counters: &Snapshot) -> Judged<()> {
+    fn nothing_is_kept_back_without_a_name(&self, drops: &BTreeMap<String, u64>, in_hand: u64) -> Judged<()> {
         let may_be_kept_back = |name: &str| {
             ["over_", "fragment_", "send_", "no_ident", "address_lost", "creations_", "hand_over_", "ending"]
                 .iter()
                 .any(|beginning| name.starts_with(beginning))
         };
-        let named: u64 = counters.drops.iter().filter(|(name, _)| may_be_kept_back(name)).map(|(_, count)| count).sum();
+        let named: u64 = drops.iter().filter(|(name, _)| may_be_kept_back(name)).map(|(_, count)| count).sum();
         // In fragments, one that is missing keeps back the others; so does damage.
         let in_fragments = self.identifications.values().map(|count| u64::from(*count)).sum::<u64>();
         let kept_back = self.model.kept_back();
-        if kept_back > named + in_fragments {
-            return Err(format!("{kept_back} requests did not leave, and {named} drops explain it: {counters:?}"));
+        if kept_back > named + in_fragments + in_hand {
+            return Err(format!("{kept_back} requests did not leave, and {named} drops explain it: {drops:?}"));
         }
         Ok(())
     }
@@ -266,7 +307,7 @@ impl<'c> World<'c> {
     fn judge(&mut self, worker: usize, ending: bool) -> Judged<bool> {
         let wire = &self.wires[worker];
         let evicted = (0..self.workers.len())
-            .flat_map(|worker| &self.counters.worker(worker).evicted)
+            .flat_map(|worker| &self.counters().worker(worker).evicted)
             .map(|count| count.get())
             .sum::<u64>();
         let turn = Turn {
@@ -305,11 +346,53 @@ impl<'c> World<'c> {
         Ok(())
     }
 
+    /// The gateway is killed between two turns, some slots are left torn, and another one goes on over the same tables.
+    fn die(&mut self) -> Judged<()> {
+        let fault = |error: echogate::error::SetupError| error.to_string();
+        for worker in &mut self.workers {
+            drop(worker.take());
+        }
+        // What it had in its buffers went with it.
+        self.pools.clear();
+        let now = self.clock.now();
+        let holders = self.model.held();
+        let torn: Vec<(u8, u16)> = (0..self.rng.random_range(0..4))
+            .filter_map(|_| holders.choose(&mut self.rng).copied())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        torn.iter().try_for_each(|(address, ident)| self.memory.tear(*address, *ident))?;
+        self.model.dies(now, &torn);
+        self.life += 1;
+        let settings = Settings {
+            // Another process draws other numbers.
+            seed: self
+                .game
+                .settings
+                .seed
+                .map(|seed| seed.wrapping_add(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(self.life as u64))),
+            ..self.game.settings.clone()
+        };
+        let (proxy, found) = Proxy::over(&settings, self.memory.tables(), now, now).map_err(fault)?;
+        self.proxy = proxy;
+        self.counters().worker(0).outstanding.add(found.outstanding);
+        self.counters().worker(0).unanswered.add(found.unanswered);
+        self.evicted = 0;
+        let wakers: Vec<_> = self.wires.iter().map(|_| Waker::new().map_err(fault)).collect::<Judged<_>>()?;
+        self.posts = Post::ring(&wakers);
+        self.inboxes = self.posts.iter().map(Post::inbox).collect();
+        for worker in 0..self.workers.len() {
+            self.start(worker)?;
+            self.wires[worker].wake();
+        }
+        self.workers.iter().flatten().try_for_each(Worker::audit)
+    }
+
     /// Something goes wrong that is nobody's packet.
     fn trouble(&mut self) -> Judged<()> {
         let worker = self.rng.random_range(0..self.workers.len());
         let span = Duration::from_millis(self.rng.random_range(1..3000));
-        match self.rng.random_range(0..6) {
+        match self.rng.random_range(0..7) {
             // Longer, and the stamps of its echoes wrap.
             0 => self.stopped[worker] = self.clock.now() + span.min(self.game.settings.echo_timeout),
             1 => {
@@ -355,6 +438,7 @@ impl<'c> World<'c> {
                 self.model.draining[number] = false;
                 self.proxy.addresses().set_draining(address, false);
             }
+            5 if self.life < DEATHS_MAX => self.die()?,
             _ => {}
         }
         Ok(())

@@ -1,0 +1,166 @@
+//! A packet process as its keeper sees it: a child, the line to it, and what it has said.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use serde_json::json;
+
+use super::line::Line;
+use super::said::{Fault, Said};
+use super::{Event, Options, SILENCE_MAX, SUBCOMMAND, supervisor};
+use crate::config::Source;
+use crate::control::Listeners;
+use crate::error::SetupError;
+use crate::gateway::Kept;
+use crate::sys::process;
+
+/// The program that is running, also where its file has been replaced meanwhile.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// How long it may take to answer what it can and to end.
+pub(super) const ENDING_MAX: Duration = Duration::from_secs(5);
+
+/// A packet process.
+#[derive(Debug)]
+pub(super) struct Packets {
+    pub(super) number: u64,
+    child: Child,
+    line: Line,
+    pub(super) started: Instant,
+    pub(super) heard: Instant,
+    pub(super) serves: bool,
+    /// It was killed because it said nothing.
+    pub(super) stuck: bool,
+    /// It has been waited for.
+    over: bool,
+    pub(super) fault: Option<Fault>,
+}
+
+impl Packets {
+    /// Starts one, and tells it everything that it needs.
+    pub(super) fn start(
+        number: u64,
+        options: &Options,
+        kept: &Kept,
+        listeners: &Listeners,
+        events: &Sender<Event>,
+    ) -> Result<Packets, SetupError> {
+        let failed = |cause| SetupError::caused("starting the packet process", cause);
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        // One that does not read must not hold up who is to notice that.
+        ours.set_write_timeout(Some(SILENCE_MAX)).map_err(failed)?;
+        let mut command = Command::new(OURSELVES);
+        command.arg0("echogate").arg(SUBCOMMAND).args(&options.log);
+        if options.source.config().is_ok_and(|config| !config.run.sandbox) {
+            command.arg("--no-sandbox");
+        }
+        for variable in supervisor::VARIABLES {
+            command.env_remove(variable);
+        }
+        // Ctrl-C in the gateway's terminal is for the keeper.
+        command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
+        process::kill_with_this_thread(&mut command);
+        let child = command.spawn().map_err(failed)?;
+        // Its end of the line is closed here, or nobody would hear of its death.
+        drop(command);
+        let now = Instant::now();
+        let line = Line::new(ours);
+        let packets = Packets {
+            number,
+            child,
+            line,
+            started: now,
+            heard: now,
+            serves: false,
+            stuck: false,
+            over: false,
+            fault: None,
+        };
+        packets.listen(events.clone()).map_err(failed)?;
+        // One that is dead already is heard of by its silence.
+        let _ = packets.begin(&options.source, kept, listeners);
+        Ok(packets)
+    }
+
+    /// Tells it everything that it needs.
+    fn begin(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
+        let named = kept.descriptors().into_iter().chain(listeners.descriptors());
+        let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.unzip();
+        let order = json!({ "text": source.text, "path": source.path, "flags": source.flags, "names": names });
+        self.line.send(&order, &descriptors)
+    }
+
+    /// Hears what it says on a thread of its own, until it hangs up.
+    fn listen(&self, events: Sender<Event>) -> io::Result<()> {
+        let (number, line) = (self.number, self.line.try_clone()?);
+        let hear = move || {
+            // The keeper is gone only when everything is.
+            while let Ok(Some(message)) = line.receive() {
+                if let Some(said) = Said::read(&message.value) {
+                    let _ = events.send(Event::Said(number, said));
+                }
+            }
+            let _ = events.send(Event::Gone(number));
+        };
+        thread::Builder::new().name("packets-line".to_owned()).spawn(hear).map(drop)
+    }
+
+    /// Waits for its end, which is now if it has not come yet.
+    pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
+        // Hung up, and yet alive: it is no use to anybody.
+        self.kill();
+        self.over = true;
+        self.child.wait()
+    }
+
+    /// Ends it, as far as it has not ended.
+    pub(super) fn kill(&mut self) {
+        // It has ended already, then.
+        let _ = self.child.kill();
+    }
+
+    /// Why it has ended.
+    pub(super) fn why(&self, status: &io::Result<ExitStatus>) -> SetupError {
+        match (&self.fault, status) {
+            (Some(fault), _) => fault.error(),
+            (None, Ok(status)) => SetupError::new(format!("the packet process has ended ({status})")),
+            (None, Err(error)) => SetupError::new(format!("the packet process has ended ({error})")),
+        }
+    }
+
+    /// Has it end in the way that is named, and waits for that.
+    pub(super) fn end(&mut self, how: &str) -> Result<(), SetupError> {
+        if self.over {
+            // Whoever was to hear why has heard it.
+            return Ok(());
+        }
+        // One that is dead already does not hear it.
+        let _ = self.line.send(&json!(how), &[]);
+        let deadline = Instant::now() + ENDING_MAX;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(self.why(&Ok(status))),
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+                Ok(None) => {
+                    self.kill();
+                    return Err(SetupError::new("the packet process did not end and was killed"));
+                }
+                Err(error) => return Err(SetupError::caused("waiting for the packet process", error)),
+            }
+        }
+    }
+}
+
+impl Drop for Packets {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.child.wait();
+    }
+}
