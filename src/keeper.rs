@@ -37,19 +37,21 @@ mod said;
 mod supervisor;
 mod takeover;
 
+use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
 use serde_json::{Value, json};
 
-use crate::config::{Config, Source};
+use crate::config::{Config, Observe, Source};
 use crate::control::Listeners;
 use crate::error::SetupError;
 use crate::gateway::{Kept, Left};
@@ -93,13 +95,22 @@ enum Event {
     Gone(u64),
 }
 
+/// The program's log, which follows the configuration.
+pub trait LogControl: fmt::Debug + Send + Sync {
+    /// Has this process log as `observe` says.
+    fn follow(&self, observe: &Observe);
+
+    /// Arguments that make a packet process log so.
+    fn arguments(&self, observe: &Observe) -> Vec<String>;
+}
+
 /// What a keeper is started with.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The configuration.
     pub source: Source,
-    /// Arguments that make a packet process log as this one does.
-    pub log: Vec<String>,
+    /// The program's log.
+    pub log: Arc<dyn LogControl>,
     /// Whether a gateway that runs is to leave everything to this one.
     pub takeover: bool,
 }
@@ -361,7 +372,10 @@ impl Keeper {
         };
         let answer = self.answer(taken.as_ref().err());
         match taken {
-            Ok(()) => tracing::info!("the configuration has been read again: {}", self.description),
+            Ok(()) => {
+                self.options.log.follow(&self.kept.config().observe);
+                tracing::info!("the configuration has been read again: {}", self.description);
+            }
             Err(refusal) => complain(&refusal, "the configuration stays as it was"),
         }
         self.supervisor.tell(&format!("READY=1\nSTATUS={}", self.description));
@@ -488,9 +502,13 @@ impl Packets {
         // One that does not read must not hold up who is to notice that.
         ours.set_write_timeout(Some(SILENCE_MAX)).map_err(failed)?;
         let mut command = Command::new(OURSELVES);
-        command.arg0("echogate").arg(SUBCOMMAND).args(&options.log);
-        if options.source.config().is_ok_and(|config| !config.run.sandbox) {
-            command.arg("--no-sandbox");
+        command.arg0("echogate").arg(SUBCOMMAND);
+        // It has been checked.
+        if let Ok(config) = options.source.config() {
+            command.args(options.log.arguments(&config.observe));
+            if !config.run.sandbox {
+                command.arg("--no-sandbox");
+            }
         }
         for variable in supervisor::VARIABLES {
             command.env_remove(variable);
