@@ -198,14 +198,10 @@ fn weather(scene: &Scene, gateway: &Echogate, seconds: u32) {
     };
     thread::scope(|scope| {
         scope.spawn(|| load(0, 600, 4 * part));
-        scope.spawn(|| {
-            let count = seconds * 5;
-            scene.ping(0, &format!("-q -i 0.2 -c {count} {}", scene.remote(2)));
-        });
-        scope.spawn(|| {
-            let count = seconds * 10;
-            scene.ping(0, &format!("-q -i 0.1 -t 2 -c {count} {}", scene.remote(0)));
-        });
+        // In rounds: a single ping of the scene's has a minute.
+        let ping = |arguments: &str| (0..seconds.div_ceil(4)).for_each(|_| drop(scene.ping(0, arguments)));
+        scope.spawn(move || ping(&format!("-q -i 0.2 -c 20 {}", scene.remote(2))));
+        scope.spawn(move || ping(&format!("-q -i 0.1 -t 2 -c 40 {}", scene.remote(0))));
         thread::sleep(part);
         load(1, 3000, part);
         sys::signal(gateway.packets_id(), libc::SIGKILL).expect("it runs");
