@@ -17,6 +17,7 @@ mod idents;
 mod key;
 mod keys;
 mod limits;
+mod log;
 mod reload;
 mod sources;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use idents::IdentRange;
 pub use key::{BACKENDS, Key, KeyDefault};
 pub use keys::KEYS;
 pub use limits::{ClientLimits, Exception};
+pub use log::{LOG_FORMATS, LogFormat};
 pub use reload::FIXED;
 pub use sources::Source;
 
@@ -163,6 +165,10 @@ pub struct Observe {
     pub control: ControlSocket,
     /// Where scrapers and health checks connect to; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// What is logged, unless the command line says otherwise; `None`: what the environment says.
+    pub log: Option<String>,
+    /// How log lines look, unless the command line says otherwise.
+    pub log_format: LogFormat,
 }
 
 /// Where the control socket is.

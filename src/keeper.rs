@@ -38,14 +38,16 @@ mod said;
 mod supervisor;
 mod takeover;
 
+use std::fmt;
 use std::mem;
 use std::os::unix::process::ExitStatusExt as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, Sender};
 use serde_json::Value;
 
-use crate::config::{Config, Source};
+use crate::config::{Config, Observe, Source};
 use crate::control::Listeners;
 use crate::error::SetupError;
 use crate::gateway::{Addressed, Kept, Left};
@@ -84,13 +86,22 @@ enum Event {
     Gone(u64),
 }
 
+/// The program's log, which follows the configuration.
+pub trait LogControl: fmt::Debug + Send + Sync {
+    /// Has this process log as `observe` says.
+    fn follow(&self, observe: &Observe);
+
+    /// Arguments that make a packet process log so.
+    fn arguments(&self, observe: &Observe) -> Vec<String>;
+}
+
 /// What a keeper is started with.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The configuration.
     pub source: Source,
-    /// Arguments that make a packet process log as this one does.
-    pub log: Vec<String>,
+    /// The program's log.
+    pub log: Arc<dyn LogControl>,
     /// Whether a gateway that runs is to leave everything to this one.
     pub takeover: bool,
 }
@@ -339,7 +350,10 @@ impl Keeper {
         };
         let answer = self.answer(taken.as_ref().err());
         match taken {
-            Ok(()) => tracing::info!("the configuration has been read again: {}", self.description),
+            Ok(()) => {
+                self.options.log.follow(&self.kept.config().observe);
+                tracing::info!("the configuration has been read again: {}", self.description);
+            }
             Err(refusal) => complain(&refusal, "the configuration stays as it was"),
         }
         self.supervisor.tell(&format!("READY=1\nSTATUS={}", self.description));

@@ -1,10 +1,11 @@
 //! What packages contain agrees with the program: man pages, the sample configuration, completions, the unit. No root.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::{env, fs};
 
-use echogate::config::{Config, KEYS, KeyDefault};
+use echogate::config::{Config, KEYS, Key, KeyDefault};
 
 /// The commands that somebody types.
 const COMMANDS: [&str; 12] =
@@ -45,31 +46,131 @@ fn page(directory: &Path, name: &str) -> String {
     flowing(&text.replace(r"\*(Aq", "'").replace(r"\-", "-").replace(r"\(aq", "'").replace(r"\\", "\\"))
 }
 
-#[test]
-fn every_command_has_a_man_page_that_says_what_its_help_says() {
+/// Man pages, in a directory of their own.
+fn pages() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     echogate(&["generate", "man", &directory.path().to_string_lossy()]);
-    let first = page(directory.path(), "echogate");
+    directory
+}
+
+fn help(command: &str) -> String {
+    flowing(&echogate(&[command, "--help"]))
+}
+
+/// The flags that a text names.
+fn flags(text: &str) -> BTreeSet<&str> {
+    let ends = |word: &str| {
+        let end = word[2..].find(|symbol: char| !symbol.is_ascii_alphanumeric() && symbol != '-');
+        end.map_or(word.len(), |end| 2 + end)
+    };
+    let begins = text.match_indices("--").map(|(at, _)| &text[at..]);
+    begins.map(|rest| &rest[..ends(rest)]).filter(|flag| flag.len() > 2 && !flag[2..].starts_with('-')).collect()
+}
+
+/// What help and man page say of a key: name, meaning, what is allowed and what holds without it.
+fn entry(key: &Key) -> String {
+    let (name, when) = (key.full_name(), if key.is_fixed() { " (read at a start only)" } else { "" });
+    let list = "; may be given several times, and then replaces the file's list";
+    let Key { meaning, default, .. } = key;
+    let allowed = key.allowed();
+    flowing(&match key.flag {
+        None => format!("{name}{when} {meaning}. Allowed: {allowed} Default: {default}"),
+        Some(flag) => format!(
+            "--{flag} <{}> {meaning}. Allowed: {allowed}{} Default: {default} In the file: {name}{when}",
+            key.placeholder(),
+            if key.is_list() { list } else { "" }
+        ),
+    })
+}
+
+/// On what a command's man page and its help disagree, with each other and with the list of keys.
+fn disagreements(page: &str, help: &str, keys: &[Key]) -> Vec<String> {
+    let (in_page, in_help) = (flags(page), flags(help));
+    let odd = in_page.symmetric_difference(&in_help);
+    let mut found: Vec<String> = odd.map(|flag| format!("only one of them has {flag}")).collect();
+    for (text, what) in [(page, "the man page"), (help, "--help")] {
+        let missing = keys.iter().map(|key| (key.full_name(), entry(key))).filter(|(_, entry)| !text.contains(entry));
+        found.extend(missing.map(|(name, entry)| format!("{what} does not say of {name}: {entry}")));
+    }
+    found
+}
+
+#[test]
+fn every_command_has_a_man_page_that_says_what_its_help_and_the_list_of_keys_say() {
+    let pages = pages();
+    let first = page(pages.path(), "echogate");
     for command in COMMANDS {
         assert!(first.contains(&format!("echogate-{command}(1)")), "echogate(1) does not name {command}: {first}");
-        let (page, help) = (page(directory.path(), &format!("echogate-{command}")), echogate(&[command, "--help"]));
-        let flags = help.split_whitespace().filter(|word| word.starts_with("--")).map(|word| {
-            let end = word[2..].find(|symbol: char| !symbol.is_ascii_alphanumeric() && symbol != '-');
-            &word[..end.map_or(word.len(), |end| 2 + end)]
-        });
-        for flag in flags.filter(|flag| flag.len() > 2) {
-            assert!(page.contains(flag), "echogate-{command}(1) lacks {flag}, which --help has");
+        let page = page(pages.path(), &format!("echogate-{command}"));
+        let keys: &[Key] = if ["run", "check", "undo"].contains(&command) { KEYS } else { &[] };
+        let found = disagreements(&page, &help(command), keys);
+        assert!(found.is_empty(), "{command}: {}", found.join("\n"));
+    }
+}
+
+#[test]
+fn each_kind_of_disagreement_between_man_page_help_and_keys_is_seen() {
+    let (page, help) = (page(pages().path(), "echogate-run"), help("run"));
+    for (from, to, expected) in [
+        ("--echo-timeout", "", "only one of them has --echo-timeout"),
+        ("--takeover", "--taekover", "only one of them has --takeover"),
+        (
+            "Default: 60s In the file: mapping.idle",
+            "Default: 90s In the file: mapping.idle",
+            "does not say of mapping.idle",
+        ),
+        ("Allowed: 576 to 65535 bytes", "Allowed: 576 to 9000 bytes", "does not say of inside.mtu"),
+        ("A reply later than this after its request is not delivered.", "", "does not say of echo.timeout"),
+        ("mapping.hold_down How long", "mapping.hold How long", "does not say of mapping.hold_down"),
+        ("inside.device (read at a start only)", "inside.device", "does not say of inside.device"),
+    ] {
+        for (page, help) in [(page.replacen(from, to, 99), help.clone()), (page.clone(), help.replacen(from, to, 99))] {
+            let found = disagreements(&page, &help, KEYS);
+            assert!(found.iter().any(|found| found.contains(expected)), "{from}: {found:?}");
         }
     }
-    for command in ["run", "check", "undo"] {
-        let page = page(directory.path(), &format!("echogate-{command}"));
-        for key in KEYS {
-            for part in [key.full_name(), format!("{}.", key.meaning), format!("Allowed: {}", key.allowed())] {
-                let (part, name) = (flowing(&part), key.full_name());
-                assert!(page.contains(&part), "echogate-{command}(1) does not say of {name}: {part}");
+}
+
+/// On what a sample configuration and the list of keys disagree.
+fn faults(sample: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut found = BTreeSet::new();
+    let (mut table, mut comment) = (String::new(), String::new());
+    for line in sample.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            name.clone_into(&mut table);
+        } else if let Some(text) = line.strip_prefix("# ") {
+            comment = flowing(&format!("{comment} {text}"));
+        } else if let Some((name, value)) = line.split_once(" = ") {
+            let full_name = format!("{table}.{}", name.trim_start_matches('#'));
+            let key = KEYS.iter().find(|key| key.full_name() == full_name);
+            let said = std::mem::take(&mut comment);
+            let Some(key) = key else {
+                faults.push(format!("there is no key {full_name}"));
+                continue;
+            };
+            found.insert(full_name.clone());
+            let when = if key.is_fixed() { "Read at a start only" } else { "" };
+            let default = match key.default {
+                KeyDefault::Computed(words) => format!("Default: {words}"),
+                KeyDefault::Value(_) | KeyDefault::Required => String::new(),
+            };
+            let explained = flowing(&format!("{}. Allowed: {} {when} {default}", key.meaning, key.allowed()));
+            if said != explained {
+                faults.push(format!("{full_name} is not explained as: {explained}"));
             }
+            if name.starts_with('#') == (key.default == KeyDefault::Required) || value != key.example() {
+                faults.push(format!("{full_name}: what holds without it, or could be meant, is {}", key.example()));
+            }
+        } else if line.is_empty() {
+            comment.clear();
+        } else {
+            faults.push(format!("nobody reads this: {line}"));
         }
     }
+    let missing = KEYS.iter().map(Key::full_name).filter(|name| !found.contains(name));
+    faults.extend(missing.map(|name| format!("{name} is missing")));
+    faults
 }
 
 #[test]
@@ -77,6 +178,8 @@ fn the_sample_configuration_is_the_list_of_keys_and_is_accepted_with_every_line_
     let sample = packaged("echogate.toml");
     let made = echogate(&["generate", "config"]);
     assert!(sample == made, "it is out of date: echogate generate config > packaging/echogate.toml");
+    let faults = faults(&sample);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
     Config::parse(&sample, "packaging/echogate.toml", &[]).unwrap_or_else(|error| panic!("{error}"));
 
     // What it comments out, uncommented.
@@ -88,22 +191,27 @@ fn the_sample_configuration_is_the_list_of_keys_and_is_accepted_with_every_line_
     let config = Config::parse(&all, "all of it", &[]).unwrap_or_else(|error| panic!("{error}\n{all}"));
     let defaults = Config::parse("[inside]\nclients = [\"10.66.0.0/24\"]", "least", &[]).expect("a configuration");
     assert_eq!((config.echo, config.limits.everybody), (defaults.echo, defaults.limits.everybody));
+}
 
-    let text =
-        flowing(&sample.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect::<Vec<_>>().join(" "));
-    for key in KEYS {
-        let name = key.full_name();
-        assert!(text.contains(&flowing(&format!("{}.", key.meaning))), "{name} is not explained");
-        assert!(
-            text.contains(&flowing(&format!("Allowed: {}", key.allowed()))),
-            "{name}: what is allowed, in which unit?"
-        );
-        let default = match key.default {
-            KeyDefault::Value(value) => value.to_owned(),
-            KeyDefault::Computed(words) => format!("Default: {words}"),
-            KeyDefault::Required => format!("{} =", key.name),
-        };
-        assert!(text.contains(&default), "{name}: what holds when it is left out?");
+#[test]
+fn each_kind_of_fault_in_a_sample_configuration_is_seen() {
+    let sample = packaged("echogate.toml");
+    for (from, to, expected) in [
+        ("#idle = \"60s\"\n", "", "mapping.idle is missing"),
+        ("#idle = \"60s\"", "#idle = \"90s\"", "mapping.idle: what holds without it"),
+        ("#idle = \"60s\"", "idle = \"60s\"", "mapping.idle: what holds without it"),
+        ("\nclients = ", "\n#clients = ", "inside.clients: what holds without it"),
+        ("#idle = ", "#idel = ", "there is no key mapping.idel"),
+        ("[mapping]", "[mappings]", "there is no key mappings.idle"),
+        ("# Allowed: 576 to 65535 bytes\n", "", "inside.mtu is not explained"),
+        ("# Default: the shortest that is safe\n", "", "mapping.hold_down is not explained"),
+        ("# A reply later than this after its request is not delivered.\n", "", "echo.timeout is not explained"),
+        ("# Read at a start only\n#device", "#device", "inside.device is not explained"),
+        ("# A reply later", "A reply later", "nobody reads this"),
+    ] {
+        assert!(sample.contains(from), "{from}");
+        let found = faults(&sample.replacen(from, to, 1));
+        assert!(found.iter().any(|found| found.contains(expected)), "{from}: {found:?}");
     }
 }
 

@@ -187,6 +187,9 @@ fn nothing_else_of_the_host_is_left() {
         refused("a Unix listener", UnixListener::bind(directory.path().join("socket")));
         refused("a Unix socket", UnixDatagram::unbound());
         refused("a raw socket", Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)));
+        refused("a ping socket", Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4)));
+        refused("a socket of UDP by name", Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)));
+        refused("a socket of UDP over IPv6", Socket::new(Domain::IPV6, Type::DGRAM, None));
         refused("a socket for the host's set-up", Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, None));
         refused("another network", namespace::new_network());
         let ring = uring::probe().unwrap_err();

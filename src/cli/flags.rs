@@ -13,6 +13,9 @@ use crate::error::SetupError;
 /// The id and the name of the flag for the file.
 const FILE: &str = "config";
 
+/// Behind the name of a key that a reload does not change.
+const READ_AT_START: &str = " (read at a start only)";
+
 /// The configuration as the command line gives it.
 #[derive(Debug)]
 pub(super) struct ConfigFlags {
@@ -52,11 +55,12 @@ fn argument(key: &Key, flag: &'static str) -> Arg {
         .help_heading("Configuration")
         .help(format!("{} [default: {}]", key.meaning, key.default))
         .long_help(format!(
-            "{}.\n\nAllowed: {}{repeatable}\nDefault: {}\nIn the file: {}",
+            "{}.\n\nAllowed: {}{repeatable}\nDefault: {}\nIn the file: {}{}",
             key.meaning,
             key.allowed(),
             key.default,
             key.full_name(),
+            if key.is_fixed() { READ_AT_START } else { "" },
         ))
 }
 
@@ -68,8 +72,9 @@ pub(super) fn file_only_help() -> String {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "  {}\n          {}.\n          Allowed: {}\n          Default: {}\n\n",
+            "  {}{}\n          {}.\n          Allowed: {}\n          Default: {}\n\n",
             key.full_name(),
+            if key.is_fixed() { READ_AT_START } else { "" },
             key.meaning,
             key.allowed(),
             key.default

@@ -63,6 +63,7 @@ fn sample() -> String {
     let mut text = "\
 # The configuration of echogate (echogate run --config FILE), with every key. A line #KEY = VALUE is the default, or an example
 # where the default is told in words. Try it with: echogate check --config FILE. After a change: systemctl reload echogate.
+# What is read at a start only says so; a reload that changes it is refused, and changes nothing.
 "
     .to_owned();
     let mut table = "";
@@ -77,6 +78,9 @@ fn sample() -> String {
         }
         for line in wrapped(&format!("Allowed: {}", key.allowed())) {
             let _ = writeln!(text, "# {line}");
+        }
+        if key.is_fixed() {
+            text.push_str("# Read at a start only\n");
         }
         let (name, example) = (key.name, key.example());
         let _ = match key.default {

@@ -5,6 +5,9 @@
 //! that one is held up (a pipe that nobody reads, a disk that hangs) lines are lost, counted, and told of as soon as there is a
 //! reader again.
 //!
+//! The command line wins over the configuration, which may change while a gateway runs: its keeper's log follows, and its packet
+//! process is another one then.
+//!
 //! Rejected: the journal's own protocol (its socket may block too, and would need a queue of its own), and a crate for the
 //! queue: it is this one page.
 
@@ -12,18 +15,21 @@ use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::os::linux::fs::MetadataExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::builder::PossibleValue;
 use crossbeam::channel::{self, Receiver, Sender};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{Format, Full, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::fmt::format::{DefaultFields, Format, Full, Json, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, Formatter, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{EnvFilter, reload};
 
+use crate::config::{LogFormat, Observe};
 use crate::error::SetupError;
+use crate::keeper::LogControl;
 
 /// Lines that may wait to be written.
 const WAITING_MAX: usize = 1024;
@@ -31,23 +37,29 @@ const WAITING_MAX: usize = 1024;
 /// How long the end of a command waits for its lines to be written.
 const ENDING_MAX: Duration = Duration::from_millis(500);
 
-/// How lines look.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
-pub(super) enum LogFormat {
-    /// For people; for the journal where that reads
-    #[default]
-    Human,
-    /// A JSON object a line
-    Json,
+/// What the command line says of the log.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct LogFlags {
+    /// What is logged, on standard error: error, warn, info, debug or trace, or a list such as
+    /// info,echogate::host=debug. No level logs single packets [default: the configuration's observe.log, $RUST_LOG, or info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+
+    /// How log lines look [default: the configuration's observe.log_format, or human]
+    #[arg(long, global = true, value_name = "FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
 }
 
-impl LogFormat {
-    /// The word on the command line.
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            LogFormat::Human => "human",
-            LogFormat::Json => "json",
-        }
+impl clap::ValueEnum for LogFormat {
+    fn value_variants<'a>() -> &'a [LogFormat] {
+        &[LogFormat::Human, LogFormat::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.word()).help(match self {
+            LogFormat::Human => "For people; for the journal where that reads",
+            LogFormat::Json => "A JSON object a line",
+        }))
     }
 }
 
@@ -61,41 +73,79 @@ pub(super) enum Patience {
 }
 
 /// The log of this process. Dropped, it waits a moment for what has not been written yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Log {
     queue: Option<Queue>,
+    control: Arc<Control>,
+}
+
+/// What can change about the log.
+#[derive(Debug)]
+struct Control {
+    flags: LogFlags,
+    filter: reload::Handle<EnvFilter, Formatter<DefaultFields, Form, Lines>>,
+    is_json: Arc<AtomicBool>,
 }
 
 impl Log {
-    /// Begins to log what `--log` says, else the environment, else from info up.
-    pub(super) fn start(level: Option<&str>, format: LogFormat, patience: Patience) -> Result<Log, SetupError> {
-        let filter = filter(level)?;
+    /// Begins to log what the command line says, else the environment, else from info up.
+    pub(super) fn start(flags: &LogFlags, patience: Patience) -> Result<Log, SetupError> {
+        let filter = filter(flags.log.as_deref())?;
         let queue = match patience {
             Patience::Writer => None,
             Patience::None => Some(Queue::start(io::stderr(), WAITING_MAX)?),
         };
-        let to_journal = format == LogFormat::Human && leads_to_journal();
+        let is_json = Arc::new(AtomicBool::new(flags.log_format == Some(LogFormat::Json)));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(Lines(queue.clone()))
             .with_ansi(io::stderr().is_terminal())
-            .with_target(false);
-        match format {
-            LogFormat::Json => builder.json().flatten_event(true).init(),
-            // The journal notes the time, and shows the priority.
-            LogFormat::Human if to_journal => {
-                builder
-                    .event_format(Prioritised(Format::default().without_time().with_target(false).with_level(false)))
-                    .init();
-            }
-            LogFormat::Human => builder.init(),
-        }
-        Ok(Log { queue })
+            .event_format(Form::new(Arc::clone(&is_json)))
+            .with_filter_reloading();
+        let control = Control { flags: flags.clone(), filter: builder.reload_handle(), is_json };
+        builder.init();
+        Ok(Log { queue, control: Arc::new(control) })
     }
 
     /// How many lines were lost so far.
     pub(super) fn lost(&self) -> Arc<AtomicU64> {
         self.queue.as_ref().map(|queue| Arc::clone(&queue.counts.lost)).unwrap_or_default()
+    }
+
+    /// What has it follow a configuration.
+    pub(super) fn control(&self) -> Arc<dyn LogControl> {
+        Arc::clone(&self.control) as Arc<dyn LogControl>
+    }
+}
+
+impl LogFlags {
+    fn level<'a>(&'a self, observe: &'a Observe) -> Option<&'a str> {
+        self.log.as_deref().or(observe.log.as_deref())
+    }
+
+    fn format(&self, observe: &Observe) -> LogFormat {
+        self.log_format.unwrap_or(observe.log_format)
+    }
+
+    /// What makes another process of this gateway log so.
+    fn arguments(&self, observe: &Observe) -> Vec<String> {
+        let level = self.level(observe).map(|level| format!("--log={level}"));
+        level.into_iter().chain([format!("--log-format={}", self.format(observe).word())]).collect()
+    }
+}
+
+impl LogControl for Control {
+    fn follow(&self, observe: &Observe) {
+        // What the configuration lets pass is a filter, and the subscriber is for good.
+        if let Ok(filter) = filter(self.flags.level(observe)) {
+            let _ = self.filter.reload(filter);
+        }
+        // Relaxed: nothing else goes with it.
+        self.is_json.store(self.flags.format(observe) == LogFormat::Json, Ordering::Relaxed);
+    }
+
+    fn arguments(&self, observe: &Observe) -> Vec<String> {
+        self.flags.arguments(observe)
     }
 }
 
@@ -127,7 +177,42 @@ fn leads_to_journal() -> bool {
     place.is_ok_and(|place| place == stream)
 }
 
+/// Lines in the form that holds at the moment.
+#[derive(Debug)]
+struct Form {
+    is_json: Arc<AtomicBool>,
+    json: Format<Json>,
+    people: Format<Full>,
+    /// Instead of the one for people.
+    journal: Option<Prioritised>,
+}
+
+impl Form {
+    fn new(is_json: Arc<AtomicBool>) -> Form {
+        let plain = || Format::default().with_target(false);
+        // The journal notes the time, and shows the priority.
+        let journal = leads_to_journal().then(|| Prioritised(plain().without_time().with_level(false)));
+        Form { is_json, json: plain().json().flatten_event(true), people: plain(), journal }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Form
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        match &self.journal {
+            // Relaxed: nothing else goes with it.
+            _ if self.is_json.load(Ordering::Relaxed) => self.json.format_event(context, writer, event),
+            Some(journal) => journal.format_event(context, writer, event),
+            None => self.people.format_event(context, writer, event),
+        }
+    }
+}
+
 /// Lines that begin with their priority.
+#[derive(Debug)]
 struct Prioritised(Format<Full, ()>);
 
 impl<S, N> FormatEvent<S, N> for Prioritised
@@ -152,6 +237,7 @@ fn priority(level: Level) -> u8 {
 }
 
 /// Where the subscriber writes: into the queue, or, without one, at once.
+#[derive(Debug)]
 struct Lines(Option<Queue>);
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -294,6 +380,25 @@ mod tests {
             text.ends_with(&format!("echogate: {lost} lines of the log were lost: nobody read them in time\n")),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_configuration_and_the_environment_is_what_remains() {
+        let said = |log: Option<&str>, log_format| LogFlags { log: log.map(str::to_owned), log_format };
+        let configured = Observe { log: Some("warn".to_owned()), log_format: LogFormat::Json, ..Observe::default() };
+        assert_eq!(said(None, None).arguments(&Observe::default()), ["--log-format=human"]);
+        assert_eq!(said(None, None).arguments(&configured), ["--log=warn", "--log-format=json"]);
+        let both = said(Some("debug"), Some(LogFormat::Human));
+        assert_eq!(both.arguments(&configured), ["--log=debug", "--log-format=human"]);
+    }
+
+    #[test]
+    fn what_the_configuration_takes_as_a_filter_is_one() {
+        for text in
+            ["off", "error", "warn", "info", "debug", "trace", "info,echogate::host=debug", "a=off,b_1::c=trace"]
+        {
+            assert!(filter(Some(text)).is_ok(), "{text}");
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use self::log::{Log, LogFormat, Patience};
+use self::log::{Log, LogFlags, Patience};
 use crate::error::SetupError;
 use crate::keeper::{self, Supervisor};
 
@@ -44,14 +44,8 @@ struct Arguments {
     #[command(subcommand)]
     command: Command,
 
-    /// What is logged, on standard error: error, warn, info, debug or trace, or a list such as
-    /// info,echogate::host=debug. No level logs single packets [default: $RUST_LOG, or info]
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log: Option<String>,
-
-    /// How log lines look
-    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
-    log_format: LogFormat,
+    #[command(flatten)]
+    log: LogFlags,
 }
 
 #[derive(Subcommand)]
@@ -73,14 +67,6 @@ enum Command {
     Generate(generate::Arguments),
 }
 
-impl Arguments {
-    /// What makes another process of this gateway log as this one does.
-    fn log_arguments(&self) -> Vec<String> {
-        let level = self.log.iter().map(|level| format!("--log={level}"));
-        level.chain([format!("--log-format={}", self.log_format.word())]).collect()
-    }
-}
-
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -94,9 +80,9 @@ pub fn main() -> ExitCode {
         Command::Packets(arguments) => packets::begin(arguments),
         _ => Ok(()),
     };
-    let log = begun.and_then(|()| Log::start(arguments.log.as_deref(), arguments.log_format, patience));
+    let log = begun.and_then(|()| Log::start(&arguments.log, patience));
     let done = log.and_then(|log| match &arguments.command {
-        Command::Run(options) => run::run(options, arguments.log_arguments(), supervisor),
+        Command::Run(options) => run::run(options, log.control(), supervisor),
         Command::Restart(arguments) => restart::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
         Command::Packets(_) => packets::run(log.lost()),

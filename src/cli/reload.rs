@@ -10,7 +10,7 @@ use crate::keeper;
 ///
 /// As SIGHUP, with an answer. What is in the file then holds, and no ping is lost: another process goes on moving packets, over the
 /// same device, sockets and mappings. A file that is wrong is refused with the line and the reason, and one that changes what a running
-/// gateway cannot change (the device, its numbers, its addresses, the workers, the tables) with the keys; then the configuration stays
+/// gateway cannot change (those that the sample configuration calls read at a start only) with the keys; then the configuration stays
 /// as it was. Flags of `run` win over the file, as ever. Prints what is served.
 ///
 /// Exit codes: 0 the file is in force; 2 it is not, or no gateway runs on this device.

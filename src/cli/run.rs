@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 
 use crossbeam::channel::{self, Receiver, Sender};
@@ -12,7 +13,7 @@ use signal_hook::low_level::emulate_default_handler;
 use super::flags::{ConfigFlags, file_only_help};
 use super::{complain, print};
 use crate::error::SetupError;
-use crate::keeper::{Asked, Keeper, Options, Supervisor};
+use crate::keeper::{Asked, Keeper, LogControl, Options, Supervisor};
 
 /// Run the gateway until SIGINT or SIGTERM
 ///
@@ -41,13 +42,17 @@ pub(super) struct Arguments {
     takeover: bool,
 }
 
-pub(super) fn run(arguments: &Arguments, log: Vec<String>, supervisor: Supervisor) -> Result<ExitCode, SetupError> {
+pub(super) fn run(
+    arguments: &Arguments,
+    log: Arc<dyn LogControl>,
+    supervisor: Supervisor,
+) -> Result<ExitCode, SetupError> {
     let mut source = arguments.flags.source()?;
     if arguments.no_sandbox {
         source.flags.push(("run.sandbox".to_owned(), "off".to_owned()));
     }
     // What is wrong with it is said before anything else.
-    source.config()?;
+    log.follow(&source.config()?.observe);
     // Before the set-up: a signal during it is obeyed after it, and so finds something to undo.
     let signals = watch_signals()?;
     let options = Options { source, log, takeover: arguments.takeover };

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::keys::KEYS;
+use super::log::{LOG_FORMATS, LogFormat};
 use super::{Config, ControlSocket, Exception, IdentRange};
 use crate::host::divert::DivertBy;
 use crate::io::{Backend, FallThrough};
@@ -73,6 +74,10 @@ pub(super) enum Kind {
     ControlSocket(fn(&mut Config) -> &mut ControlSocket),
     /// An address with a port to listen at, or [`NOWHERE`].
     Listen(fn(&mut Config) -> &mut Option<SocketAddr>),
+    /// What is logged.
+    LogFilter(fn(&mut Config) -> &mut Option<String>),
+    /// One of [`LOG_FORMATS`].
+    LogFormat(fn(&mut Config) -> &mut LogFormat),
 }
 
 /// The word for a socket that is not to be.
@@ -141,6 +146,8 @@ impl Key {
             (Kind::FallThrough(_), _) => quoted(FALL_THROUGHS[0].0),
             (Kind::ControlSocket(_), _) => quoted("/run/echogate/echogate0.sock"),
             (Kind::Listen(_), _) => quoted("127.0.0.1:9428"),
+            (Kind::LogFilter(_), _) => quoted("info,echogate::host=debug"),
+            (Kind::LogFormat(_), _) => quoted(LOG_FORMATS[0].0),
         }
     }
 
@@ -154,7 +161,10 @@ impl Key {
             Kind::Prefixes(_) => "PREFIX",
             Kind::IdentRanges(_) => "RANGE",
             Kind::Exceptions(_) => "LIMITS",
-            Kind::Switch(_) | Kind::Backend(_) | Kind::DivertBy(_) | Kind::FallThrough(_) => "WHICH",
+            Kind::Switch(_) | Kind::Backend(_) | Kind::DivertBy(_) | Kind::FallThrough(_) | Kind::LogFormat(_) => {
+                "WHICH"
+            }
+            Kind::LogFilter(_) => "LEVEL",
             Kind::ControlSocket(_) => "PATH",
             Kind::Listen(_) => "ADDRESS:PORT",
         }
@@ -203,6 +213,10 @@ impl fmt::Display for Kind {
             Kind::Listen(_) => {
                 write!(f, "an address with its port, such as 127.0.0.1:9428 or [::1]:9428, or {NOWHERE}")
             }
+            Kind::LogFilter(_) => f.write_str(
+                "off, error, warn, info, debug or trace, or a list of such with modules, as in info,echogate::host=debug",
+            ),
+            Kind::LogFormat(_) => write_words(f, LOG_FORMATS.iter().map(|(word, _)| *word)),
         }
     }
 }

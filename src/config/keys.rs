@@ -417,4 +417,20 @@ pub static KEYS: &[Key] = &[
         default: KeyDefault::Value("none"),
         kind: Kind::Listen(|config| &mut config.observe.metrics),
     },
+    Key {
+        table: "observe",
+        name: "log",
+        flag: None,
+        meaning: "What is logged, unless `--log` says it. No level logs single packets",
+        default: KeyDefault::Computed("what $RUST_LOG says, or info"),
+        kind: Kind::LogFilter(|config| &mut config.observe.log),
+    },
+    Key {
+        table: "observe",
+        name: "log_format",
+        flag: None,
+        meaning: "How log lines look, unless `--log-format` says it: human (for the journal where that reads), or json, an object a line",
+        default: KeyDefault::Value("human"),
+        kind: Kind::LogFormat(|config| &mut config.observe.log_format),
+    },
 ];

@@ -32,13 +32,23 @@ pub const FIXED: [&str; 14] = [
     "observe.control",
 ];
 
+impl Key {
+    /// Whether it is read at a start only.
+    pub fn is_fixed(&self) -> bool {
+        FIXED.contains(&self.full_name().as_str())
+    }
+}
+
 impl Source {
     /// This configuration in place of `running`. The error names the keys that a gateway that runs cannot change.
     pub fn in_place_of(&self, running: &Source) -> Result<Config, SetupError> {
         let (mut new, mut old) = (self.config()?, running.config()?);
-        let is_fixed = |key: &&Key| FIXED.contains(&key.full_name().as_str());
-        let changed: Vec<_> =
-            KEYS.iter().filter(is_fixed).filter(|key| differs(key, &mut new, &mut old)).map(Key::full_name).collect();
+        let changed: Vec<_> = KEYS
+            .iter()
+            .filter(|key| key.is_fixed())
+            .filter(|key| differs(key, &mut new, &mut old))
+            .map(Key::full_name)
+            .collect();
         if changed.is_empty() {
             return Ok(new);
         }
@@ -69,6 +79,8 @@ fn differs(key: &Key, new: &mut Config, old: &mut Config) -> bool {
         Kind::FallThrough(field) => unequal(field, new, old),
         Kind::ControlSocket(field) => unequal(field, new, old),
         Kind::Listen(field) => unequal(field, new, old),
+        Kind::LogFilter(field) => unequal(field, new, old),
+        Kind::LogFormat(field) => unequal(field, new, old),
     }
 }
 

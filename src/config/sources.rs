@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::key::{BACKENDS, DIVERTS, FALL_THROUGHS, Key, Kind, NOWHERE, SWITCH};
 use super::keys::KEYS;
+use super::log::LOG_FORMATS;
 use super::{Config, ControlSocket};
 use crate::error::SetupError;
 use crate::policy::PrefixError;
@@ -293,6 +294,8 @@ impl Kind {
                     _ => Some(value.parse("an address with its port")?),
                 };
             }
+            Kind::LogFilter(field) => *field(config) = Some(value.text()?.to_owned()),
+            Kind::LogFormat(field) => *field(config) = value.choose(LOG_FORMATS)?,
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::key::Kind;
-use super::{Config, ControlSocket, KEYS, Key, KeyDefault, Observe};
+use super::{Config, ControlSocket, KEYS, Key, KeyDefault, LogFormat, Observe};
 use crate::io::{Backend, FallThrough};
 
 /// The least that is valid.
@@ -427,12 +427,13 @@ proptest! {
 #[test]
 fn sockets_to_be_looked_at_by_have_their_places_or_none() {
     let observe = |text: &str| good(&format!("{CLIENTS}[observe]\n{text}"), &[]).observe;
-    assert_eq!(observe(""), Observe { control: ControlSocket::ByDevice, metrics: None });
+    assert_eq!(observe(""), Observe::default());
     let given = observe("control = \"/run/e.sock\"\nmetrics = \"[::1]:9428\"");
     let control = ControlSocket::At("/run/e.sock".into());
-    assert_eq!(given, Observe { control, metrics: Some("[::1]:9428".parse().expect("an address")) });
+    let metrics = Some("[::1]:9428".parse().expect("an address"));
+    assert_eq!(given, Observe { control, metrics, ..Observe::default() });
     let none = good(CLIENTS, &[("control", "none"), ("metrics", "none")]).observe;
-    assert_eq!(none, Observe { control: ControlSocket::Nowhere, metrics: None });
+    assert_eq!(none, Observe { control: ControlSocket::Nowhere, ..Observe::default() });
 
     let refused = |text: &str| bad(&format!("{CLIENTS}[observe]\n{text}"), &[]);
     let relative = refused("control = \"e.sock\"");
@@ -447,4 +448,18 @@ fn sockets_to_be_looked_at_by_have_their_places_or_none() {
         portless.starts_with("e.toml:4: observe.metrics: \"127.0.0.1\" is not an address with its port"),
         "{portless}"
     );
+}
+
+#[test]
+fn what_is_logged_and_how_is_a_level_and_a_word() {
+    let observe = |text: &str| good(&format!("{CLIENTS}[observe]\n{text}"), &[]).observe;
+    assert_eq!((observe("").log, observe("").log_format), (None, LogFormat::Human));
+    let given = observe("log = \"warn,echogate::host=debug\"\nlog_format = \"json\"");
+    assert_eq!((given.log.as_deref(), given.log_format), (Some("warn,echogate::host=debug"), LogFormat::Json));
+
+    let refused = |text: &str| bad(&format!("{CLIENTS}[observe]\n{text}"), &[]);
+    let loud = refused("log = \"loud\"");
+    assert!(loud.starts_with("e.toml:4: observe.log: \"loud\" is no level\n  remedy: allowed: off, error, "), "{loud}");
+    let xml = refused("log_format = \"xml\"");
+    assert!(xml.starts_with("e.toml:4: observe.log_format: there is no \"xml\""), "{xml}");
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::key::{Key, Kind, SOCKET_PATH_BYTES_MAX};
 use super::keys::KEYS;
+use super::log::check_filter;
 use super::sources::Origins;
 use super::{CLIENTS_MAX, Config, ControlSocket};
 use crate::error::SetupError;
@@ -101,6 +102,7 @@ impl Key {
             Kind::Name(field) => check_device_name(field(config)),
             Kind::Names(field) => field(config).iter().try_for_each(|name| check_interface_name(name)),
             Kind::ControlSocket(field) => check_socket_path(field(config)),
+            Kind::LogFilter(field) => field(config).as_deref().map_or(Ok(()), check_filter),
             Kind::Address(_)
             | Kind::Addresses(_)
             | Kind::Prefixes(_)
@@ -110,7 +112,8 @@ impl Key {
             | Kind::Backend(_)
             | Kind::DivertBy(_)
             | Kind::FallThrough(_)
-            | Kind::Listen(_) => Ok(()),
+            | Kind::Listen(_)
+            | Kind::LogFormat(_) => Ok(()),
         }
     }
 }

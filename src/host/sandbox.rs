@@ -108,8 +108,12 @@ fn allowed() -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendError> {
         // Threads, and no processes.
         (libc::SYS_clone, vec![with(0, libc::CLONE_THREAD)?]),
         (libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME)?, is(0, libc::PR_SET_VMA)?]),
-        // The MTU of a way out is asked by a socket of UDP; nothing is sent.
-        (libc::SYS_socket, vec![rule([is_condition(0, libc::AF_INET)?, of_type(libc::SOCK_DGRAM)?])?]),
+        // The MTU of a way out is asked by a socket of UDP, made for each question; nothing is sent. No other protocol: not a
+        // ping socket.
+        (
+            libc::SYS_socket,
+            vec![rule([is_condition(0, libc::AF_INET)?, of_type(libc::SOCK_DGRAM)?, is_condition(2, 0)?])?],
+        ),
         // Closing a ring.
         (libc::SYS_io_uring_register, vec![is(1, REGISTER_SYNC_CANCEL)?, is(1, UNREGISTER_FILES)?]),
         (libc::SYS_ioctl, vec![is(1, i32::try_from(libc::FIONBIO).unwrap_or(0))?]),

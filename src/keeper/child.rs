@@ -56,9 +56,13 @@ impl Packets {
         // One that does not read must not hold up who is to notice that.
         ours.set_write_timeout(Some(SILENCE_MAX)).map_err(failed)?;
         let mut command = Command::new(OURSELVES);
-        command.arg0("echogate").arg(SUBCOMMAND).args(&options.log);
-        if options.source.config().is_ok_and(|config| !config.run.sandbox) {
-            command.arg("--no-sandbox");
+        command.arg0("echogate").arg(SUBCOMMAND);
+        // It has been checked.
+        if let Ok(config) = options.source.config() {
+            command.args(options.log.arguments(&config.observe));
+            if !config.run.sandbox {
+                command.arg("--no-sandbox");
+            }
         }
         for variable in supervisor::VARIABLES {
             command.env_remove(variable);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::process::Echogate;
+use crate::reload::Reloaded;
 use crate::scene::{PATIENCE, Scene, Setup, run, wait_until};
 use crate::sys;
 
@@ -137,6 +138,33 @@ fn the_journal_gets_priorities_and_no_times() {
     assert!(lines.iter().all(|line| ["<3>", "<4>", "<6>"].iter().any(|begin| line.starts_with(begin))), "{lines:?}");
     assert!(lines.iter().any(|line| line.starts_with("<4>")), "{lines:?}");
     assert!(!lines.iter().any(|line| line.contains("WARN")), "{lines:?}");
+}
+
+#[test]
+fn what_is_logged_and_how_follows_the_file_in_both_processes() {
+    let reloaded = Reloaded::new(&ANY, "[observe]\nlog = \"warn\"\n");
+    let reload_with = |observe: &str| {
+        reloaded.write("10.66.0.0/24", &format!("[observe]\n{observe}"));
+        reloaded.assert_reloads();
+    };
+    // One by the keeper, the other by the packet process that goes on.
+    let lines = ["the configuration has been read again", "goes on with what was there"];
+    reloaded.scene.assert_pings("so that there is a mapping to go on with");
+    reload_with("log = \"error\"\n");
+    assert!(!lines.iter().any(|line| reloaded.gateway().has_said(line)), "less than warnings were asked for");
+    reload_with("log = \"info\"\nlog_format = \"json\"\n");
+    wait_until("both say so", || lines.iter().all(|line| reloaded.gateway().has_said(line)));
+    reload_with("log = \"off\"\n");
+    reload_with("");
+    let ended = reloaded.stop();
+    assert_eq!(ended.code, Some(0), "{}", ended.complaints);
+    for line in lines {
+        let said: Vec<&str> = ended.complaints.lines().filter(|said| said.contains(line)).collect();
+        let [first, second] = said[..] else { panic!("{line}, twice: {}", ended.complaints) };
+        let first: Value = serde_json::from_str(first).unwrap_or_else(|error| panic!("{error}: {first}"));
+        assert_eq!(first["level"], "INFO", "{first}");
+        assert!(second.contains(" INFO ") && !second.starts_with('{'), "{second}");
+    }
 }
 
 fn lines(path: &Path) -> Vec<String> {

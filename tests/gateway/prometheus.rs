@@ -1,18 +1,30 @@
-//! Debian's Prometheus scrapes a gateway that serves; every query of the dashboard and of the alerts is put to it.
+//! Debian's Prometheus scrapes a gateway that serves; every query of the dashboard and of the alerts is put to it, and what it answers
+//! over a time is drawn.
+
+mod dashboard;
+mod picture;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{env, thread};
 
+use echogate::lab::LabOptions;
+use echogate::lab::load::{self, LoadOptions};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use self::dashboard::{Panel, Target, panels};
+use self::picture::Series;
 use crate::process::Echogate;
-use crate::scene::{Scene, Setup, wait_until};
-use crate::serves::limits_off;
+use crate::restarts::setting;
+use crate::scene::{Scene, Setup, nft, wait_until};
+use crate::sys;
 use crate::web::{METRICS, get, metrics_flags};
 
 const PROMETHEUS: &str = "127.0.0.1:9090";
@@ -53,8 +65,12 @@ impl Prometheus<'_> {
     }
 
     pub(crate) fn ask(&self, query: &str) -> Option<Value> {
+        self.ask_for("query", query, "")
+    }
+
+    fn ask_for(&self, what: &str, query: &str, more: &str) -> Option<Value> {
         let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let path = format!("/api/v1/query?query={encoded}");
+        let path = format!("/api/v1/{what}?query={encoded}{more}");
         let (status, body) = get(self.scene.gateway(), PROMETHEUS, &path).ok()?;
         let answer: Value = serde_json::from_str(&body).ok()?;
         // While it starts it has no answers yet.
@@ -80,11 +96,13 @@ impl Prometheus<'_> {
             self.is_answered("count_over_time(echogate_workers[15s]) > 3")
         });
         let mut answers = Vec::new();
-        for (panel, query) in dashboard() {
-            ping();
-            wait_until(&format!("an answer to {query}"), || self.is_answered(&query));
-            let values = self.ask(&query).expect("it has been answered");
-            answers.push(Answer { panel, query, values });
+        for Panel { title, targets, .. } in panels() {
+            for Target { query, .. } in targets {
+                ping();
+                wait_until(&format!("an answer to {query}"), || self.is_answered(&query));
+                let values = self.ask(&query).expect("it has been answered");
+                answers.push(Answer { panel: title.clone(), query, values });
+            }
         }
         assert!(answers.len() > 25, "{} queries only", answers.len());
 
@@ -103,6 +121,45 @@ impl Prometheus<'_> {
         }
         answers
     }
+
+    /// The dashboard as a picture of the last so many seconds. Every query has an answer there, with all that its legend names.
+    pub(crate) fn picture(&self, seconds: u32) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs_f64();
+        let begin = now - f64::from(seconds);
+        let panels = panels();
+        let drawn: Vec<(&Panel, Vec<Series>)> = panels
+            .iter()
+            .map(|panel| {
+                let series = panel.targets.iter().flat_map(|target| self.series(panel, target, begin, now)).collect();
+                (panel, series)
+            })
+            .collect();
+        picture::draw(&drawn, f64::from(seconds))
+    }
+
+    fn series(&self, panel: &Panel, target: &Target, begin: f64, end: f64) -> Vec<Series> {
+        let about = format!("{}: {}", panel.title, target.query);
+        // As many points as a panel of a few hundred pixels shows.
+        let step = ((end - begin) / 120.0).max(1.0);
+        let times = format!("&start={begin:.3}&end={end:.3}&step={step:.3}");
+        let answer = self.ask_for("query_range", &target.query, &times).expect("it has answered before");
+        let answers = answer.as_array().expect("a list");
+        assert!(!answers.is_empty(), "an empty panel: {about}");
+        let number = |value: &Value| value.as_str().and_then(|text| text.parse().ok()).expect("a number");
+        let series = answers.iter().map(|answer| {
+            let legend = target.legend(&answer["metric"]);
+            let legend = legend.unwrap_or_else(|label| panic!("{about}: no label {label} in {}", answer["metric"]));
+            let values = answer["values"].as_array().expect("values");
+            let points = values.iter().map(|value| (value[0].as_f64().expect("a time") - begin, number(&value[1])));
+            let points: Vec<(f64, f64)> = points.collect();
+            assert!(points.iter().any(|(_, value)| value.is_finite()), "nothing to draw: {about}");
+            Series { legend, points }
+        });
+        let series: Vec<Series> = series.collect();
+        let legends: BTreeSet<&str> = series.iter().map(|series| series.legend.as_str()).collect();
+        assert_eq!(legends.len(), series.len(), "two series have one legend: {about}: {legends:?}");
+        series
+    }
 }
 
 /// What a panel of the dashboard would show.
@@ -116,35 +173,67 @@ fn packaging(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(name)
 }
 
-/// The queries of every panel, under its title.
-fn dashboard() -> Vec<(String, String)> {
-    let text = fs::read_to_string(packaging("grafana-dashboard.json")).expect("a dashboard");
-    let dashboard: Value = serde_json::from_str(&text).expect("JSON");
-    let panels = dashboard["panels"].as_array().expect("panels");
-    let queries = panels.iter().flat_map(|panel| {
-        let title = panel["title"].as_str().expect("a title");
-        let targets = panel["targets"].as_array().expect("targets");
-        targets.iter().map(move |target| (title.to_owned(), target["expr"].as_str().expect("a query")))
-    });
-    // As Grafana does when all gateways are chosen, and for a window of some scrapes.
-    let asked = |query: &str| query.replace("$instance", ".*").replace("$__rate_interval", "15s");
-    queries.map(|(panel, query)| (panel, asked(query))).collect()
-}
-
 /// The names of metrics in a query.
 fn metrics_in(query: &str) -> BTreeSet<String> {
     let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     words.filter(|word| word.starts_with("echogate_")).map(str::to_owned).collect()
 }
 
+/// A gateway's day in some seconds: pings all the time, some to where nobody may ping and some that a router answers; then a client
+/// that floods, a packet process that is killed, and remotes that answer no more.
+fn weather(scene: &Scene, gateway: &Echogate, seconds: u32) {
+    let part = Duration::from_secs(u64::from(seconds)) / 4;
+    let load = |client: usize, rate: u64, duration: Duration| {
+        let options = LoadOptions {
+            duration,
+            rate: Some(rate),
+            window: 4096,
+            idents: 20,
+            one_remote_an_ident: true,
+            reply_timeout: Duration::from_millis(200),
+            ..LoadOptions::default()
+        };
+        let (client, remotes) = (&scene.lab().clients()[client..=client], &scene.lab().remotes()[..2]);
+        load::run(client, remotes, &options, |_| ControlFlow::Continue(())).expect("it runs")
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| load(0, 600, 4 * part));
+        // In rounds: a single ping of the scene's has a minute.
+        let ping = |arguments: &str| (0..seconds.div_ceil(4)).for_each(|_| drop(scene.ping(0, arguments)));
+        scope.spawn(move || ping(&format!("-q -i 0.2 -c 20 {}", scene.remote(2))));
+        scope.spawn(move || ping(&format!("-q -i 0.1 -t 2 -c 40 {}", scene.remote(0))));
+        thread::sleep(part);
+        load(1, 3000, part);
+        sys::signal(gateway.packets_id(), libc::SIGKILL).expect("it runs");
+        thread::sleep(part);
+        let silent = format!(
+            "add table ip t\nadd chain ip t c {{ type filter hook input priority 0; }}\nadd rule ip t c ip daddr {} drop\n",
+            scene.remote(1)
+        );
+        nft(scene.internet(), &silent);
+    });
+}
+
+/// `ECHOGATE_DASHBOARD=FILE` keeps the picture, and `ECHOGATE_SECONDS` is how long it is made for.
 #[test]
 fn every_query_of_the_dashboard_and_of_the_alerts_is_answered_by_a_real_prometheus() {
-    let scene = Scene::new(1);
+    let seconds = setting("ECHOGATE_SECONDS", 4);
+    let scene = Scene::with(&LabOptions { clients: 2, remotes: 3, routers: 1, ..LabOptions::default() });
     let setup = Setup { io: "auto", workers: 2 };
-    let gateway = Echogate::serve(scene.gateway(), &[scene.arguments(&setup), metrics_flags(), limits_off()].concat());
+    let more = format!("--echo-timeout 2s --deny {}/32", scene.remote(2));
+    let arguments = [scene.arguments(&setup), metrics_flags(), more.split(' ').map(str::to_owned).collect()].concat();
+    let gateway = Echogate::serve(scene.gateway(), &arguments);
     let prometheus = Prometheus::start(&scene);
     let remote: Ipv4Addr = scene.remote(0);
-    prometheus.answers(|| assert!(scene.ping(0, &format!("-q -f -c 500 {remote}")).all_came_back(500)));
+    prometheus.answers(|| assert!(scene.ping(0, &format!("-q -i 0.002 -c 100 {remote}")).all_came_back(100)));
+    weather(&scene, &gateway, seconds);
+    let picture = prometheus.picture(seconds + 10);
+    for shown in ["over_packets", "remote_denied", "errors passed on", "all move", "worker 1"] {
+        assert!(picture.contains(shown), "{shown} is not in the picture:\n{picture}");
+    }
+    if let Some(file) = env::var_os("ECHOGATE_DASHBOARD") {
+        fs::write(file, &picture).expect("it can be written");
+    }
     drop(prometheus);
     gateway.stop();
 }

@@ -37,6 +37,40 @@ fn an_address_that_is_not_ours() {
 }
 
 #[test]
+fn no_address_that_is_named_and_no_route_to_find_one_by() {
+    let scene = Scene::new(1);
+    run(scene.gateway(), "ip route del default");
+    refused_in(
+        &scene,
+        with("--clients 10.66.0.0/24 --divert g0"),
+        &["no route to the internet", "remedy: name the address, --outside ADDRESS"],
+    );
+}
+
+#[test]
+fn a_control_socket_that_cannot_be_where_it_is_wanted() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().join("socket").display().to_string();
+    let arguments = format!("--clients 10.66.0.0/24 --divert g0 --outside 198.18.0.1 --control {path}");
+    refused(
+        with(&arguments),
+        &[&format!("cannot listen at the control socket {path}: "), "remedy: give --control a path"],
+    );
+}
+
+#[test]
+fn an_interface_that_is_not_there_yet_is_warned_of_and_the_others_are_served() {
+    let scene = Scene::new(1);
+    let arguments = "--clients 10.66.0.0/24 --divert g0 --divert later0 --outside 198.18.0.1";
+    let gateway = Echogate::start(scene.gateway(), &mut with(arguments)).serving();
+    scene.assert_pings("by who is there");
+    let ended = gateway.stop();
+    let warnings: Vec<&str> = ended.complaints.lines().filter(|line| line.contains("later0")).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("WARN"), "once: {}", ended.complaints);
+    assert!(warnings[0].contains("later0 does not exist; it is diverted from once it does"), "{}", warnings[0]);
+}
+
+#[test]
 fn a_device_name_that_is_taken() {
     let scene = Scene::new(1);
     run(scene.gateway(), "ip link add echogate0 type veth peer name other");

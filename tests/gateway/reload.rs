@@ -17,15 +17,15 @@ use crate::takeover::report;
 const SETUP: Setup = Setup { io: "uring", workers: 1 };
 
 /// A gateway with a file.
-struct Reloaded {
-    scene: Scene,
+pub(crate) struct Reloaded {
+    pub(crate) scene: Scene,
     directory: TempDir,
     gateway: Option<Echogate>,
 }
 
 impl Reloaded {
     /// Serves both clients, with this besides in the file.
-    fn new(setup: &Setup, more: &str) -> Reloaded {
+    pub(crate) fn new(setup: &Setup, more: &str) -> Reloaded {
         let (scene, directory) = (Scene::new(2), tempfile::tempdir().expect("a directory"));
         let mut reloaded = Reloaded { scene, directory, gateway: None };
         reloaded.write("10.66.0.0/24", more);
@@ -40,7 +40,7 @@ impl Reloaded {
         self.directory.path().join("echogate.toml")
     }
 
-    fn write(&self, clients: &str, more: &str) {
+    pub(crate) fn write(&self, clients: &str, more: &str) {
         let text = format!(
             "[inside]\nclients = [\"{clients}\"]\ndivert = [\"g0\", \"g1\"]\n[outside]\naddresses = [\"198.18.0.1\"]\n{more}"
         );
@@ -51,17 +51,17 @@ impl Reloaded {
         Echogate::start(self.scene.gateway(), &mut Echogate::command("reload")).ended()
     }
 
-    fn assert_reloads(&self) {
+    pub(crate) fn assert_reloads(&self) {
         let ended = self.reload();
         assert_eq!(ended.code, Some(0), "{}{}", ended.printed, ended.complaints);
         assert!(ended.printed.starts_with("serving pings of "), "{}", ended.printed);
     }
 
-    fn gateway(&self) -> &Echogate {
+    pub(crate) fn gateway(&self) -> &Echogate {
         self.gateway.as_ref().expect("it serves")
     }
 
-    fn stop(mut self) -> Ended {
+    pub(crate) fn stop(mut self) -> Ended {
         self.gateway.take().expect("it serves").terminated()
     }
 }
@@ -159,6 +159,7 @@ fn what_is_wrong_is_refused_with_its_line_and_the_old_configuration_stays_in_for
         ("[limits\n", "echogate.toml:6: "),
         ("[limits]\nmappings = \"many\"\n", "echogate.toml:7: "),
         ("[mapping]\nidle = \"0s\"\n", "echogate.toml:7: "),
+        ("[observe]\nlog = \"loud\"\n", "echogate.toml:7: "),
         ("[run]\nworkers = 3\n[echo]\ntimeout = \"30s\"\n", "echo.timeout cannot change while the gateway runs"),
     ] {
         reloaded.write("10.66.0.0/24", more);
@@ -182,7 +183,7 @@ fn what_is_wrong_is_refused_with_its_line_and_the_old_configuration_stays_in_for
     reloaded.scene.assert_pings("as before");
     let ended = reloaded.stop();
     assert_eq!(ended.code, Some(0), "{}", ended.complaints);
-    assert_eq!(ended.complaints.matches("the configuration stays as it was").count(), 7, "{}", ended.complaints);
+    assert_eq!(ended.complaints.matches("the configuration stays as it was").count(), 8, "{}", ended.complaints);
 }
 
 #[test]

@@ -15,8 +15,24 @@ use crate::control::{Busy, RoundTrips, Stats};
 /// Answers that are kept: what losses and round trips are told of is the time between the first and the last.
 const KEPT: usize = 11;
 
-/// The rows of drops at most, with their header.
-const DROPS_MAX: u16 = 8;
+/// The rows of drops at most, with their header and the one that is left free above it.
+const DROPS_MAX: u16 = 9;
+
+/// On a wider screen numbers would stand far from their names.
+const WIDTH_MAX: u16 = 120;
+
+/// The width of the counts; and of the states, which stand beside them if there is room, else below.
+const RATES_WIDTH: u16 = 46;
+const STATES_WIDTH: u16 = 32;
+const RATES_HEIGHT: u16 = 8;
+const STATES_HEIGHT: u16 = 7;
+
+/// Who is busiest: fewer rows tell nothing.
+const BUSY_MIN: u16 = 3;
+
+/// Addresses, and two numbers of as many letters.
+const ADDRESS_WIDTH: u16 = 15;
+const NUMBER_WIDTH: u16 = 9;
 
 /// A picture of a gateway.
 pub(super) struct View {
@@ -60,24 +76,39 @@ impl View {
     pub(super) fn draw(&self, frame: &mut Frame<'_>) {
         let Some(now) = self.answers.back() else { return };
         let drops = u16::try_from(now.drops.len()).unwrap_or(u16::MAX).saturating_add(2).min(DROPS_MAX);
-        let busiest = Constraint::Min(4);
-        let [head, numbers, busy, dropped, keys] = Layout::vertical([
-            Constraint::Length(3),
-            Constraint::Length(9),
-            busiest,
-            Constraint::Length(drops),
-            Constraint::Length(1),
-        ])
-        .areas(frame.area());
+        let mut screen = frame.area();
+        screen.width = screen.width.min(WIDTH_MAX);
+        // What matters least is left out first: drops, who is busiest, the states.
+        let side_by_side = screen.width >= RATES_WIDTH + 2 + STATES_WIDTH;
+        let mut room = screen.height.saturating_sub(1);
+        let mut take = |wanted: u16, least: u16| {
+            let given = if room < least { 0 } else { wanted.min(room) };
+            room -= given;
+            given
+        };
+        let [head, rates, below, busiest, dropped] = [
+            take(if screen.height < 20 { 2 } else { 3 }, 1),
+            take(RATES_HEIGHT, 1),
+            if side_by_side { 0 } else { take(STATES_HEIGHT + 1, STATES_HEIGHT + 1) },
+            take(1 + BUSY_MIN, 1 + BUSY_MIN),
+            take(drops, drops.min(3)),
+        ];
+        let [head, rates, below, busy, dropped, keys] =
+            Layout::vertical([head, rates, below, busiest + room, dropped, 1].map(Constraint::Length)).areas(screen);
         self.draw_head(frame, head, now);
-        let [rates, states] =
-            Layout::horizontal([Constraint::Length(46), Constraint::Max(36)]).spacing(2).areas(numbers);
-        self.draw_rates(frame, rates, now);
-        self.draw_states(frame, states, now);
-        let [clients, remotes] = Layout::horizontal([Constraint::Fill(1); 2]).spacing(2).areas(busy);
+        if side_by_side {
+            let [rates, states] =
+                Layout::horizontal([Constraint::Length(RATES_WIDTH), Constraint::Max(36)]).spacing(2).areas(rates);
+            self.draw_rates(frame, rates, now);
+            self.draw_states(frame, states, now);
+        } else {
+            self.draw_rates(frame, rates, now);
+            self.draw_states(frame, under_a_blank(below), now);
+        }
+        let [clients, remotes] = Layout::horizontal([Constraint::Fill(1); 2]).spacing(2).areas(under_a_blank(busy));
         self.draw_busy(frame, clients, "busiest clients", &now.busiest.clients);
         self.draw_busy(frame, remotes, "busiest remotes", &now.busiest.remotes);
-        self.draw_drops(frame, dropped, now);
+        self.draw_drops(frame, under_a_blank(dropped), now);
         let text = if self.held { "q quit  p go on   HELD STILL" } else { "q quit  p hold still" };
         frame.render_widget(Line::styled(text, Style::new().add_modifier(Modifier::DIM)), keys);
     }
@@ -91,17 +122,18 @@ impl View {
             (None, false) => ("A WORKER STANDS STILL", self.alarm()),
             (None, true) => ("every worker moves", self.colored(Color::Green)),
         };
-        let [first, second, _] = Layout::vertical([Constraint::Length(1); 3]).areas(area);
+        let [first, second] = Layout::vertical([Constraint::Length(1); 2]).areas(area);
         let width = u16::try_from(health.len()).unwrap_or(u16::MAX);
         let [about, state] =
             Layout::horizontal([Constraint::Min(10), Constraint::Length(width)]).spacing(1).areas(first);
+        let left = cut(&left, about.width);
         frame.render_widget(Line::styled(left, Style::new().add_modifier(Modifier::BOLD)), about);
         frame.render_widget(Paragraph::new(Span::styled(health, style)).alignment(Alignment::Right), state);
         let (line, style) = match &self.lost {
             Some(why) => (why.as_str(), self.alarm()),
             None => (now.description.as_str(), Style::new()),
         };
-        frame.render_widget(Line::styled(line.to_owned(), style), second);
+        frame.render_widget(Line::styled(cut(line, second.width), style), second);
     }
 
     fn draw_rates(&self, frame: &mut Frame<'_>, area: Rect, now: &Stats) {
@@ -151,10 +183,16 @@ impl View {
     fn draw_busy(&self, frame: &mut Frame<'_>, area: Rect, title: &str, busy: &[Busy]) {
         let rows = busy.iter().map(|busy| {
             let round_trip = busy.round_trip_seconds.map_or_else(|| "-".to_owned(), time_text);
-            Row::new([left(&busy.address), right(&format!("~{}", short(busy.per_second))), right(&round_trip)])
+            [left(&busy.address), right(&format!("~{}", short(busy.per_second))), right(&round_trip)]
         });
-        let widths = [Constraint::Min(15), Constraint::Length(9), Constraint::Length(9)];
-        let header = Row::new([left(title), right("a second"), right("mean")]).style(bold());
+        // With a space between columns.
+        let columns = if area.width < ADDRESS_WIDTH + 2 * NUMBER_WIDTH + 2 { 2 } else { 3 };
+        let rows = rows.map(|row| Row::new(row.into_iter().take(columns)));
+        let widths =
+            [Constraint::Min(ADDRESS_WIDTH), Constraint::Length(NUMBER_WIDTH), Constraint::Length(NUMBER_WIDTH)];
+        let widths = widths.into_iter().take(columns);
+        let header = [left(title), right("a second"), right("mean")];
+        let header = Row::new(header.into_iter().take(columns)).style(bold());
         frame.render_widget(Table::new(rows, widths).header(header), area);
     }
 
@@ -201,6 +239,21 @@ impl View {
     fn alarm(&self) -> Style {
         self.colored(Color::Red).add_modifier(Modifier::BOLD)
     }
+}
+
+/// The area without its first row, which is free.
+fn under_a_blank(area: Rect) -> Rect {
+    let blank = area.height.min(1);
+    Rect { y: area.y + blank, height: area.height - blank, ..area }
+}
+
+/// The text in that width, with a sign where something is missing. It has no letters but ASCII's.
+fn cut(text: &str, width: u16) -> String {
+    let width = usize::from(width);
+    if text.len() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 fn bold() -> Style {
@@ -404,6 +457,43 @@ mod tests {
         view.show(stats(60, true));
         let (text, _) = screen(&view, 80, 24);
         assert!(text.contains("10,000") && text.contains("HELD STILL"), "{text}");
+    }
+
+    #[test]
+    fn a_narrow_screen_has_the_states_below_the_counts_and_no_column_that_is_cut() {
+        let (text, _) = screen(&view(true), 60, 40);
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        let line = |begin: &str| lines.iter().position(|line| line.starts_with(begin));
+        assert!(line("requests sent") < line("answered") && line("answered") < line("busiest clients"), "{text}");
+        assert!(
+            words(&text).contains("round trip p50 6.0 ms") && words(&text).contains("over_packets 20 400"),
+            "{text}"
+        );
+        assert!(words(&text).contains("busiest clients a second busiest remotes a second"), "{text}");
+        assert!(!text.contains("mean"), "{text}");
+    }
+
+    #[test]
+    fn a_low_screen_has_the_counts_first() {
+        let (text, _) = screen(&view(true), 80, 12);
+        for expected in ["every worker moves", "serving pings", "requests sent", "reinjected", "answered", "q quit"] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        assert!(!text.contains("busiest") && !text.contains("drops by"), "they have no room: {text}");
+        let (text, _) = screen(&view(true), 80, 17);
+        assert!(text.contains("10.66.0.2 ") && !text.contains("drops by"), "{text}");
+    }
+
+    #[test]
+    fn what_is_cut_shows_it_and_a_wide_screen_is_not_filled() {
+        let mut long = stats(21, true);
+        long.description = format!("serving {}", "x".repeat(200));
+        let view = View::new(long, true);
+        let (text, _) = screen(&view, 80, 24);
+        let line = text.lines().nth(1).expect("two lines");
+        assert!(line.starts_with("serving xx") && line.ends_with("x…"), "{text}");
+        let (text, _) = screen(&view, 200, 60);
+        assert!(text.lines().all(|line| line.trim_end().chars().count() <= 120), "{text}");
     }
 
     #[test]
