@@ -1,5 +1,8 @@
 //! What the fuzz targets (`fuzz/targets/`) and `tests/fuzz.rs` run: any bytes at all, and what must hold of them.
 
+#[path = "pinger.rs"]
+mod pinger;
+
 use std::cell::Cell;
 use std::fs::File;
 use std::mem::ManuallyDrop;
@@ -20,6 +23,8 @@ use echogate::wire::icmpv4::{Echo, EchoKind};
 use echogate::wire::ipv4::Ipv4;
 use echogate::wire::quote::Quote;
 use echogate::wire::transport;
+
+pub(crate) use pinger::pinger;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 

@@ -25,6 +25,16 @@ fn the_corpora_pass() {
     corpus("restart", bodies::restart);
     corpus("configuration", bodies::configuration);
     corpus("control", bodies::control);
+    corpus("pinger", bodies::pinger);
+}
+
+/// Steps as the histories of the targets have them: what, how much, and with what.
+fn history(steps: Vec<(u8, Vec<u8>)>) -> Vec<u8> {
+    let steps = steps.into_iter().map(|(step, given)| {
+        let length = u8::try_from(given.len()).unwrap_or(0);
+        [vec![step, length], given].concat()
+    });
+    steps.collect::<Vec<_>>().concat()
 }
 
 proptest! {
@@ -37,14 +47,16 @@ proptest! {
         bodies::restart(&bytes);
         bodies::configuration(&bytes);
         bodies::control(&bytes);
+        bodies::pinger(&bytes);
     }
 
     #[test]
     fn any_history_passes(steps in prop::collection::vec((0_u8..6, prop::collection::vec(any::<u8>(), 0..12)), 0..60)) {
-        let history = steps.into_iter().flat_map(|(step, given)| {
-            let length = u8::try_from(given.len()).unwrap_or(0);
-            [vec![step, length], given].concat()
-        });
-        bodies::proxy(&history.collect::<Vec<_>>());
+        bodies::proxy(&history(steps));
+    }
+
+    #[test]
+    fn any_pings_pass(steps in prop::collection::vec((0_u8..12, prop::collection::vec(any::<u8>(), 0..40)), 0..60)) {
+        bodies::pinger(&history(steps));
     }
 }

@@ -10,6 +10,7 @@
 //! what had arrived has been seen.
 
 mod answers;
+mod audit;
 mod requests;
 
 use std::mem;
@@ -30,13 +31,10 @@ use super::resolve::Resolving;
 use super::sequences::Sequences;
 use super::slots::{Key, Outcome};
 use super::wheel::Wheel;
-use crate::clock::{Clock as _, Instant};
+use crate::clock::Instant;
 use crate::error::SetupError;
 use crate::io::Engine as Chosen;
-use crate::io::ping::{
-    self, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Report, Reports, SyscallsPingIo, UringPingIo,
-};
-use crate::sys::ping::wall_clock_nanos;
+use crate::io::ping::{self, Events, Kind, Outgoing, PathMtu, PingIo, Report, SyscallsPingIo, UringPingIo};
 use crate::table::idents;
 
 /// Requests that one turn begins: few enough that the first is on its way before the last has been written.
@@ -59,12 +57,13 @@ const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST_6: u8 = 128;
 
 /// The whole life of the engine's thread.
-pub(super) fn run(shared: Arc<Shared>, settings: Settings, ready: &Sender<Result<Chosen, PingError>>) {
+pub(super) fn run(shared: Arc<Shared>, mut settings: Settings, ready: &Sender<Result<Chosen, PingError>>) {
     let broken = |error| PingError::Broken(Arc::new(error));
     let chosen = match ping::choose(settings.backend) {
         Ok(chosen) => chosen,
         Err(error) => return drop(ready.send(Err(broken(error)))),
     };
+    settings.transmit_times &= ping::knows_transmit_times();
     match chosen {
         Chosen::Uring => serve(UringPingIo::new(shared.waker()), shared, settings, ready, chosen),
         Chosen::Syscalls => serve(SyscallsPingIo::new(shared.waker()), shared, settings, ready, chosen),
@@ -123,7 +122,7 @@ struct Channel {
     read: bool,
 }
 
-struct Engine<I> {
+pub(super) struct Engine<I> {
     io: I,
     shared: Arc<Shared>,
     receive_buffer_bytes: u32,
@@ -134,7 +133,6 @@ struct Engine<I> {
     random: StdRng,
     resolving: Resolving,
     events: Events,
-    reports: Reports,
     reported: Vec<Report>,
     /// Whose requests were too long in this turn, and what fits.
     too_long: Vec<(IpAddr, u32)>,
@@ -153,20 +151,19 @@ struct Engine<I> {
 }
 
 impl<I: PingIo> Engine<I> {
-    fn new(io: I, shared: Arc<Shared>, settings: Settings) -> Engine<I> {
+    pub(super) fn new(io: I, shared: Arc<Shared>, settings: Settings) -> Engine<I> {
         let now = shared.clock.now();
         Engine {
             io,
             shared,
             receive_buffer_bytes: settings.receive_buffer_bytes,
-            transmit_times: settings.transmit_times && ping::knows_transmit_times(),
+            transmit_times: settings.transmit_times,
             channels: Vec::new(),
             flights: Flights::default(),
             wheel: Wheel::new(now),
-            random: idents::generator(None),
+            random: idents::generator(settings.seed),
             resolving: Resolving::new(settings.resolver),
             events: Events::default(),
-            reports: Reports::new(),
             reported: Vec::new(),
             too_long: Vec::new(),
             over: Vec::new(),
@@ -182,7 +179,7 @@ impl<I: PingIo> Engine<I> {
 
     /// Opens the socket that most pings need, so that who may not ping hears of it at once. One sysctl rules both families,
     /// so IPv6 is asked only where there is no IPv4.
-    fn open_first(&mut self) -> Result<(), PingError> {
+    pub(super) fn open_first(&mut self) -> Result<(), PingError> {
         let kind = |v6| Kind { v6, path_mtu: PathMtu::System };
         match self.open(kind(false)) {
             Err(PingError::Broken(error)) if error.errno() == Some(libc::EAFNOSUPPORT) => self.open(kind(true)),
@@ -193,10 +190,8 @@ impl<I: PingIo> Engine<I> {
 
     /// Opens a further socket; its number.
     fn open(&mut self, kind: Kind) -> Result<usize, PingError> {
-        let socket =
-            PingSocket::open(kind, self.receive_buffer_bytes).map_err(|error| error::no_socket(kind, error))?;
-        let dropped = socket.dropped();
-        self.io.add(socket).map_err(|error| PingError::Broken(Arc::new(error)))?;
+        self.io.open(kind, self.receive_buffer_bytes).map_err(|error| error::no_socket(kind, error))?;
+        let dropped = self.io.dropped(self.channels.len());
         let dropped_at = self.shared.clock.now();
         self.channels.push(Channel {
             kind,
@@ -210,7 +205,8 @@ impl<I: PingIo> Engine<I> {
         Ok(self.channels.len() - 1)
     }
 
-    fn turn(&mut self) -> Result<(), SetupError> {
+    /// One turn, as the module tells it.
+    pub(super) fn turn(&mut self) -> Result<(), SetupError> {
         let now = self.shared.clock.now();
         for _ in 0..BEGUN_MAX {
             let Some(command) = self.shared.next_command() else { break };
@@ -262,7 +258,7 @@ impl<I: PingIo> Engine<I> {
         self.too_long.clear();
         let more = mem::take(&mut events.more) && self.timers_left < TIMERS_LEFT_MAX;
         if !events.arrivals.is_empty() {
-            let (now, wall_nanos) = (self.shared.clock.now(), wall_clock_nanos());
+            let (now, wall_nanos) = (self.shared.clock.now(), self.io.wall_clock_nanos());
             for arrival in events.arrivals.drain(..) {
                 self.arrived(&arrival, now, wall_nanos);
             }
@@ -345,7 +341,7 @@ impl<I: PingIo> Engine<I> {
         let now = self.shared.clock.now();
         let channel = &mut self.channels[socket];
         if now.since(channel.dropped_at) >= DROPS_AGE_MAX {
-            let dropped = self.io.sockets()[socket].dropped();
+            let dropped = self.io.dropped(socket);
             self.shared.counters.dropped_here.add(u64::from(dropped.wrapping_sub(channel.dropped)));
             (channel.dropped, channel.dropped_at) = (dropped, now);
         }

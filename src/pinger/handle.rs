@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) transmit_times: bool,
     pub(super) strays_kept: usize,
     pub(super) resolver: Resolver,
+    /// What cookies come from, where they are to come again: the system's generator if not said.
+    pub(super) seed: Option<u64>,
 }
 
 impl Default for Settings {
@@ -47,6 +49,7 @@ impl Default for Settings {
             transmit_times: true,
             strays_kept: 0,
             resolver: Resolver::default(),
+            seed: None,
         }
     }
 }
@@ -91,7 +94,7 @@ pub(super) struct Shared {
     pub(super) strays: Option<ArrayQueue<Stray>>,
     /// Who waits for strays.
     pub(super) strays_waker: AtomicWaker,
-    pub(super) clock: Monotonic,
+    pub(super) clock: Box<dyn Clock + Send + Sync>,
     commands: SegQueue<Command>,
     /// The engine waits, or is about to.
     asleep: AtomicBool,
@@ -104,6 +107,22 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) fn new(settings: &Settings, clock: Box<dyn Clock + Send + Sync>) -> Result<Arc<Shared>, PingError> {
+        Ok(Arc::new(Shared {
+            slots: Slots::new(settings.in_flight_max),
+            counters: Counters::default(),
+            strays: (settings.strays_kept > 0).then(|| ArrayQueue::new(settings.strays_kept)),
+            strays_waker: AtomicWaker::new(),
+            clock,
+            commands: SegQueue::new(),
+            asleep: AtomicBool::new(false),
+            waker: Waker::new().map_err(|error| PingError::Broken(Arc::new(error)))?,
+            stop: AtomicBool::new(false),
+            ended: OnceLock::new(),
+            gone: (Mutex::new(false), Condvar::new()),
+        }))
+    }
+
     pub(super) fn command(&self, command: Command) {
         self.commands.push(command);
         // SeqCst: pairs with the fence in `may_sleep`. Of the two, the engine sees the command or we see it asleep.
@@ -181,19 +200,7 @@ impl Handle {
     /// Starts an engine and waits until it is ready.
     pub(super) fn start(settings: Settings) -> Result<Arc<Handle>, PingError> {
         let broken = |error| PingError::Broken(Arc::new(error));
-        let shared = Arc::new(Shared {
-            slots: Slots::new(settings.in_flight_max),
-            counters: Counters::default(),
-            strays: (settings.strays_kept > 0).then(|| ArrayQueue::new(settings.strays_kept)),
-            strays_waker: AtomicWaker::new(),
-            clock: Monotonic::new(),
-            commands: SegQueue::new(),
-            asleep: AtomicBool::new(false),
-            waker: Waker::new().map_err(broken)?,
-            stop: AtomicBool::new(false),
-            ended: OnceLock::new(),
-            gone: (Mutex::new(false), Condvar::new()),
-        });
+        let shared = Shared::new(&settings, Box::new(Monotonic::new()))?;
         let (ready, readiness) = channel::bounded(1);
         let for_engine = Arc::clone(&shared);
         thread::Builder::new()
@@ -202,7 +209,12 @@ impl Handle {
             .map_err(|error| broken(SetupError::caused("cannot start the pinger's thread", error)))?;
         let ended = || broken(SetupError::new("the pinger's thread ended before it was ready"));
         let engine = readiness.recv().unwrap_or_else(|_| Err(ended()))?;
-        Ok(Arc::new(Handle { shared, engine }))
+        Ok(Handle::over(shared, engine))
+    }
+
+    /// The handle of an engine that somebody else has made.
+    pub(super) fn over(shared: Arc<Shared>, engine: Engine) -> Arc<Handle> {
+        Arc::new(Handle { shared, engine })
     }
 
     pub(super) fn shared(&self) -> &Shared {

@@ -98,6 +98,8 @@ mod engine;
 mod error;
 mod flights;
 mod handle;
+#[doc(hidden)]
+pub mod manual;
 mod many;
 #[cfg(all(test, loom))]
 mod models;

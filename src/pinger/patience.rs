@@ -47,6 +47,11 @@ impl Patience {
         *count = count.saturating_sub(1);
     }
 
+    /// The pings that have been sent and are not over.
+    pub(super) fn under_way(&self) -> usize {
+        self.prompt + self.patient
+    }
+
     /// Until when what arrives may lie. None: it has to wake the engine.
     pub(super) fn look_by(&self) -> Option<Instant> {
         (self.prompt == 0 && self.patient > 0).then(|| self.looked + self.shortest)

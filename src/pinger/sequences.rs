@@ -56,6 +56,11 @@ impl Sequences {
         self.in_use -= 1;
     }
 
+    /// Numbers that are taken.
+    pub(super) fn in_use(&self) -> usize {
+        self.in_use
+    }
+
     /// The flight that has the number, or had it last.
     pub(super) fn flight(&self, number: u16) -> Option<u32> {
         self.flights.get(place_of(number)).copied()

@@ -92,6 +92,11 @@ impl Wheel {
         self.set -= 1;
     }
 
+    /// Whether timer `number` is set.
+    pub(super) fn is_set(&self, number: u32) -> bool {
+        self.timers.get(number as usize).is_some_and(|timer| timer.set)
+    }
+
     /// Clears the timers that have run out by `now`, and appends their numbers to `over`.
     pub(super) fn turn(&mut self, now: Instant, over: &mut Vec<u32>) {
         // The tick that `now` is in has not ended.

@@ -338,6 +338,11 @@ impl Outgoing {
         self.control_len = written.unwrap_or(self.control_len);
     }
 
+    /// Whom it is for, once that has been said.
+    pub fn to(&self) -> Option<SocketAddr> {
+        read_name(&self.name[..self.name_len])
+    }
+
     /// The bytes to send.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

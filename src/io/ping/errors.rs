@@ -26,6 +26,14 @@ pub struct Quote {
 }
 
 impl Quote {
+    /// What of these bytes is looked at.
+    pub(super) fn of(bytes: &[u8]) -> Quote {
+        let len = bytes.len().min(QUOTE_BYTES);
+        let mut quote = Quote { bytes: [0; QUOTE_BYTES], len };
+        quote.bytes[..len].copy_from_slice(&bytes[..len]);
+        quote
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
@@ -92,15 +100,16 @@ impl Reports {
         let Ok(received) = self.batch.receive(socket.as_fd(), buffers, true) else { return false };
         for number in 0..received {
             let (len, name, controls) = self.batch.received(number);
-            let len = usize::try_from(len).map_or(QUOTE_BYTES, |len| len.min(QUOTE_BYTES));
-            let quote = Quote { bytes: self.quotes[number], len };
+            let quoted = self.quotes[number].get(..usize::try_from(len).unwrap_or(QUOTE_BYTES));
+            let quote = Quote::of(quoted.unwrap_or(&self.quotes[number]));
             reports.extend(report(name, controls, quote));
         }
         received == MESSAGES_MAX
     }
 }
 
-fn report(name: &[u8], controls: &[u8], quote: Quote) -> Option<Report> {
+/// What an entry says. None: nothing that is known here, or not whole.
+pub(super) fn report(name: &[u8], controls: &[u8], quote: Quote) -> Option<Report> {
     let (mut error, mut stamp) = (None, None);
     for control in control::read(controls) {
         stamp = stamp.or_else(|| ping::software_stamp(&control));

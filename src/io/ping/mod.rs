@@ -14,9 +14,11 @@
 //! comes by the error queue under a number of ours; only since Linux 6.13, where the number can be given with the send. Before, the
 //! kernel counts by itself, and one send that fails in the wrong place shifts the numbers of all that follow.
 //!
-//! Two implementations of [`PingIo`]: `uring` and `syscalls`, with the same meaning.
+//! Two implementations of [`PingIo`] for real: `uring` and `syscalls`, with the same meaning. A third, `memory`, is for tests and
+//! for the fuzzer.
 
 mod errors;
+pub mod memory;
 mod syscalls;
 mod uring;
 
@@ -257,11 +259,17 @@ pub struct Events {
 
 /// The engine's way to its sockets. Not `Send`: made on the thread that uses it.
 pub trait PingIo {
-    /// Takes a further socket; its number is how many there were. An error leaves things as they were.
-    fn add(&mut self, socket: PingSocket) -> Result<(), SetupError>;
+    /// Opens a further socket ([`PingSocket::open`]); its number is how many there were. An error leaves things as they were.
+    fn open(&mut self, kind: Kind, receive_buffer_bytes: u32) -> io::Result<()>;
 
-    /// The sockets, by number.
-    fn sockets(&self) -> &[PingSocket];
+    /// How many packets a socket had no room for so far, modulo 2^32.
+    fn dropped(&self, socket: usize) -> u32;
+
+    /// Appends up to a batch of a socket's error queue to `reports`; whether there may be more.
+    fn read_reports(&mut self, socket: usize, reports: &mut Vec<Report>) -> bool;
+
+    /// The clock that stamps are of, in nanoseconds.
+    fn wall_clock_nanos(&self) -> u64;
 
     /// Queues a send.
     fn send(&mut self, socket: usize, tag: u32, outgoing: Box<Outgoing>);
@@ -274,6 +282,28 @@ pub trait PingIo {
     /// Sends what is queued, and sleeps until woken or until `timeout` has passed, whatever arrives meanwhile: the next
     /// `wait` finds it. Returns without sleeping when there is something to tell of what was sent.
     fn pause(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), SetupError>;
+}
+
+/// The sockets of an engine, by number, and the reader of their error queues.
+#[derive(Debug)]
+struct Sockets {
+    list: Vec<PingSocket>,
+    reports: Reports,
+}
+
+impl Sockets {
+    fn new() -> Sockets {
+        Sockets { list: Vec::new(), reports: Reports::new() }
+    }
+
+    fn open(&mut self, kind: Kind, receive_buffer_bytes: u32) -> io::Result<()> {
+        self.list.push(PingSocket::open(kind, receive_buffer_bytes)?);
+        Ok(())
+    }
+
+    fn read_reports(&mut self, socket: usize, reports: &mut Vec<Report>) -> bool {
+        self.reports.read(&self.list[socket], reports)
+    }
 }
 
 /// Settles which implementation a pinger uses, by trying io_uring here and now.
@@ -300,12 +330,12 @@ mod tests {
     use crate::sys::ping::wall_clock_nanos;
 
     /// What has been queued long ago is counted from when it is sent. Over UDP, which needs no leave.
-    fn a_sends_time_is_that_of_its_call(mut io: impl PingIo) {
+    fn a_sends_time_is_that_of_its_call<I: PingIo>(mut io: I, add: fn(&mut I, PingSocket)) {
         let loopback = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let (sender, receiver) = (loopback(), loopback());
         sender.set_nonblocking(true).unwrap();
         let kind = Kind { v6: false, path_mtu: PathMtu::System };
-        io.add(PingSocket { socket: sender.into(), kind, ident: 0 }).unwrap();
+        add(&mut io, PingSocket { socket: sender.into(), kind, ident: 0 });
         let mut outgoing = Outgoing::new();
         outgoing.address(receiver.local_addr().unwrap());
         outgoing.bytes_mut().extend_from_slice(b"ping");
@@ -322,11 +352,13 @@ mod tests {
 
     #[test]
     fn a_sends_time_is_that_of_its_call_by_io_uring() {
-        a_sends_time_is_that_of_its_call(UringPingIo::new(Waker::new().unwrap()).unwrap());
+        a_sends_time_is_that_of_its_call(UringPingIo::new(Waker::new().unwrap()).unwrap(), UringPingIo::add);
     }
 
     #[test]
     fn a_sends_time_is_that_of_its_call_by_system_calls() {
-        a_sends_time_is_that_of_its_call(SyscallsPingIo::new(Waker::new().unwrap()).unwrap());
+        a_sends_time_is_that_of_its_call(SyscallsPingIo::new(Waker::new().unwrap()).unwrap(), |io, socket| {
+            io.sockets.list.push(socket);
+        });
     }
 }

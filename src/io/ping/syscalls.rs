@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Arrival, BUFFERS, Events, Outgoing, PingIo, PingSocket, Sent};
+use super::{Arrival, BUFFERS, Events, Kind, Outgoing, PingIo, Report, Sent, Sockets};
 use crate::error::SetupError;
 use crate::io::{Frame, Pool, Waker};
 use crate::sys::net::MESSAGES_MAX;
@@ -18,7 +18,7 @@ const BATCHES_MAX: usize = 4;
 /// See the module.
 pub struct SyscallsPingIo {
     waker: Waker,
-    sockets: Vec<PingSocket>,
+    pub(super) sockets: Sockets,
     pool: Rc<Pool>,
     /// Whole buffers for the next recvmmsg.
     vacant: Vec<Frame>,
@@ -41,7 +41,7 @@ impl SyscallsPingIo {
     pub fn new(waker: Waker) -> Result<SyscallsPingIo, SetupError> {
         Ok(SyscallsPingIo {
             waker,
-            sockets: Vec::new(),
+            sockets: Sockets::new(),
             pool: Pool::new(BUFFERS)?,
             vacant: Vec::with_capacity(MESSAGES_MAX),
             batch: Batch::new(),
@@ -58,7 +58,7 @@ impl SyscallsPingIo {
             let run = queued.iter().take_while(|entry| entry.socket == socket).count().min(MESSAGES_MAX);
             let outgoing = queued[..run].iter_mut().map(|entry| &mut *entry.outgoing);
             let began_nanos = wall_clock_nanos();
-            let (ended, errno) = match ping::send_many(self.sockets[socket].as_fd(), outgoing) {
+            let (ended, errno) = match ping::send_many(self.sockets.list[socket].as_fd(), outgoing) {
                 Ok(sent) => (sent, 0),
                 Err(error) => (1, error.raw_os_error().unwrap_or(libc::EIO)),
             };
@@ -80,7 +80,7 @@ impl SyscallsPingIo {
             self.vacant.extend(std::iter::from_fn(|| self.pool.take()).take(missing));
             let room = self.vacant.len();
             let buffers = self.vacant.iter_mut().map(|frame| &mut **frame);
-            let received = match self.batch.receive(self.sockets[number].as_fd(), buffers, false) {
+            let received = match self.batch.receive(self.sockets.list[number].as_fd(), buffers, false) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // Another's error, told by this call; the queue has it with its sender.
@@ -101,13 +101,20 @@ impl SyscallsPingIo {
 }
 
 impl PingIo for SyscallsPingIo {
-    fn add(&mut self, socket: PingSocket) -> Result<(), SetupError> {
-        self.sockets.push(socket);
-        Ok(())
+    fn open(&mut self, kind: Kind, receive_buffer_bytes: u32) -> io::Result<()> {
+        self.sockets.open(kind, receive_buffer_bytes)
     }
 
-    fn sockets(&self) -> &[PingSocket] {
-        &self.sockets
+    fn dropped(&self, socket: usize) -> u32 {
+        self.sockets.list[socket].dropped()
+    }
+
+    fn read_reports(&mut self, socket: usize, reports: &mut Vec<Report>) -> bool {
+        self.sockets.read_reports(socket, reports)
+    }
+
+    fn wall_clock_nanos(&self) -> u64 {
+        wall_clock_nanos()
     }
 
     fn send(&mut self, socket: usize, tag: u32, outgoing: Box<Outgoing>) {
@@ -119,7 +126,7 @@ impl PingIo for SyscallsPingIo {
         let timeout = if events.troubled.is_empty() { timeout } else { Some(Duration::ZERO) };
         self.watches.clear();
         self.watches.push(Watch::readable(Some(self.waker.as_fd())));
-        self.watches.extend(self.sockets.iter().map(|socket| Watch::readable(Some(socket.as_fd()))));
+        self.watches.extend(self.sockets.list.iter().map(|socket| Watch::readable(Some(socket.as_fd()))));
         match poll::poll(&mut self.watches, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             result => result.map_err(|error| SetupError::caused("cannot wait for replies", error))?,
@@ -127,7 +134,7 @@ impl PingIo for SyscallsPingIo {
         if self.watches[0].is_ready() {
             self.waker.clear().map_err(|error| SetupError::caused("cannot read a wake-up", error))?;
         }
-        for number in 0..self.sockets.len() {
+        for number in 0..self.sockets.list.len() {
             let watch = &self.watches[number + 1];
             if watch.has_failed() {
                 events.troubled.push(number);
@@ -150,6 +157,6 @@ impl PingIo for SyscallsPingIo {
 
 impl std::fmt::Debug for SyscallsPingIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SyscallsPingIo({} sockets, {} queued)", self.sockets.len(), self.queued.len())
+        write!(f, "SyscallsPingIo({} sockets, {} queued)", self.sockets.list.len(), self.queued.len())
     }
 }

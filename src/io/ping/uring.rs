@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{CancelBuilder, Fd, RecvMsgOut};
 use io_uring::{IoUring, cqueue, opcode};
 
-use super::{Arrival, BUFFERS, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Sent};
+use super::{Arrival, BUFFERS, Events, Kind, Outgoing, PathMtu, PingIo, PingSocket, Report, Sent, Sockets};
 use crate::error::SetupError;
 use crate::io::provided::BufferRing;
 use crate::io::ring;
@@ -62,7 +62,7 @@ pub struct UringPingIo {
     wake_armed: bool,
     /// What a receive looks like; read by the kernel when it is armed.
     layout: Box<libc::msghdr>,
-    sockets: Vec<PingSocket>,
+    sockets: Sockets,
     waker: Waker,
 }
 
@@ -119,9 +119,15 @@ impl UringPingIo {
             queued: VecDeque::new(),
             wake_armed: false,
             layout,
-            sockets: Vec::new(),
+            sockets: Sockets::new(),
             waker,
         })
+    }
+
+    /// Takes a socket that is open already.
+    pub(super) fn add(&mut self, socket: PingSocket) {
+        self.sockets.list.push(socket);
+        self.receivers.push(Receiver::default());
     }
 
     /// Returns buffers to the kernel and arms what is not armed. Whether all is.
@@ -140,7 +146,7 @@ impl UringPingIo {
             if receiver.armed || !has_buffers {
                 continue;
             }
-            let socket = Fd(self.sockets[number].as_fd().as_raw_fd());
+            let socket = Fd(self.sockets.list[number].as_fd().as_raw_fd());
             let group = self.buffers.group();
             let entry = opcode::RecvMsgMulti::new(socket, &raw const *self.layout, group).build();
             // SAFETY: the layout is on the heap and does not change, the socket stays open, as long as the ring lives; what is
@@ -157,7 +163,7 @@ impl UringPingIo {
         let began_nanos = if self.queued.is_empty() { 0 } else { wall_clock_nanos() };
         while let Some(mut queued) = self.queued.pop_front() {
             queued.began_nanos = began_nanos;
-            let socket = Fd(self.sockets[queued.socket].as_fd().as_raw_fd());
+            let socket = Fd(self.sockets.list[queued.socket].as_fd().as_raw_fd());
             let place = match self.in_flight.insert(queued) {
                 Ok(place) => place,
                 Err(queued) => return self.queued.push_front(queued),
@@ -265,14 +271,22 @@ impl InFlight {
 }
 
 impl PingIo for UringPingIo {
-    fn add(&mut self, socket: PingSocket) -> Result<(), SetupError> {
-        self.sockets.push(socket);
+    fn open(&mut self, kind: Kind, receive_buffer_bytes: u32) -> io::Result<()> {
+        self.sockets.open(kind, receive_buffer_bytes)?;
         self.receivers.push(Receiver::default());
         Ok(())
     }
 
-    fn sockets(&self) -> &[PingSocket] {
-        &self.sockets
+    fn dropped(&self, socket: usize) -> u32 {
+        self.sockets.list[socket].dropped()
+    }
+
+    fn read_reports(&mut self, socket: usize, reports: &mut Vec<Report>) -> bool {
+        self.sockets.read_reports(socket, reports)
+    }
+
+    fn wall_clock_nanos(&self) -> u64 {
+        wall_clock_nanos()
     }
 
     fn send(&mut self, socket: usize, tag: u32, outgoing: Box<Outgoing>) {
@@ -326,7 +340,7 @@ impl Drop for UringPingIo {
 
 impl fmt::Debug for UringPingIo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "UringPingIo({} sockets, {} in flight)", self.sockets.len(), self.in_flight.len())
+        write!(f, "UringPingIo({} sockets, {} in flight)", self.sockets.list.len(), self.in_flight.len())
     }
 }
 
@@ -343,7 +357,7 @@ pub fn probe() -> Result<(), SetupError> {
     let (receiver, sender) = pair().map_err(plain)?;
     let to = receiver.local_addr().map_err(plain)?;
     let kind = Kind { v6: false, path_mtu: PathMtu::System };
-    io.add(PingSocket { socket: receiver.into(), kind, ident: 0 })?;
+    io.add(PingSocket { socket: receiver.into(), kind, ident: 0 });
     if sender.send_to(b"ping", to).is_err() {
         // The loopback is down, so there is nothing to try it on; the ring at least can be had.
         return Ok(());

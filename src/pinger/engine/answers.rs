@@ -23,7 +23,7 @@ impl<I: PingIo> Engine<I> {
         self.channels[socket].read = true;
         loop {
             let mut reported = mem::take(&mut self.reported);
-            let more = self.reports.read(&self.io.sockets()[socket], &mut reported);
+            let more = self.io.read_reports(socket, &mut reported);
             if !reported.is_empty() {
                 self.futile = 0;
             }

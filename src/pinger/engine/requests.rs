@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::Rng as _;
 
 use super::{ATTEMPTS_MAX, ECHO_REQUEST, ECHO_REQUEST_6, Engine};
-use crate::clock::{Clock as _, Instant};
+use crate::clock::Instant;
 use crate::io::ping::{self, Kind, Outgoing, PingIo};
 use crate::pinger::error::PingError;
 use crate::pinger::flights::{Flight, Phase};
@@ -16,7 +16,6 @@ use crate::pinger::options::{self, Family, Target};
 use crate::pinger::payload::{self, COOKIE_LEN};
 use crate::pinger::resolve::Job;
 use crate::pinger::slots::Key;
-use crate::sys::ping::wall_clock_nanos;
 
 impl<I: PingIo> Engine<I> {
     pub(super) fn begin(&mut self, key: Key, ask: Ask, asked: Instant, now: Instant) {
@@ -162,7 +161,7 @@ impl<I: PingIo> Engine<I> {
         let Some(flight) = self.flights.get(number) else { return };
         flight.attempts += 1;
         flight.sent = self.shared.clock.now();
-        flight.sent_wall_nanos = wall_clock_nanos();
+        flight.sent_wall_nanos = self.io.wall_clock_nanos();
         flight.departed_nanos = None;
         let socket = flight.socket;
         flight.errors_before = self.channels[socket].errors;

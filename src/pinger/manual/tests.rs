@@ -1,0 +1,199 @@
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+
+use crossbeam::channel::{self, Receiver, Sender};
+
+use super::*;
+use crate::io::ping::memory::{Message, Request};
+use crate::pinger::resolve::Resolver;
+use crate::pinger::{Ping, PingOptions, Reply};
+use crate::sys::ping::{NAME_BYTES, write_name};
+
+const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn manual() -> ManualPinger {
+    ManualPinger::new(1).unwrap()
+}
+
+fn now() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+fn reply(request: &Request) -> Message {
+    let mut name = [0; NAME_BYTES];
+    let len = write_name(request.to.unwrap(), &mut name);
+    let mut bytes = request.bytes.clone();
+    bytes[0] = 0;
+    Message { name: name[..len].to_vec(), controls: Vec::new(), bytes }
+}
+
+fn outcome(ping: Ping) -> Result<Reply, PingError> {
+    match Future::poll(pin!(ping), &mut now()) {
+        Poll::Ready(outcome) => outcome,
+        Poll::Pending => panic!("no outcome yet"),
+    }
+}
+
+#[test]
+fn a_ping_is_sent_answered_and_measured_by_the_clock() {
+    let mut manual = manual();
+    let ping = manual.pinger().ping(HOST, &PingOptions::new());
+    manual.turn().unwrap();
+    let request = manual.wire().take().remove(0);
+    assert_eq!((request.to.unwrap().ip(), request.bytes.len()), (IpAddr::from(HOST), 64));
+    manual.advance(SECOND / 2).unwrap();
+    manual.wire().push(request.socket, reply(&request));
+    manual.turn().unwrap();
+    assert_eq!(outcome(ping).unwrap().rtt, SECOND / 2);
+    manual.audit().unwrap();
+    assert_eq!((manual.pinger().in_flight(), manual.numbers_in_use()), (0, 0));
+}
+
+#[test]
+fn a_reply_that_was_there_in_time_counts_however_long_the_engine_did_not_run() {
+    let mut manual = manual();
+    let ping = manual.pinger().ping(HOST, &PingOptions::new().timeout(SECOND));
+    manual.turn().unwrap();
+    let request = manual.wire().take().remove(0);
+    manual.wire().push(request.socket, reply(&request));
+    manual.stall(60 * SECOND);
+    manual.turn().unwrap();
+    outcome(ping).unwrap();
+    manual.audit().unwrap();
+}
+
+/// A ping of a stream that has time: sent, then dropped with its stream, and its own time over while the engine has not looked
+/// at what came.
+fn overdue_and_cancelled() -> (ManualPinger, Request) {
+    let mut manual = manual();
+    let options = PingOptions::new().timeout(SECOND);
+    let mut stream = manual.pinger().ping_many([HOST], &options).told_within(10 * SECOND);
+    assert!(stream.poll_answer(&mut now()).is_pending());
+    manual.turn().unwrap();
+    let request = manual.wire().take().remove(0);
+    drop(stream);
+    manual.advance(3 * SECOND).unwrap();
+    assert_eq!((manual.pinger().in_flight(), manual.numbers_in_use()), (0, 1), "it rests until somebody looks");
+    manual.audit().unwrap();
+    (manual, request)
+}
+
+#[test]
+fn the_number_of_an_overdue_cancelled_ping_is_given_back_when_nothing_came() {
+    let (mut manual, _) = overdue_and_cancelled();
+    manual.advance(10 * SECOND).unwrap();
+    assert_eq!(manual.numbers_in_use(), 0);
+    manual.audit().unwrap();
+}
+
+#[test]
+fn the_number_of_an_overdue_cancelled_ping_is_given_back_when_its_reply_came() {
+    let (mut manual, request) = overdue_and_cancelled();
+    manual.wire().push(request.socket, reply(&request));
+    manual.advance(10 * SECOND).unwrap();
+    assert_eq!(manual.numbers_in_use(), 0);
+    manual.audit().unwrap();
+    let tally = manual.pinger().tally();
+    assert_eq!((tally.cancelled, tally.replies), (1, 0));
+}
+
+#[test]
+fn a_cancelled_pings_number_rests_until_its_timeout_and_no_longer() {
+    let mut manual = manual();
+    drop({
+        let ping = manual.pinger().ping(HOST, &PingOptions::new().timeout(2 * SECOND));
+        manual.turn().unwrap();
+        ping
+    });
+    manual.advance(SECOND).unwrap();
+    assert_eq!(manual.numbers_in_use(), 1);
+    manual.advance(2 * SECOND).unwrap();
+    assert_eq!(manual.numbers_in_use(), 0);
+    manual.audit().unwrap();
+}
+
+/// A resolver that answers with `HOST`, once it is told to, and how often it has been asked.
+fn slow_resolver() -> (ManualPinger, Arc<AtomicUsize>, Sender<()>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (release, held): (_, Receiver<()>) = channel::unbounded();
+    let counted = Arc::clone(&asked);
+    let resolver = Resolver::custom(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        // Each lets one go; when nobody holds them any more, all.
+        let _ = held.recv();
+        Ok(vec![HOST.into()])
+    });
+    (ManualPinger::with(Settings { resolver, ..Settings::default() }).unwrap(), asked, release)
+}
+
+/// Waits for what other threads have to do.
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let begin = std::time::Instant::now();
+    while !so() {
+        assert!(begin.elapsed() < 20 * SECOND, "not {what} after 20 s");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn what_a_name_takes_is_a_part_of_the_timeout() {
+    let (mut manual, _, release) = slow_resolver();
+    let options = PingOptions::new().timeout(SECOND);
+    let mut ping = manual.pinger().ping("host.example", &options);
+    manual.advance(SECOND * 7 / 10).unwrap();
+    release.send(()).unwrap();
+    let mut requests = Vec::new();
+    until("resolved and sent", || {
+        manual.turn().unwrap();
+        requests = manual.wire().take();
+        !requests.is_empty()
+    });
+    // Three tenths are left of the second.
+    manual.advance(SECOND * 29 / 100).unwrap();
+    assert_eq!(manual.pinger().in_flight(), 1);
+    assert!(Future::poll(pin!(&mut ping), &mut now()).is_pending());
+    manual.advance(SECOND * 2 / 100).unwrap();
+    assert!(matches!(outcome(ping), Err(PingError::Timeout { after: SECOND })));
+    manual.audit().unwrap();
+}
+
+#[test]
+fn a_resolver_that_never_answers_has_bounded_threads_and_holds_up_nobody() {
+    const THREADS_MAX: usize = 32;
+    let (mut manual, asked, release) = slow_resolver();
+    let options = PingOptions::new().timeout(SECOND);
+    let names = (0..1000).map(|number| manual.pinger().ping(format!("{number}.example"), &options));
+    let hanging: Vec<_> = names.collect();
+    manual.turn().unwrap();
+    until("asked by all threads", || asked.load(Ordering::SeqCst) == THREADS_MAX);
+    let address = manual.pinger().ping(HOST, &options);
+    manual.turn().unwrap();
+    let request = manual.wire().take().remove(0);
+    manual.wire().push(request.socket, reply(&request));
+    manual.turn().unwrap();
+    outcome(address).unwrap();
+    manual.advance(2 * SECOND).unwrap();
+    assert!(hanging.into_iter().all(|ping| matches!(outcome(ping), Err(PingError::Timeout { .. }))));
+    assert_eq!((manual.pinger().in_flight(), asked.load(Ordering::SeqCst)), (0, THREADS_MAX));
+    // Those that had no turn are not asked for any more: the next to be asked for is the next that somebody wants.
+    (0..=THREADS_MAX).for_each(|_| release.send(()).unwrap());
+    let wanted = manual.pinger().ping("wanted.example", &options);
+    let mut requests = Vec::new();
+    until("resolved and sent", || {
+        manual.turn().unwrap();
+        requests = manual.wire().take();
+        !requests.is_empty()
+    });
+    assert_eq!((asked.load(Ordering::SeqCst), requests.len()), (THREADS_MAX + 1, 1), "a late name pings nobody");
+    drop(wanted);
+    // The threads end with the engine: each holds what the resolver holds.
+    drop(manual);
+    until("ended", || Arc::strong_count(&asked) == 1);
+}
