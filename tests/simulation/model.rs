@@ -116,6 +116,8 @@ pub(super) struct Model {
     pub(super) lost: Vec<Vec<Instant>>,
     /// When a slot was left torn: its ident is nobody's, and rests.
     torn: HashMap<(u8, u16), Instant>,
+    /// When something last left under an ident, whole or not: its mapping was there then.
+    last_left: HashMap<(u8, u16), Instant>,
     /// Which addresses drain: no new mapping is made on them.
     pub(super) draining: Vec<bool>,
     pub(super) seen: Seen,
@@ -152,6 +154,7 @@ impl Model {
         Model {
             lost: vec![Vec::new(); rules.gateways.len()],
             torn: HashMap::new(),
+            last_left: HashMap::new(),
             draining: vec![false; rules.gateways.len()],
             rules,
             requests: HashMap::new(),
@@ -389,7 +392,7 @@ impl Model {
         let number = payload::number_of(echo.body);
         let intact = is_intact(packet.payload);
         let number = if intact { number } else { None };
-        self.leaves(worker, now, key, *errno, packet.more_fragments);
+        self.leaves(worker, now, key, *errno, packet.more_fragments)?;
         if !intact {
             return if self.rules.damage { Ok(None) } else { Err("the gateway has damaged it".into()) };
         }
@@ -398,7 +401,13 @@ impl Model {
     }
 
     /// Something leaves under this key, undamaged or not.
-    fn leaves(&mut self, worker: usize, now: Instant, key: Key, errno: i32, cut: bool) {
+    fn leaves(&mut self, worker: usize, now: Instant, key: Key, errno: i32, cut: bool) -> Judged<()> {
+        let before = self.last_left.insert((key.0, key.1), now);
+        // Nothing can be new under it any sooner.
+        let rested = self.rules.idle + self.rules.hold_down;
+        if self.draining[usize::from(key.0)] && before.is_none_or(|before| now.since(before) >= rested) {
+            return Err("a new mapping on an address that drains".into());
+        }
         let valid = self.outstanding.get(&key).filter(|echo| now.since(echo.since) < self.rules.echo_life).copied();
         let next = match valid {
             // Maybe the pieces of what was too large just now, and has been outstanding since then; maybe not.
@@ -414,6 +423,7 @@ impl Model {
             }
         };
         self.outstanding.insert(key, next);
+        Ok(())
     }
 
     /// A request has left undamaged.
@@ -513,9 +523,6 @@ impl Model {
             }
         }
         let before = self.mappings.insert((client, ident), (slot.0, slot.1, now));
-        if self.draining[usize::from(slot.0)] && before.is_none_or(|before| (before.0, before.1) != slot) {
-            return Err(format!("{client} ident {ident} has a new mapping on an address that drains"));
-        }
         if let Some((address, gateway_ident, last)) = before.filter(|before| (before.0, before.1) != slot)
             && lost(address, last).is_none()
             && now.since(last) + MILLISECOND < self.rules.idle
@@ -558,7 +565,7 @@ impl Model {
         let first = packet.echo().filter(|_| packet.offset == 0);
         let key = first.map(|echo| (address, echo.ident, echo.sequence, packet.destination));
         if let Some(key) = key {
-            self.leaves(worker, now, key, errno, true);
+            self.leaves(worker, now, key, errno, true)?;
         }
         if errno != 0 {
             // It may come again in pieces, under the same identification.
