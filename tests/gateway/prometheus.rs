@@ -242,10 +242,15 @@ fn every_query_of_the_dashboard_and_of_the_alerts_is_answered_by_a_real_promethe
     let gateway = Echogate::serve(scene.gateway(), &arguments);
     let prometheus = Prometheus::start(&scene);
     let remote: Ipv4Addr = scene.remote(0);
-    prometheus.answers(|| assert!(scene.ping(0, &format!("-q -i 0.002 -c 100 {remote}")).all_came_back(100)));
+    prometheus.answers(|| {
+        let pings = scene.pings(0, 50, remote, "-q");
+        assert!(pings.all_came_back(50), "{}", pings.text);
+        // Each is a mapping, of which a client may make a few at once and then some a second.
+        thread::sleep(Duration::from_millis(100));
+    });
     weather(&scene, &gateway, seconds);
     let picture = prometheus.picture(seconds + 10);
-    for shown in ["over_packets", "remote_denied", "errors passed on", "all move", "worker 1"] {
+    for shown in ["remote_denied", "errors passed on", "all move", "worker 1"] {
         assert!(picture.contains(shown), "{shown} is not in the picture:\n{picture}");
     }
     if let Some(file) = env::var_os("ECHOGATE_DASHBOARD") {
