@@ -118,7 +118,8 @@ pub struct WorkerCounters {
     pub reinjected: TrafficCounter,
     /// Drops by reason.
     pub drops: DropCounters,
-    /// Requests refused because a share or a table was used up (among the drops), by the client's class.
+    /// Requests refused (among the drops), by the client's class: a share or a table was used up, the remote is denied, or the client's
+    /// address outside is lost.
     pub refused: Box<[Counter]>,
     /// Errors to clients that the gateway itself made and sent.
     pub originated: TrafficCounter,
@@ -277,8 +278,8 @@ pub struct Snapshot {
     pub reinjected: Traffic,
     /// Drops by name, zero ones left out: in = out + the sum of these, exactly, once nothing is in flight.
     pub drops: Vec<(String, u64)>,
-    /// Requests refused because a share or a table was used up (part of `drops`), by class of clients: everybody, then
-    /// the overrides in their order.
+    /// Requests refused (part of `drops`), by class of clients: everybody, then the overrides in their order. A share or a table was
+    /// used up, the remote is denied, or the client's address outside is lost.
     pub refused: Vec<u64>,
     /// Errors to clients that the gateway itself made and sent: neither in nor part of `outside_out`.
     pub originated: Traffic,

@@ -87,7 +87,7 @@ fn drops(text: &mut Text, stats: &Stats) {
     text.family(
         "echogate_refused_requests_total",
         Kind::Counter,
-        "Requests refused because a share or a table was used up (among the dropped), by class of clients.",
+        "Requests refused (among the dropped): beyond a share, to a remote that is denied, or for want of room; by class of clients.",
     );
     for (class, count) in &stats.refused {
         text.sample(&[("class", class)], count);

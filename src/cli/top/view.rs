@@ -78,7 +78,7 @@ impl View {
         let drops = u16::try_from(now.drops.len()).unwrap_or(u16::MAX).saturating_add(2).min(DROPS_MAX);
         let mut screen = frame.area();
         screen.width = screen.width.min(WIDTH_MAX);
-        // What matters least is left out first: drops, who is busiest, the states.
+        // What matters least is left out first: drops, who is busiest, and states that do not all fit below the counts.
         let side_by_side = screen.width >= RATES_WIDTH + 2 + STATES_WIDTH;
         let mut room = screen.height.saturating_sub(1);
         let mut take = |wanted: u16, least: u16| {
@@ -102,8 +102,9 @@ impl View {
             self.draw_rates(frame, rates, now);
             self.draw_states(frame, states, now);
         } else {
-            self.draw_rates(frame, rates, now);
-            self.draw_states(frame, under_a_blank(below), now);
+            let as_wide = |area: Rect| Rect { width: area.width.min(RATES_WIDTH), ..area };
+            self.draw_rates(frame, as_wide(rates), now);
+            self.draw_states(frame, as_wide(under_a_blank(below)), now);
         }
         let [clients, remotes] = Layout::horizontal([Constraint::Fill(1); 2]).spacing(2).areas(under_a_blank(busy));
         self.draw_busy(frame, clients, "busiest clients", &now.busiest.clients);
@@ -469,6 +470,8 @@ mod tests {
             words(&text).contains("round trip p50 6.0 ms") && words(&text).contains("over_packets 20 400"),
             "{text}"
         );
+        let counts = lines.iter().find(|line| line.starts_with("requests sent")).expect("it is there");
+        assert_eq!(counts.len(), 46, "its numbers stand by its name: {text}");
         assert!(words(&text).contains("busiest clients a second busiest remotes a second"), "{text}");
         assert!(!text.contains("mean"), "{text}");
     }
