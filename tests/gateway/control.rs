@@ -212,7 +212,9 @@ fn a_trace_of_a_flood_is_limited_and_costs_no_packet() {
     stream
         .write_all(format!("{{\"v\":1,\"verb\":\"trace\",\"remote\":\"{remote}\"}}\n").as_bytes())
         .expect("it takes it");
-    let lines = BufReader::new(stream).lines();
+    let mut lines = BufReader::new(stream).lines();
+    let begun = lines.next().expect("a line").expect("a line");
+    assert!(begun.contains("\"ok\""), "from here on all is told: {begun}");
     let pings = scene.ping(0, &format!("-q -f -c 20000 {remote}"));
     assert!(pings.all_came_back(20_000), "{}", pings.text);
     let (mut told, mut missed) = (0_u64, 0_u64);
