@@ -11,6 +11,7 @@ use loom::thread;
 
 use super::error::PingError;
 use super::slots::{Key, Outcome, Slots};
+use crate::error::SetupError;
 
 /// An outcome that can be told from others.
 fn outcome(number: usize) -> Outcome {
@@ -57,14 +58,15 @@ fn explore(at_least: usize, model: impl Fn() + Send + Sync + 'static) {
 fn of_a_cancel_and_a_result_one_wins_and_the_slot_is_free() {
     explore(5, || {
         let (slots, key) = slots();
+        let cause = Arc::new(SetupError::new("a result that can be counted"));
         let engine = {
             let slots = Arc::clone(&slots);
-            thread::spawn(move || slots.finish(key, outcome(1)))
+            let outcome = Err(PingError::Broken(Arc::clone(&cause)));
+            thread::spawn(move || slots.finish(key, outcome))
         };
         slots.cancel(key);
         engine.join().expect("no panic");
-        assert_eq!(slots.in_use(), 0);
-        // Whatever was left behind would now be read as this one's.
+        assert_eq!((slots.in_use(), Arc::strong_count(&cause)), (0, 1), "the slot is free, and keeps no result");
         let next = slots.acquire().expect("the slot is free");
         assert!(slots.poll(next, Waker::noop()).is_none());
         assert!(slots.finish(next, outcome(2)));
@@ -95,7 +97,7 @@ fn a_result_is_found_or_wakes_whoever_looked_too_early() {
 }
 
 /// The engine has a result for a ping whose caller drops it and at once begins another, in the same slot, which the engine
-/// finishes too if it has heard of it.
+/// finishes too if it has heard of it; and then there is yet something about the first.
 #[test]
 fn what_was_for_a_dropped_ping_never_reaches_the_slots_next_one() {
     explore(400, || {
@@ -106,7 +108,11 @@ fn what_was_for_a_dropped_ping_never_reaches_the_slots_next_one() {
             thread::spawn(move || {
                 slots.finish(first, outcome(1));
                 let second: Option<Key> = commands.lock().expect("no panic").take();
-                second.is_some_and(|second| slots.finish(second, outcome(2)))
+                if let Some(second) = second {
+                    assert!(slots.finish(second, outcome(2)), "nobody has cancelled it");
+                    assert!(!slots.finish(first, outcome(3)), "it is not there any more");
+                }
+                second.is_some()
             })
         };
         slots.cancel(first);
@@ -123,25 +129,51 @@ fn what_was_for_a_dropped_ping_never_reaches_the_slots_next_one() {
     });
 }
 
-/// Two callers, one slot: whoever gets it has it alone, and the engine's result for one is not the other's.
-#[test]
-fn a_slot_that_two_callers_want_has_one_of_them_at_a_time() {
-    explore(10, || {
+/// Two callers, one slot: whoever gets it has it alone, and the engine's result for one is not the other's. `end` is what the
+/// first does when it has its result.
+fn two_callers(end: fn(&Slots, Key)) {
+    explore(10, move || {
         let (slots, first) = slots();
         let other = {
             let slots = Arc::clone(&slots);
             thread::spawn(move || {
-                slots.acquire().is_some_and(|key| {
+                slots.acquire().is_none_or(|key| {
                     assert!(slots.poll(key, Waker::noop()).is_none(), "another's result");
-                    assert!(slots.finish(key, outcome(2)));
+                    assert!(slots.finish(key, outcome(2)), "nobody has cancelled it");
                     slots.poll(key, Waker::noop()).map(number) == Some(2)
                 })
             })
         };
         assert!(slots.finish(first, outcome(1)));
-        assert_eq!(slots.poll(first, Waker::noop()).map(number), Some(1));
-        other.join().expect("no panic");
+        end(&slots, first);
+        assert!(other.join().expect("no panic"), "its own result");
         assert_eq!(slots.in_use(), 0);
         assert!(slots.acquire().is_some(), "a failed attempt left the count as it was");
+        assert!(!slots.finish(first, outcome(3)), "whoever has the slot now, it is not the first");
+    });
+}
+
+#[test]
+fn a_slot_whose_result_is_taken_is_the_next_callers_alone() {
+    two_callers(|slots, first| assert_eq!(slots.poll(first, Waker::noop()).map(number), Some(1)));
+}
+
+#[test]
+fn a_slot_that_is_dropped_with_its_result_is_the_next_callers_alone() {
+    two_callers(Slots::cancel);
+}
+
+#[test]
+fn of_two_that_want_the_last_slot_one_at_most_gets_it() {
+    explore(3, || {
+        let (slots, used) = slots();
+        slots.cancel(used);
+        let other = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || slots.acquire().is_some())
+        };
+        let (one, other) = (slots.acquire().is_some(), other.join().expect("no panic"));
+        assert!(!(one && other), "more are under way than may be");
+        assert_eq!(slots.in_use(), usize::from(one || other));
     });
 }

@@ -16,6 +16,8 @@
 //!   puts results there, holds the lock from before it writes to after its compare-and-swap; if that fails (cancelled,
 //!   and perhaps taken by another ping already) it takes the result out again. Nobody reads a result before DONE. So
 //!   the lock is as good as never contended; it is what hands over a large value without `unsafe`.
+//! * The lock orders what is in it, and the queue of free slots who comes after whom. The orderings of the word say the same once
+//!   more: with all of them Relaxed no model fails. They stand so that each step is right by what is beside it.
 //! * Slots stand in chunks that double in size and never move, so that a number is found without a lock while more are
 //!   added.
 //!
