@@ -383,7 +383,7 @@ pub fn worker_of(source: Ipv4Addr, destination: Ipv4Addr, seed: u64, workers: us
 }
 
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use proptest::prelude::*;
 

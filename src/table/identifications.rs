@@ -54,7 +54,7 @@ impl Identifications {
 }
 
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use std::collections::HashSet;
 

@@ -15,7 +15,7 @@ pub mod addresses;
 pub mod atomic;
 pub mod clients;
 pub mod echoes;
-#[cfg_attr(loom, path = "forward_model.rs")]
+#[cfg_attr(any(loom, shuttle), path = "forward_model.rs")]
 pub mod forward;
 pub mod fragments;
 pub mod identifications;
@@ -23,6 +23,9 @@ pub mod idents;
 #[cfg(test)]
 #[cfg(loom)]
 mod models;
+#[cfg(test)]
+#[cfg(shuttle)]
+mod schedules;
 pub mod slots;
 mod storage;
 

@@ -215,6 +215,7 @@ impl Slots {
 
     /// Leaves the slot as somebody would who was stopped in the middle.
     #[cfg(test)]
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn damage(&self, index: SlotIndex) {
         let seal = &self.slots[index.position()].seal;
         seal.store(seal.load(Ordering::Relaxed) ^ 1 << 20, Ordering::Relaxed);
@@ -290,7 +291,7 @@ fn wrapped_millis(now: Instant) -> u32 {
 }
 
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use std::time::Duration;

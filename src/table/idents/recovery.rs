@@ -170,7 +170,7 @@ impl Found<'_> {
 }
 
 #[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use std::sync::atomic::AtomicU32;
 
