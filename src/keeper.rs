@@ -163,8 +163,8 @@ impl Keeper {
             supervisor.tell(&format!("MAINPID={}", std::process::id()));
         }
         // Before the host is touched, and after whoever listened there has ended.
-        let listeners = Listeners::open(&config)?;
-        let left = running.or(stored);
+        let mut left = running.or(stored);
+        let listeners = Listeners::take_up(&config, |name| left.as_mut()?.descriptors.remove(name))?;
         let keeper = Keeper::over(options, supervisor, listeners, left, 0, channel::unbounded())?;
         takeover::listen(&config.inside.device, keeper.sender.clone());
         Ok(keeper)
@@ -465,9 +465,13 @@ impl Keeper {
     pub fn hand_over(mut self, successor: &Successor) -> Result<Option<Keeper>, SetupError> {
         tracing::info!("another gateway takes over");
         self.end_for_another();
-        let left = self.kept.leave()?;
+        let mut left = self.kept.leave()?;
+        left.descriptors.extend(self.listeners.copies());
         match takeover::give(&successor.0, &left) {
-            Ok(()) => Ok(None),
+            Ok(()) => {
+                self.listeners.leave_file();
+                Ok(None)
+            }
             Err(error) => {
                 tracing::error!(%error, "the other gateway has not taken over: this one goes on");
                 // Another number, for there may be news of the one that has ended.
