@@ -193,11 +193,12 @@ impl Gateway {
 
     /// The packets' part of a gateway that another process has set up and keeps: workers over its descriptors and its
     /// tables. What is missing of the set-up (the diversion, the watch over the addresses) is
-    /// with whoever keeps it.
+    /// with whoever keeps it. `trial`: what [`io::uring::probe`] has shown in this process.
     pub fn resume(
         config: &Config,
         tables: OwnedFd,
         find: impl FnMut(&str) -> Option<OwnedFd>,
+        trial: Result<(), SetupError>,
         steps: &mut Steps,
     ) -> Result<Gateway, SetupError> {
         let mut config = config.clone();
@@ -212,8 +213,7 @@ impl Gateway {
         }
         let config = &config;
         steps.end_of("descriptors");
-        let engine = io::choose(config.run.io)?;
-        steps.end_of("engine");
+        let engine = io::choose_by(config.run.io, || trial)?;
         let clock = state::clock()?;
         let (proxy, found) = Proxy::over(&settings(config), state.tables(), state.last_used(), clock.now())?;
         steps.end_of("tables");

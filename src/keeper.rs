@@ -52,7 +52,7 @@ use crate::control::Listeners;
 use crate::error::SetupError;
 use crate::gateway::{Addressed, Kept, Left};
 use crate::sys::time;
-use child::Packets;
+use child::{Packets, Spare};
 use line::Line;
 pub use packets::{Served, serve};
 use said::{Fault, Said};
@@ -163,8 +163,8 @@ impl Keeper {
             supervisor.tell(&format!("MAINPID={}", std::process::id()));
         }
         // Before the host is touched, and after whoever listened there has ended.
-        let listeners = Listeners::open(&config)?;
-        let left = running.or(stored);
+        let mut left = running.or(stored);
+        let listeners = Listeners::take_up(&config, |name| left.as_mut()?.descriptors.remove(name))?;
         let keeper = Keeper::over(options, supervisor, listeners, left, 0, channel::unbounded())?;
         takeover::listen(&config.inside.device, keeper.sender.clone());
         Ok(keeper)
@@ -182,7 +182,7 @@ impl Keeper {
         let refuse = || names.iter().for_each(|name| supervisor.forget(name));
         let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
         supervisor.store(&kept);
-        let packets = Packets::start(number, &options, &kept, &listeners, &sender)?;
+        let packets = Spare::start(&options)?.begin(number, &options.source, &kept, &listeners, &sender)?;
         let description = String::new();
         let mut keeper = Keeper {
             options,
@@ -299,15 +299,18 @@ impl Keeper {
 
     /// Starts another packet process in the place of one that has ended.
     fn replace(&mut self) -> Result<(), SetupError> {
+        // Its end is waited for while the next is loaded: the kernel takes milliseconds for either. Why not, if it cannot be
+        // started, is said when that is tried again.
+        let next = Spare::start(&self.options).ok();
         let status = self.packets.wait();
         let why = self.packets.why(&status);
         // Who is killed from outside has not failed.
         let Packets { serves, stuck, .. } = self.packets;
         let killed = serves && !stuck && status.is_ok_and(|status| status.signal() == Some(libc::SIGKILL));
-        self.go_on_after(why, !killed)
+        self.go_on_after(why, !killed, next)
     }
 
-    fn go_on_after(&mut self, why: SetupError, failed: bool) -> Result<(), SetupError> {
+    fn go_on_after(&mut self, why: SetupError, failed: bool, next: Option<Spare>) -> Result<(), SetupError> {
         if !self.kept.is_attached() {
             return Err(why);
         }
@@ -317,15 +320,21 @@ impl Keeper {
             return Err(remedy.into_iter().fold(error, SetupError::remedy));
         }
         complain(&why, "starting another one");
-        self.start_another()
+        self.begin_another(next)
     }
 
     /// Starts a packet process in the place of this one, which has ended or is ended: two must not use the tables at once.
     fn start_another(&mut self) -> Result<(), SetupError> {
+        self.begin_another(None)
+    }
+
+    /// As `start_another`, with one that has been started.
+    fn begin_another(&mut self, next: Option<Spare>) -> Result<(), SetupError> {
+        let next = next.map_or_else(|| Spare::start(&self.options), Ok)?;
         // Also one that could not be waited for leaves nothing to do but to go on.
         let _ = self.packets.wait();
         let number = self.packets.number + 1;
-        self.packets = Packets::start(number, &self.options, &self.kept, &self.listeners, &self.sender)?;
+        self.packets = next.begin(number, &self.options.source, &self.kept, &self.listeners, &self.sender)?;
         Ok(())
     }
 
@@ -337,7 +346,7 @@ impl Keeper {
         let served = self.await_serving();
         // Whoever has asked may have gone meanwhile.
         let _ = line.send(&self.answer(served.as_ref().err()), &[]);
-        served.or_else(|why| self.go_on_after(why, true))
+        served.or_else(|why| self.go_on_after(why, true, None))
     }
 
     /// Reads the configuration again and goes on with it; or, if it is wrong or cannot be had now, with the one in force. Answers
@@ -398,7 +407,7 @@ impl Keeper {
             self.options.source = old_source;
             self.listeners.exchange_metrics(old_listening);
             self.settle_back(&old_config)?;
-            self.go_on_after(Fault::from(&why).error(), true)?;
+            self.go_on_after(Fault::from(&why).error(), true, None)?;
             return Ok(self.await_serving().and(Err(why)));
         }
         // After it: who has become a client is known to it before the first echo request is led here.
@@ -456,9 +465,13 @@ impl Keeper {
     pub fn hand_over(mut self, successor: &Successor) -> Result<Option<Keeper>, SetupError> {
         tracing::info!("another gateway takes over");
         self.end_for_another();
-        let left = self.kept.leave()?;
+        let mut left = self.kept.leave()?;
+        left.descriptors.extend(self.listeners.copies());
         match takeover::give(&successor.0, &left) {
-            Ok(()) => Ok(None),
+            Ok(()) => {
+                self.listeners.leave_file();
+                Ok(None)
+            }
             Err(error) => {
                 tracing::error!(%error, "the other gateway has not taken over: this one goes on");
                 // Another number, for there may be news of the one that has ended.

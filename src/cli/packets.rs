@@ -11,6 +11,7 @@ use super::{print, totals};
 use crate::error::SetupError;
 use crate::host::sandbox;
 use crate::keeper::{self, Served};
+use crate::sys::process;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -23,6 +24,8 @@ pub(super) struct Arguments {
 pub(super) fn begin(arguments: &Arguments) -> Result<(), SetupError> {
     // It was started by a name that says nothing (/proc/self/exe): this is what `top` shows. It is for people only.
     let _ = fs::write("/proc/self/comm", "echogate-packet");
+    // A kernel that has none refuses, and whoever wants them then does without.
+    let _ = process::prepare_barriers();
     // What the kernel's Landlock lacks is lacking on every start: no reason to say so on each.
     if arguments.no_sandbox { Ok(()) } else { sandbox::give_up_privileges().map(drop) }
 }

@@ -1,7 +1,9 @@
 //! Where the gateway listens, and where its sockets are found.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
@@ -43,18 +45,44 @@ impl Listeners {
     /// Binds what the configuration asks for, in the calling thread's network namespace. A control socket that nobody asked
     /// for and that cannot be is done without, with a warning.
     pub fn open(config: &Config) -> Result<Listeners, SetupError> {
-        let control = match (path_of(config), &config.observe.control) {
-            (None, _) => None,
-            (Some(path), ControlSocket::ByDevice) => SocketFile::bind(path)
+        Listeners::take_up(config, |_| None)
+    }
+
+    /// As `open`, with what another process has bound there before ([`Listeners::copies`]), which is taken from `find`: whoever
+    /// connects between the two waits, and is not refused. What it has bound elsewhere is closed.
+    pub fn take_up(config: &Config, mut find: impl FnMut(&str) -> Option<OwnedFd>) -> Result<Listeners, SetupError> {
+        let path = path_of(config);
+        let control = match (find(CONTROL).and_then(|socket| SocketFile::left(socket.into(), path.as_deref())), path) {
+            (Some(left), _) => Some(left),
+            (None, None) => None,
+            (None, Some(path)) if config.observe.control == ControlSocket::ByDevice => SocketFile::bind(path)
                 .map_err(|error| tracing::warn!(%error, "no control socket: `stats` and `top` cannot see this gateway"))
                 .ok(),
-            (Some(path), _) => Some(SocketFile::bind(path)?),
+            (None, Some(path)) => Some(SocketFile::bind(path)?),
         };
         let (control, file) = control.unzip();
-        let metrics = config.observe.metrics.map(listen).transpose()?;
+        let metrics = find(METRICS).map(TcpListener::from);
+        // One that is elsewhere is closed before the other is bound: that could be at the same port.
+        let metrics = metrics.filter(|bound| config.observe.metrics.is_some_and(|wanted| is_at(bound, wanted)));
+        let metrics = match (metrics, config.observe.metrics) {
+            (Some(bound), _) => Some(bound),
+            (None, wanted) => wanted.map(listen).transpose()?,
+        };
         let devices =
             Devices::open().map_err(|cause| SetupError::caused("cannot read the list of interfaces", cause))?;
         Ok(Listeners { control, metrics, devices, file })
+    }
+
+    /// For another process that is to listen here in the place of this one ([`Listeners::take_up`]); what cannot be copied, it
+    /// binds anew.
+    pub fn copies(&self) -> HashMap<String, OwnedFd> {
+        let bound = self.descriptors().into_iter().filter(|(name, _)| name != DEVICES);
+        bound.filter_map(|(name, descriptor)| Some((name, descriptor.try_clone_to_owned().ok()?))).collect()
+    }
+
+    /// Leaves the control socket's file to whoever has taken the copies.
+    pub fn leave_file(&mut self) {
+        mem::forget(self.file.take());
     }
 
     /// Where `config` would have /metrics served in the place of `before`: bound, if it is elsewhere.
@@ -70,7 +98,7 @@ impl Listeners {
 
     /// Has /metrics served there, for whoever gets the descriptors next; where it was.
     pub fn exchange_metrics(&mut self, other: Option<TcpListener>) -> Option<TcpListener> {
-        std::mem::replace(&mut self.metrics, other)
+        mem::replace(&mut self.metrics, other)
     }
 
     /// Each under its name.
@@ -141,6 +169,14 @@ fn run_directory() -> PathBuf {
 struct SocketFile(PathBuf);
 
 impl SocketFile {
+    /// A socket that another process has bound, if it is at the path that is wanted. If not, it goes with its file.
+    fn left(socket: UnixListener, wanted: Option<&Path>) -> Option<(UnixListener, SocketFile)> {
+        // It was bound under its unready name, and that is what the kernel knows.
+        let file = SocketFile(socket.local_addr().ok()?.as_pathname()?.with_extension(""));
+        let is_there = || file.0.symlink_metadata().is_ok_and(|data| data.file_type().is_socket());
+        (wanted == Some(&file.0) && is_there()).then_some((socket, file))
+    }
+
     fn bind(path: PathBuf) -> Result<(UnixListener, SocketFile), SetupError> {
         let shown = path.display();
         let refused = |cause: io::Error| {
@@ -188,6 +224,12 @@ impl Drop for SocketFile {
     }
 }
 
+/// Whether it is what binding there gives: any port, where none is wanted.
+fn is_at(bound: &TcpListener, wanted: SocketAddr) -> bool {
+    let any_port = |at: SocketAddr| SocketAddr::new(at.ip(), if wanted.port() == 0 { 0 } else { at.port() });
+    bound.local_addr().is_ok_and(|at| any_port(at) == any_port(wanted))
+}
+
 fn listen(at: SocketAddr) -> Result<TcpListener, SetupError> {
     let bound = TcpListener::bind(at).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
     bound.map_err(|cause| {
@@ -198,6 +240,8 @@ fn listen(at: SocketAddr) -> Result<TcpListener, SetupError> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -213,6 +257,57 @@ mod tests {
         assert!(!path.exists());
         let left: Vec<_> = fs::read_dir(path.parent().expect("a directory")).expect("it is there").collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+
+    fn config(control: &Path, metrics: SocketAddr) -> Config {
+        let mut config = Config::default();
+        config.observe.control = ControlSocket::At(control.to_owned());
+        config.observe.metrics = Some(metrics);
+        config
+    }
+
+    fn successor(leaving: Listeners, config: &Config) -> Listeners {
+        let mut leaving = leaving;
+        let mut copies = leaving.copies();
+        leaving.leave_file();
+        drop(leaving);
+        Listeners::take_up(config, |name| copies.remove(name)).expect("it listens")
+    }
+
+    #[test]
+    fn who_connects_between_two_processes_waits_for_the_second() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("e.sock");
+        let any_port: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let first = Listeners::open(&config(&path, any_port)).expect("it listens");
+        let address = first.metrics_address().expect("it is served");
+        let local = UnixStream::connect(&path).expect("it listens");
+        let remote = TcpStream::connect(address).expect("it listens");
+        // Nobody has accepted either.
+        let second = successor(first, &config(&path, address));
+        assert_eq!((second.control_path(), second.metrics_address()), (Some(&*path), Some(address)));
+        second.control.as_ref().expect("it is there").accept().expect("who has come before");
+        second.metrics.as_ref().expect("it is there").accept().expect("who has come before");
+        drop((local, remote));
+        // A port that was the kernel's choice stays the same.
+        let third = successor(second, &config(&path, any_port));
+        assert_eq!(third.metrics_address(), Some(address));
+        drop(third);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_was_bound_elsewhere_is_closed_and_its_file_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [old, new] = ["old.sock", "new.sock"].map(|name| directory.path().join(name));
+        let any_port = |host: &str| SocketAddr::new(host.parse().expect("an address"), 0);
+        let first = Listeners::open(&config(&old, any_port("127.0.0.1"))).expect("it listens");
+        let before = first.metrics_address().expect("it is served");
+        let second = successor(first, &config(&new, any_port("127.0.0.2")));
+        assert!(!old.exists() && UnixStream::connect(&new).is_ok());
+        assert!(TcpStream::connect(before).is_err());
+        let after = second.metrics_address().expect("it is served");
+        assert!(TcpStream::connect(after).is_ok());
     }
 
     #[test]

@@ -213,10 +213,16 @@ pub enum Engine {
 /// without it.
 #[cfg(feature = "gateway")]
 pub fn choose(backend: Backend) -> Result<Engine, SetupError> {
+    choose_by(backend, uring::probe)
+}
+
+/// As `choose`, by what a trial ([`uring::probe`]) shows or has shown.
+#[cfg(feature = "gateway")]
+pub fn choose_by(backend: Backend, trial: impl FnOnce() -> Result<(), SetupError>) -> Result<Engine, SetupError> {
     match backend {
         Backend::Syscalls => Ok(Engine::Syscalls),
-        Backend::Uring => uring::probe().map(|()| Engine::Uring),
-        Backend::Auto => Ok(uring::probe().map_or_else(
+        Backend::Uring => trial().map(|()| Engine::Uring),
+        Backend::Auto => Ok(trial().map_or_else(
             |refusal| {
                 tracing::warn!(%refusal, "io_uring is not to be had; using system calls");
                 Engine::Syscalls

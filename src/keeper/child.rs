@@ -26,12 +26,24 @@ const OURSELVES: &str = "/proc/self/exe";
 /// How long it may take to answer what it can and to end.
 pub(super) const ENDING_MAX: Duration = Duration::from_secs(5);
 
-/// A packet process.
+/// A process that ends when this is dropped.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    line: Line,
+}
+
+/// One that has been started and not been told yet what to serve. It has neither a descriptor nor a byte of the tables, so that it
+/// may begin while the one before it is still ending: half of what it takes to serve is the same whatever is served
+/// (loading the program, giving up privileges, trying io_uring).
+#[derive(Debug)]
+pub(super) struct Spare(Process);
+
+/// One that has been told.
 #[derive(Debug)]
 pub(super) struct Packets {
     pub(super) number: u64,
-    child: Child,
-    line: Line,
+    process: Process,
     pub(super) started: Instant,
     pub(super) heard: Instant,
     pub(super) serves: bool,
@@ -42,15 +54,9 @@ pub(super) struct Packets {
     pub(super) fault: Option<Fault>,
 }
 
-impl Packets {
-    /// Starts one, and tells it everything that it needs.
-    pub(super) fn start(
-        number: u64,
-        options: &Options,
-        kept: &Kept,
-        listeners: &Listeners,
-        events: &Sender<Event>,
-    ) -> Result<Packets, SetupError> {
+impl Spare {
+    /// Starts one.
+    pub(super) fn start(options: &Options) -> Result<Spare, SetupError> {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         // One that does not read must not hold up who is to notice that.
@@ -71,29 +77,31 @@ impl Packets {
         command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
         process::kill_with_this_thread(&mut command);
         let child = command.spawn().map_err(failed)?;
-        // Its end of the line is closed here, or nobody would hear of its death.
-        drop(command);
-        let now = Instant::now();
-        let line = Line::new(ours);
-        let packets = Packets {
-            number,
-            child,
-            line,
-            started: now,
-            heard: now,
-            serves: false,
-            stuck: false,
-            over: false,
-            fault: None,
-        };
-        packets.listen(events.clone()).map_err(failed)?;
-        // One that is dead already is heard of by its silence.
-        let _ = packets.begin(&options.source, kept, listeners);
-        Ok(packets)
+        // Its end of the line is closed with the command, here, or nobody would hear of its death.
+        Ok(Spare(Process { child, line: Line::new(ours) }))
     }
 
-    /// Tells it everything that it needs.
-    fn begin(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
+    /// Tells it everything that it needs: from now on it uses the tables, and nobody else may.
+    pub(super) fn begin(
+        self,
+        number: u64,
+        source: &Source,
+        kept: &Kept,
+        listeners: &Listeners,
+        events: &Sender<Event>,
+    ) -> Result<Packets, SetupError> {
+        let Spare(process) = self;
+        let listening = process.listen(number, events.clone());
+        listening.map_err(|cause| SetupError::caused("listening to the packet process", cause))?;
+        // One that is dead already is heard of by its silence.
+        let _ = process.tell(source, kept, listeners);
+        let now = Instant::now();
+        Ok(Packets { number, process, started: now, heard: now, serves: false, stuck: false, over: false, fault: None })
+    }
+}
+
+impl Process {
+    fn tell(&self, source: &Source, kept: &Kept, listeners: &Listeners) -> io::Result<()> {
         let named = kept.descriptors().into_iter().chain(listeners.descriptors());
         let (names, descriptors): (Vec<String>, Vec<BorrowedFd<'_>>) = named.unzip();
         let order = json!({ "text": source.text, "path": source.path, "flags": source.flags, "names": names });
@@ -101,8 +109,8 @@ impl Packets {
     }
 
     /// Hears what it says on a thread of its own, until it hangs up.
-    fn listen(&self, events: Sender<Event>) -> io::Result<()> {
-        let (number, line) = (self.number, self.line.try_clone()?);
+    fn listen(&self, number: u64, events: Sender<Event>) -> io::Result<()> {
+        let line = self.line.try_clone()?;
         let hear = move || {
             // The keeper is gone only when everything is.
             while let Ok(Some(message)) = line.receive() {
@@ -115,18 +123,25 @@ impl Packets {
         thread::Builder::new().name("packets-line".to_owned()).spawn(hear).map(drop)
     }
 
+    /// Ends it, as far as it has not ended.
+    fn kill(&mut self) {
+        // It has ended already, then.
+        let _ = self.child.kill();
+    }
+}
+
+impl Packets {
     /// Waits for its end, which is now if it has not come yet.
     pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
         // Hung up, and yet alive: it is no use to anybody.
         self.kill();
         self.over = true;
-        self.child.wait()
+        self.process.child.wait()
     }
 
     /// Ends it, as far as it has not ended.
     pub(super) fn kill(&mut self) {
-        // It has ended already, then.
-        let _ = self.child.kill();
+        self.process.kill();
     }
 
     /// Why it has ended.
@@ -145,10 +160,10 @@ impl Packets {
             return Ok(());
         }
         // One that is dead already does not hear it.
-        let _ = self.line.send(&json!(how), &[]);
+        let _ = self.process.line.send(&json!(how), &[]);
         let deadline = Instant::now() + ENDING_MAX;
         loop {
-            match self.child.try_wait() {
+            match self.process.child.try_wait() {
                 Ok(Some(status)) if status.success() => return Ok(()),
                 Ok(Some(status)) => return Err(self.why(&Ok(status))),
                 Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
@@ -162,7 +177,7 @@ impl Packets {
     }
 }
 
-impl Drop for Packets {
+impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         let _ = self.child.wait();

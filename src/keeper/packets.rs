@@ -20,6 +20,7 @@ use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
 use crate::gateway::{Gateway, Steps, TABLES};
 use crate::host::sandbox;
+use crate::io::uring;
 use crate::metrics::Snapshot;
 
 /// How often the workers are asked whether they move, and the tables are marked as in use.
@@ -53,6 +54,8 @@ fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Contro
         SetupError::new("this is the part of a gateway that moves its packets: it is started by the part that keeps it")
             .remedy("echogate run")
     };
+    // Before it is known what is to be served, for the one before may be about to end still.
+    let trial = uring::probe();
     let message = line.receive().map_err(|_| nobody())?.ok_or_else(nobody)?;
     // From when there was something to do.
     let mut steps = Steps::begin();
@@ -62,7 +65,7 @@ fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Contro
     let listeners = Listeners::adopt(&mut find)?;
     let config = source.config()?;
     steps.end_of("configuration");
-    let gateway = Gateway::resume(&config, tables, find, &mut steps)?;
+    let gateway = Gateway::resume(&config, tables, find, trial, &mut steps)?;
     let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
     steps.end_of("control");
     if config.run.sandbox {

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! A successor that does not say "taken" has not got it: the keeper goes on. After "taken" nobody else has the descriptors: if
-//! the successor fails, they are closed, and pings take the kernel's path. Between the two packet processes packets wait in the
+//! the successor fails, they are closed, and pings take the kernel's path. The sockets by which the gateway is looked at are among
+//! the descriptors: whoever connects meanwhile waits. Between the two packet processes packets wait in the
 //! queues of the device and the sockets.
 
 use std::io;

@@ -40,6 +40,20 @@ pub fn keep_inherited_from_children() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`, of linux/membarrier.h.
+const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+/// Has the kernel prepare barriers among this process's threads (membarrier(2)): the forward map asks for them when it is made. In
+/// a process with several threads the kernel then waits for a grace period (RCU), some 10 ms; with one it does not, so this
+/// is for before the first thread is started.
+#[expect(unsafe_code, reason = "membarrier(2)")]
+pub fn prepare_barriers() -> io::Result<()> {
+    let no_flags: libc::c_uint = 0;
+    // SAFETY: takes numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, no_flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Asks the child to end (SIGTERM). It must not have been waited for with success: its number is then another's.
 #[expect(unsafe_code, reason = "kill(2)")]
 pub fn terminate(child: &Child) -> io::Result<()> {
@@ -71,6 +85,21 @@ mod tests {
         let mut command = Command::new("sleep");
         command.arg("60");
         command
+    }
+
+    #[test]
+    fn barriers_that_have_been_prepared_work() {
+        prepare_barriers().expect("the kernel has them");
+        assert_eq!(barrier(), 0, "refused (EPERM) in a process that has not prepared for it");
+    }
+
+    #[expect(unsafe_code, reason = "membarrier(2)")]
+    fn barrier() -> libc::c_long {
+        /// `MEMBARRIER_CMD_PRIVATE_EXPEDITED`.
+        const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+        let no_flags: libc::c_uint = 0;
+        // SAFETY: takes numbers.
+        unsafe { libc::syscall(libc::SYS_membarrier, PRIVATE_EXPEDITED, no_flags) }
     }
 
     #[test]

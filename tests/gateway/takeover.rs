@@ -2,14 +2,16 @@
 
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, io, thread};
 
 use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::restarts::{Probe, SETUP, probed, serve, setting, under_load};
+use crate::restarts::{Probe, SETUP, ending, probed, serve, setting, under_load};
 use crate::scene::{Scene, Setup, run, wait_until};
 use crate::serves::limits_off;
+use crate::web::{METRICS, connect, get, metrics_flags};
 
 in_every_setup!(
     a_gateway_that_takes_over_goes_on_with_every_mapping_and_loses_nothing,
@@ -153,6 +155,37 @@ fn a_successor_that_goes_away_in_the_middle_leaves_the_gateway_as_it_was() {
     assert_eq!(asked.code, Some(0), "{}", asked.complaints);
     let ended = gateway.stop();
     assert!(ended.complaints.contains("this one goes on"), "{}", ended.complaints);
+}
+
+#[test]
+fn whoever_looks_meanwhile_is_answered_by_one_or_the_other_and_refused_by_none() {
+    let scene = Scene::new(1);
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("e.sock");
+    let control = ["--control", socket.to_str().expect("text")].map(str::to_owned).to_vec();
+    let look_at = [control, metrics_flags()].concat();
+    let first = Echogate::serve(scene.gateway(), &[scene.arguments(&SETUP), look_at.clone()].concat());
+    let over = AtomicBool::new(false);
+    let look = || {
+        while !over.load(Ordering::Relaxed) {
+            UnixStream::connect(&socket).expect("somebody listens");
+            connect(scene.gateway(), METRICS).expect("somebody listens");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let second = thread::scope(|threads| {
+        threads.spawn(look);
+        ending(&over, || {
+            let arguments = [scene.arguments(&SETUP), look_at.clone(), vec!["--takeover".to_owned()]].concat();
+            let second = Echogate::serve(scene.gateway(), &arguments);
+            assert_eq!(first.ended().code, Some(0));
+            second
+        })
+    });
+    assert_eq!(get(scene.gateway(), METRICS, "/healthz").expect("it answers").0, 200);
+    assert!(UnixStream::connect(&socket).is_ok(), "the one before has left it there");
+    second.stop();
+    assert!(!socket.exists());
 }
 
 #[test]
