@@ -108,7 +108,7 @@ impl Sum {
 /// Seeds that found something once, in the gateway or in the model, at the size that they found it with.
 #[test]
 fn what_was_found_once_stays_mended() {
-    for seed in [36, 47, 1041, 28050] {
+    for seed in [36, 47, 1041, 28050, 40667] {
         play(seed, 10_000).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     }
 }

@@ -206,7 +206,7 @@ impl Model {
             }
         }
         if turn.evicted {
-            self.outstanding.values_mut().for_each(|echo| echo.sure = false);
+            self.nobody_is_sure();
         }
         let mut written = turn.inside.into_iter().peekable();
         for arrived in &turn.from_outside {
@@ -232,7 +232,16 @@ impl Model {
             let what = self.left_for_outside(turn.worker, turn.now, &written);
             heard.extend(what.map_err(|what| format!("{what}: {} left", brief(&written.bytes)))?);
         }
+        if turn.evicted {
+            // Also what has just left may have given way to what left after it.
+            self.nobody_is_sure();
+        }
         Ok(heard)
+    }
+
+    /// An echo was given up for another, and nobody says which.
+    fn nobody_is_sure(&mut self) {
+        self.outstanding.values_mut().for_each(|echo| echo.sure = false);
     }
 
     /// Judges what came from outside, by what was written next. Whether that is what became of it.
