@@ -5,10 +5,12 @@
 //! on a cache line of the handle's own for each call, and a bound on how many there can be.
 //!
 //! A place's lock is what makes a handle one thread's at a time, and its poison is the handle's: whoever panics while
-//! using a value leaves it locked away from all but the one who frees it.
+//! using a value leaves it locked away from all but the one who frees it. Whether a place is taken stands beside the lock: whoever
+//! looks for a free one must not hold that of somebody else's, who would be told that his handle is in use.
 //!
 //! Limit: 40 bits of generation: a number repeats after 2^40 frees of its place.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crossbeam::utils::CachePadded;
@@ -30,7 +32,12 @@ pub(crate) enum Kind {
 /// Values of one kind, at most `ROOM` of them.
 pub(crate) struct Registry<T, const ROOM: usize> {
     kind: Kind,
-    places: [CachePadded<Mutex<Place<T>>>; ROOM],
+    places: [CachePadded<Slot<T>>; ROOM],
+}
+
+struct Slot<T> {
+    taken: AtomicBool,
+    place: Mutex<Place<T>>,
 }
 
 struct Place<T> {
@@ -42,20 +49,20 @@ impl<T, const ROOM: usize> Registry<T, ROOM> {
     pub(crate) const fn new(kind: Kind) -> Registry<T, ROOM> {
         const { assert!(ROOM <= 1 << PLACE_BITS) };
         // The first number of a place is not the zero that C programs begin their variables with.
-        Registry { kind, places: [const { CachePadded::new(Mutex::new(Place { generation: 1, value: None })) }; ROOM] }
+        Registry { kind, places: [const { CachePadded::new(Slot::free()) }; ROOM] }
     }
 
     /// Keeps `value`; its number, never 0.
     pub(crate) fn insert(&self, value: T) -> Result<u64, EchogateStatus> {
-        for (position, place) in (0..).zip(&self.places) {
-            // Locked or poisoned: it is somebody's.
-            let Ok(mut place) = place.try_lock() else { continue };
-            if place.value.is_none() {
-                place.value = Some(value);
-                return Ok(self.number(position, place.generation));
-            }
-        }
-        Err(EchogateStatus::Full)
+        // Acquire: pairs with the Release of `vacate`.
+        let free = |slot: &CachePadded<Slot<T>>| {
+            slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        };
+        let position = self.places.iter().position(free).ok_or(EchogateStatus::Full)?;
+        // Locked at most by whoever has a number that is freed, and is just told so. A free place is not poisoned.
+        let mut place = self.places[position].place.lock().unwrap_or_else(PoisonError::into_inner);
+        place.value = Some(value);
+        Ok(self.number(position as u64, place.generation))
     }
 
     /// Does `work` with the value, which is nobody else's meanwhile.
@@ -70,14 +77,15 @@ impl<T, const ROOM: usize> Registry<T, ROOM> {
 
     /// Takes the value out, a poisoned one too. Its number means nothing any more.
     pub(crate) fn remove(&self, number: u64) -> Result<T, EchogateStatus> {
-        let mutex = self.place(number)?;
-        let place = match mutex.try_lock() {
+        let slot = self.slot(number)?;
+        let place = match slot.place.try_lock() {
             Ok(place) => place,
             Err(TryLockError::WouldBlock) => return Err(EchogateStatus::Busy),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         let value = self.taken(number, place)?;
-        mutex.clear_poison();
+        slot.place.clear_poison();
+        slot.vacate();
         Ok(value)
     }
 
@@ -88,7 +96,7 @@ impl<T, const ROOM: usize> Registry<T, ROOM> {
     }
 
     fn locked(&self, number: u64) -> Result<MutexGuard<'_, Place<T>>, EchogateStatus> {
-        match self.place(number)?.try_lock() {
+        match self.slot(number)?.place.try_lock() {
             Ok(place) => self.assert_current(number, &place).map(|()| place),
             Err(TryLockError::WouldBlock) => Err(EchogateStatus::Busy),
             Err(TryLockError::Poisoned(poisoned)) => {
@@ -97,7 +105,7 @@ impl<T, const ROOM: usize> Registry<T, ROOM> {
         }
     }
 
-    fn place(&self, number: u64) -> Result<&Mutex<Place<T>>, EchogateStatus> {
+    fn slot(&self, number: u64) -> Result<&Slot<T>, EchogateStatus> {
         if number == 0 {
             return Err(EchogateStatus::Null);
         }
@@ -118,11 +126,22 @@ impl<T, const ROOM: usize> Registry<T, ROOM> {
     }
 }
 
+impl<T> Slot<T> {
+    const fn free() -> Slot<T> {
+        Slot { taken: AtomicBool::new(false), place: Mutex::new(Place { generation: 1, value: None }) }
+    }
+
+    /// The place is anybody's again: its value has been taken out.
+    fn vacate(&self) {
+        self.taken.store(false, Ordering::Release);
+    }
+}
+
 impl<T: Clone, const ROOM: usize> Registry<T, ROOM> {
     /// A clone of the value, for kinds that several threads use at once. Waits for whoever else is just cloning.
     pub(crate) fn get(&self, number: u64) -> Result<T, EchogateStatus> {
         // Nothing panics with the lock of a value that is only cloned.
-        let place = self.place(number)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = self.slot(number)?.place.lock().unwrap_or_else(PoisonError::into_inner);
         self.assert_current(number, &place)?;
         place.value.clone().ok_or(EchogateStatus::Unknown)
     }
@@ -131,7 +150,10 @@ impl<T: Clone, const ROOM: usize> Registry<T, ROOM> {
     /// somebody's.
     pub(crate) fn release(&self, number: u64) -> Result<T, EchogateStatus> {
         // As in `get`.
-        self.taken(number, self.place(number)?.lock().unwrap_or_else(PoisonError::into_inner))
+        let slot = self.slot(number)?;
+        let value = self.taken(number, slot.place.lock().unwrap_or_else(PoisonError::into_inner))?;
+        slot.vacate();
+        Ok(value)
     }
 }
 
@@ -199,6 +221,31 @@ mod tests {
         release.wait();
         user.join().unwrap();
         assert_eq!(REGISTRY.remove(number), Ok(1));
+    }
+
+    /// A caller was told once in a while that its own handle is in use, while somebody else made one.
+    #[test]
+    fn nobody_is_busy_because_others_come_and_go() {
+        static REGISTRY: Registry<u64, 8> = Registry::new(Kind::Handle);
+        let number = REGISTRY.insert(0).unwrap();
+        thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    for value in 0..20_000 {
+                        let other = REGISTRY.insert(value).unwrap();
+                        assert_eq!(REGISTRY.remove(other), Ok(value));
+                    }
+                });
+            }
+            for _ in 0..100_000 {
+                let counted = REGISTRY.with(number, |count| {
+                    *count += 1;
+                    Ok(*count)
+                });
+                counted.expect("it is nobody else's");
+            }
+        });
+        assert_eq!(REGISTRY.remove(number), Ok(100_000));
     }
 
     #[test]
