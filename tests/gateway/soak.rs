@@ -254,14 +254,7 @@ impl Labs<'_> {
         let (at_last, healed) = (Drops::of(lab), Instant::now());
         let counted_then = ledger::stats(stage.gateway());
         watched.until(start + plan.round, stage);
-        Told {
-            came,
-            lifted,
-            healed,
-            at_first,
-            at_last,
-            dropped_by_gateway: ledger::grown(&counted, &counted_then),
-        }
+        Told { came, lifted, healed, at_first, at_last, dropped_by_gateway: ledger::grown(&counted, &counted_then) }
     }
 }
 

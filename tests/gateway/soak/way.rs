@@ -78,7 +78,8 @@ pub(super) type Missing = [i64; PLACES];
 impl Section {
     /// What its queues have counted among these drops.
     pub(super) fn counted(&self, drops: &BTreeMap<String, u64>) -> u64 {
-        let is_its = |name: &str| self.queues.iter().any(|(begins, ends)| name.starts_with(begins) && name.ends_with(ends));
+        let is_its =
+            |name: &str| self.queues.iter().any(|(begins, ends)| name.starts_with(begins) && name.ends_with(ends));
         drops.iter().filter(|(name, _)| is_its(name)).map(|(_, count)| count).sum()
     }
 }
@@ -129,7 +130,8 @@ impl Counts {
     pub(super) fn missing(&self, before: &Counts, heard: u64) -> Missing {
         // A device that is made anew counts from nothing.
         let since = |place: usize| self.0[place] - if self.0[place] < before.0[place] { 0 } else { before.0[place] };
-        let passed = |place: usize| i64::try_from(if place < PLACES { since(place) } else { heard }).expect("not so many");
+        let passed =
+            |place: usize| i64::try_from(if place < PLACES { since(place) } else { heard }).expect("not so many");
         std::array::from_fn(|section| passed(section) - passed(section + 1))
     }
 }
