@@ -1,11 +1,11 @@
-//! Where the kernel has thrown packets of a lab away, each packet once.
+//! Where the kernel has thrown packets of a lab away.
 //!
 //! * What does not get from one end of a cable into the other's input queue is counted at both ends, by the sender and by the receiver:
 //!   it is told of the sender, and of the receiver only what is more.
 //! * A raw socket counts what it has no room for before its filter sees it: of several sockets each counts what is for another. That is
 //!   an upper bound.
-//! * The kernel answers pings from a socket of its own, which has room for 132 KB of answers that are still under way, some 170 of
-//!   them. Answers for which there is none appear nowhere but among ICMP's output errors.
+//! * The kernel answers pings from a socket of its own, one a CPU, which has room for some 170 answers that are still under way. Those
+//!   for which there is none are ICMP's output errors, and IP counts them among what it had no room for, where other things are, too.
 //!
 //! Not here: the neighbours' queues (`/proc/net/stat/arp_cache`) and the IP layer's drops in netfilter, which belong to the machine or
 //! are wanted.
