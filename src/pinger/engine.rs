@@ -101,8 +101,8 @@ fn serve<I: PingIo>(
     if let PingError::Broken(error) = &end {
         tracing::warn!(%error, "the pinger ended");
     }
-    shared.end(end.clone());
-    // A waker that panics is its task's; each time at least one more ping has been told.
+    // A waker that panics is its task's own; each time at least one more ping has been told.
+    while panic::catch_unwind(AssertUnwindSafe(|| shared.end(end.clone()))).is_err() {}
     for _ in 0..=engine.flights.numbers().len() {
         if panic::catch_unwind(AssertUnwindSafe(|| engine.give_up(&end))).is_ok() {
             break;

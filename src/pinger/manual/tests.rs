@@ -13,6 +13,7 @@ use super::*;
 use crate::io::ping::memory::{Message, Request};
 use crate::pinger::resolve::Resolver;
 use crate::pinger::{Ping, PingOptions, Reply};
+use crate::sys::control;
 use crate::sys::ping::{NAME_BYTES, write_name};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
@@ -149,6 +150,35 @@ fn a_send_that_fails_when_its_time_is_over_loses_nobody_elses_ping() {
     manual.turn().unwrap();
     outcome(patient).unwrap();
     manual.audit().unwrap();
+}
+
+/// An entry of the error queue as the kernel makes it: HOST is unreachable, says somebody, about a request that nobody sent.
+fn forged_error() -> Message {
+    let mut name = [0; NAME_BYTES];
+    let len = write_name((HOST, 0).into(), &mut name);
+    const ORIGIN_ICMP: u8 = 2;
+    let extended = [&[0, 0, 0, 0, ORIGIN_ICMP, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &name[..len]].concat();
+    let mut controls = vec![0; 64];
+    let used = control::write(&mut controls, 0, libc::IPPROTO_IP, libc::IP_RECVERR, &extended).unwrap();
+    controls.truncate(used);
+    Message { name: name[..len].to_vec(), controls, bytes: vec![8, 0, 0, 0, 0, 0, 0xFF, 0xFF] }
+}
+
+#[test]
+fn a_flood_of_forged_errors_keeps_no_timeout_waiting() {
+    const ERRORS: u64 = 20_000;
+    let mut manual = manual();
+    let ping = manual.pinger().ping(HOST, &PingOptions::new().timeout(SECOND));
+    manual.turn().unwrap();
+    let socket = manual.wire().take().remove(0).socket;
+    (0..ERRORS).for_each(|_| manual.wire().push_error(socket, forged_error()));
+    manual.stall(2 * SECOND);
+    manual.engine.turn().unwrap();
+    let counted = manual.pinger().tally().unmatched_errors;
+    assert!(0 < counted && counted < ERRORS / 10, "{counted} in one turn");
+    assert!(matches!(outcome(ping), Err(PingError::Timeout { .. })), "before the rest of them");
+    manual.turn().unwrap();
+    assert_eq!(manual.pinger().tally().unmatched_errors, ERRORS);
 }
 
 #[test]
