@@ -30,6 +30,20 @@ impl<I> Engine<I> {
             flying += usize::from(phase == Phase::Flying);
             numbers_taken[socket] += usize::from(is_timed);
         }
+        for (socket, channel) in self.channels.iter().enumerate() {
+            for (sequence, number) in channel.sequences.given() {
+                // Whoever gets the number next removes this record, and must not remove another's.
+                let has_it = self.flights.get(number).is_some_and(|flight| {
+                    let had = !matches!(flight.phase, Phase::Due | Phase::Resolving);
+                    had && (flight.socket, flight.sequence) == (socket, sequence)
+                });
+                if !has_it {
+                    return Err(format!(
+                        "sequence number {sequence} says that flight {number} had it, which it had not"
+                    ));
+                }
+            }
+        }
         let numbers_known: Vec<_> = self.channels.iter().map(|channel| channel.sequences.in_use()).collect();
         if numbers_taken != numbers_known {
             return Err(format!("{numbers_taken:?} flights have a number, and {numbers_known:?} are taken"));
