@@ -58,7 +58,7 @@ pub use packets::{Served, serve};
 use said::{Fault, Said};
 pub use supervisor::Supervisor;
 use takeover::Request;
-pub use takeover::{reload, restart};
+pub use takeover::{reload, restart, running};
 
 /// What the packet process is called on the command line, which nobody types.
 pub const SUBCOMMAND: &str = "packets";
