@@ -181,6 +181,7 @@ impl Keeper {
         let refuse = || names.iter().for_each(|name| supervisor.forget(name));
         let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
         supervisor.store(&kept);
+        supervisor.store_listeners(&listeners);
         let packets = Spare::start(&options)?.begin(number, &options.source, &kept, &listeners, &sender)?;
         let description = String::new();
         let mut keeper = Keeper {
@@ -359,6 +360,7 @@ impl Keeper {
         let answer = self.answer(taken.as_ref().err());
         match taken {
             Ok(()) => {
+                self.supervisor.store_listeners(&self.listeners);
                 self.options.log.follow(&self.kept.config().observe);
                 tracing::info!("the configuration has been read again: {}", self.description);
             }

@@ -296,8 +296,8 @@ fn the_unit_restarts_for_ever_and_undoes_what_is_left() {
         }
     }
     let stored: usize = of("FileDescriptorStoreMax=").parse().expect("a number");
-    let (workers, addresses, tables, note, nft) = (64, 16, 1, 1, 2);
-    assert!(stored >= workers * (2 + addresses) + tables + note + nft, "a restart would lose descriptors");
+    let (workers, addresses, tables, note, nft, listeners) = (64, 16, 1, 1, 2, 2);
+    assert!(stored >= workers * (2 + addresses) + tables + note + nft + listeners, "a restart would lose descriptors");
     // A restart leaves everything to the next start, and nobody kills the nft that owns the table meanwhile.
     assert_eq!((of("RestartKillSignal="), of("KillMode=")), ("SIGUSR2", "process"));
 }
