@@ -280,6 +280,26 @@ fn the_unit_waits_before_it_starts_again_what_could_not_start_or_gave_up_and_onl
 }
 
 #[test]
+fn pages_that_the_package_speaks_of_are_in_it() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("a manifest");
+    let mut texts: Vec<String> = COMMANDS.iter().map(|command| echogate(&[command, "--help"])).collect();
+    texts.extend(["alerts.yml", "echogate.toml", "echogate.service", "grafana-dashboard.json"].map(packaged));
+    let mut named = BTreeSet::new();
+    for text in &texts {
+        for word in text.split(|letter: char| !letter.is_ascii_alphanumeric() && !"/._-".contains(letter)) {
+            let word = word.trim_end_matches('.');
+            if word.starts_with("docs/") {
+                named.insert(word.to_owned());
+            }
+        }
+    }
+    assert!(!named.is_empty(), "it speaks of none");
+    for page in named {
+        assert!(manifest.contains(&format!("[\"{page}\", \"usr/share/doc/echogate/docs/\"")), "{page} is not packaged");
+    }
+}
+
+#[test]
 fn the_unit_restarts_for_ever_and_undoes_what_is_left() {
     let unit = packaged("echogate.service");
     for line in ["Restart=always", "RestartSec=0", "StartLimitIntervalSec=0", "Type=notify", "NoNewPrivileges=yes"] {
