@@ -195,7 +195,8 @@ pub fn running() -> Vec<String> {
 
 /// Each once: connections that wait to be accepted bear their listener's name.
 fn devices_among(sockets: &str) -> Vec<String> {
-    let names = sockets.lines().filter_map(|line| line.split_whitespace().nth(7)?.strip_prefix('@')?.strip_prefix(NAME));
+    let names =
+        sockets.lines().filter_map(|line| line.split_whitespace().nth(7)?.strip_prefix('@')?.strip_prefix(NAME));
     let mut devices: Vec<String> = names.map(str::to_owned).collect();
     devices.sort_unstable();
     devices.dedup();
