@@ -35,6 +35,7 @@ mod child;
 mod line;
 mod packets;
 mod said;
+mod silence;
 mod supervisor;
 mod takeover;
 
@@ -56,18 +57,16 @@ use child::{Packets, Spare};
 use line::Line;
 pub use packets::{Served, serve};
 use said::{Fault, Said};
+use silence::{SILENCE_MAX, Silence};
 pub use supervisor::Supervisor;
 use takeover::Request;
-pub use takeover::{reload, restart};
+pub use takeover::{reload, restart, running};
 
 /// What the packet process is called on the command line, which nobody types.
 pub const SUBCOMMAND: &str = "packets";
 
 /// How long a packet process may take until it serves.
 const STARTING_MAX: Duration = Duration::from_secs(30);
-
-/// How long it may say nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Packet processes that fail in a row until no other one is started. One that is alive for [`FAILURE_TIME`] ends the row.
 const FAILURES_MAX: u32 = 5;
@@ -182,6 +181,7 @@ impl Keeper {
         let refuse = || names.iter().for_each(|name| supervisor.forget(name));
         let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
         supervisor.store(&kept);
+        supervisor.store_listeners(&listeners);
         let packets = Spare::start(&options)?.begin(number, &options.source, &kept, &listeners, &sender)?;
         let description = String::new();
         let mut keeper = Keeper {
@@ -272,9 +272,9 @@ impl Keeper {
 
     /// Keeps the gateway until somebody asks for something else. An error: it cannot be kept any longer, and why.
     pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<Asked, SetupError> {
+        let mut silence = Silence::new(Instant::now());
         loop {
-            let stuck = self.packets.stuck;
-            let silence = if stuck { channel::never() } else { channel::at(self.packets.heard + SILENCE_MAX) };
+            let look = if self.packets.stuck { channel::never() } else { channel::at(silence.next_look()) };
             channel::select! {
                 recv(signals) -> signal => match signal.unwrap_or(0) {
                     libc::SIGHUP => self.reload(None)?,
@@ -288,7 +288,7 @@ impl Keeper {
                     Ok(Event::Asked(Request::Reload(line))) => self.reload(Some(&line))?,
                     _ => {}
                 },
-                recv(silence) -> _ => {
+                recv(look) -> _ => if silence.look(self.packets.heard, Instant::now()) {
                     tracing::error!(seconds = SILENCE_MAX.as_secs(), "the packet process does not move: it is killed");
                     self.packets.stuck = true;
                     self.packets.kill();
@@ -360,6 +360,7 @@ impl Keeper {
         let answer = self.answer(taken.as_ref().err());
         match taken {
             Ok(()) => {
+                self.supervisor.store_listeners(&self.listeners);
                 self.options.log.follow(&self.kept.config().observe);
                 tracing::info!("the configuration has been read again: {}", self.description);
             }
