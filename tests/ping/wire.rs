@@ -80,15 +80,13 @@ fn with_a_count_and_a_deadline_it_goes_on_until_so_many_have_come_as_with_ping()
 fn answers_to_several_requests_under_way_are_summed_up_as_with_ping() {
     in_network(|wire| {
         let arguments = ["-n", "-c", "3", "-i", "0.2", "198.18.0.2"];
-        let talked = |program: fn(&Wire, &[&str], &dyn Fn(usize, &Request) -> Vec<Vec<u8>>) -> Output| {
-            let kept = RefCell::new(Vec::new());
-            program(wire, &arguments, &|number, request: &Request| {
-                kept.borrow_mut().push(request.reply());
-                if number < 2 { Vec::new() } else { kept.take() }
-            })
+        // All with the third.
+        let kept = RefCell::new(Vec::new());
+        let together = |number, request: &Request| {
+            kept.borrow_mut().push(request.reply());
+            if number < 2 { Vec::new() } else { kept.take() }
         };
-        let theirs = talked(|wire, arguments, answers| talk(wire, "ping", arguments, answers));
-        let ours = talked(|wire, arguments, answers| ours(wire, arguments, answers));
+        let (theirs, ours) = (talk(wire, "ping", &arguments, together), ours(wire, &arguments, together));
         assert_same(&ours, &theirs, &arguments);
         assert!(stdout(&ours).ends_with(" ms, pipe 3\n"), "{}", stdout(&ours));
     });
