@@ -215,7 +215,7 @@ fn killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mappin
     // Whatever the rate: a packet is in one buffer of a worker's, or still the kernel's.
     let pools = Sizes::for_mtu(1500);
     let in_its_buffers = setup.workers as usize * (pools.inside.buffers + pools.outside.buffers);
-    let lost = report.lost as usize + probe.lost();
+    let lost = usize::try_from(report.lost).expect("as many as were sent") + probe.lost();
     assert!(lost <= kills as usize * in_its_buffers, "{lost} lost by {kills} kills: more than it had in its hands");
     println!(
         "{kills} kills, {} workers on {}, {} echoes/s: first echo after {:?} (median), {:?} (worst); lost {} of {} echoes of \
