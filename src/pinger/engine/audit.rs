@@ -11,7 +11,9 @@ impl<I> Engine<I> {
         for number in self.flights.numbers() {
             let Some(flight) = self.flights.get(number) else { continue };
             let (phase, key, socket, sequence) = (flight.phase, flight.key, flight.socket, flight.sequence);
-            let is_timed = self.wheel.is_set(number) || self.overdue.contains(&(number, key));
+            // One that ended otherwise than by its time may still stand among the overdue, who are asked whether they fly.
+            let is_overdue = phase == Phase::Flying && self.overdue.contains(&(number, key));
+            let is_timed = self.wheel.is_set(number) || is_overdue;
             let should_be = match phase {
                 Phase::Due | Phase::Resolving | Phase::Flying => true,
                 // Until its number has rested.
