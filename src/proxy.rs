@@ -52,7 +52,7 @@ use crate::wire::icmpv4::{self, Echo, EchoKind};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::transport;
 pub use settings::{Settings, Ttl};
-pub use setup::{Found, Keys, Tables};
+pub use setup::{Found, Foundation, Keys, Tables};
 pub use verdict::{Inbound, Outbound, Passing, Reason};
 
 /// New mappings and expiries a batch at most: a burst of new clients must not stall the live ones.
