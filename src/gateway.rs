@@ -10,52 +10,48 @@
 //! and down in the other order: the diversion first, so that new requests take the kernel's path while the replies to
 //! those sent may still come; then the workers; the TUN goes with its last descriptor.
 //!
-//! What [`Gateway::start`] does in one process the command does in two: [`Holding`] and [`State`] are what one of them keeps
-//! and [`Gateway::resume`] what the other makes of them (see `crate::keeper`).
+//! What [`Gateway::start`] does in one process the command does in two: [`Holding`] and [`State`] are what one of them keeps,
+//! and [`Prepared`] what the other makes of them before it may use the tables (see `crate::keeper`).
 //!
 //! A worker that ends, by a fault or by a panic, is an event in [`Gateway::faults`]: nothing is half alive in silence.
 
 mod holding;
 mod kept;
 mod observer;
+mod prepared;
 mod pulse;
 mod steps;
+mod workers;
 
 use std::iter;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use core_affinity::CoreId;
-use crossbeam::channel::{self, Receiver, Sender};
+use crossbeam::channel::Receiver;
 
 use crate::clock::{Clock, Monotonic};
 use crate::config::Config;
 use crate::error::SetupError;
 use crate::host::addresses::{AddressWatch, Change, Follow};
-use crate::host::cpus;
 use crate::host::device::Device;
 use crate::host::divert::{Divert, DivertBy, DivertSettings};
 use crate::host::preflight::{self, Finding, Plan, Status};
 use crate::io::raw::SendSocket;
-use crate::io::syscalls::SyscallsIo;
-use crate::io::uring::UringIo;
-use crate::io::{self, Engine, FallThrough, PacketIo, Ports, Waker};
-use crate::metrics::{Counters, Snapshot};
-use crate::proxy::{Found, Handle, IdentPolicy, Proxy, Settings, Sizes};
-use crate::state::{self, State};
+use crate::io::{self, Engine};
+use crate::metrics::Snapshot;
+use crate::proxy::{IdentPolicy, Proxy, Settings, Sizes};
+use crate::state::State;
 use crate::table::addresses::Addresses;
-use crate::worker::{Basin, Inbox, Post, Tap, Worker};
 pub use holding::Holding;
 pub use kept::{Addressed, COMMANDS, COMPLAINTS, Kept, Left, TABLES};
 use observer::Observed;
 pub use observer::Observer;
+pub use prepared::Prepared;
 pub use pulse::{PULSE_INTERVAL, Pulse, Still};
 pub use steps::Steps;
+use workers::{DRAIN, LEAVE, Workers};
 
 /// How long a gateway that stops waits for the replies to what it has sent.
 const LAST_REPLIES: Duration = Duration::from_millis(250);
@@ -65,18 +61,10 @@ const LAST_REPLIES_POLL: Duration = Duration::from_millis(5);
 /// not ours to know, and may change; a larger reply with DF could bring its sender an error about a packet to a client.
 const CLIENT_PATH_MTU: usize = 576;
 
-/// What the workers are told.
-const SERVE: u8 = 0;
-const DRAIN: u8 = 1;
-const LEAVE: u8 = 2;
-
 /// A gateway that is serving.
 #[derive(Debug)]
 pub struct Gateway {
-    counters: Arc<Counters>,
-    faults: Receiver<SetupError>,
-    stop: Arc<AtomicU8>,
-    workers: Vec<Running>,
+    workers: Workers,
     pulse: Pulse,
     clock: Monotonic,
     /// The tables, if they are to outlive this process.
@@ -84,30 +72,6 @@ pub struct Gateway {
     divert: Option<Divert>,
     addresses: Option<AddressWatch>,
     observer: Observer,
-}
-
-/// A worker's thread.
-#[derive(Debug)]
-struct Running {
-    thread: JoinHandle<Result<(), SetupError>>,
-    waker: Waker,
-    inbox: Inbox,
-}
-
-/// What one worker's thread takes with it.
-struct Crew {
-    number: usize,
-    cpu: CoreId,
-    engine: Engine,
-    ports: Ports,
-    handle: Handle,
-    post: Post,
-    counters: Arc<Counters>,
-    tap: Tap,
-    fall_through: FallThrough,
-    busy_poll: Duration,
-    clock: Monotonic,
-    stop: Arc<AtomicU8>,
 }
 
 /// Every precondition of a gateway with this configuration, on the host of the calling thread.
@@ -180,7 +144,9 @@ impl Gateway {
         let proxy = Proxy::new(&settings(&config))?;
         let holding = Holding::open(&config, proxy.fragment_seed())?;
         let send = holding.senders()?;
-        let mut gateway = Gateway::serve(&config, engine, &proxy, holding, Monotonic::new())?;
+        let clock = Monotonic::new();
+        let workers = Workers::assemble(&config, engine, holding, clock)?;
+        let mut gateway = Gateway::serve(&config, engine, &proxy, workers, clock)?;
         let watched = config.outside.addresses.clone();
         let act = move |change| act_on(proxy.addresses(), &send, change);
         let follow = if follow_default { Follow::Except(config.inside.clients.clone()) } else { Follow::No };
@@ -191,115 +157,31 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// The packets' part of a gateway that another process has set up and keeps: workers over its descriptors and its
-    /// tables. What is missing of the set-up (the diversion, the watch over the addresses) is
-    /// with whoever keeps it. `trial`: what [`io::uring::probe`] has shown in this process.
-    pub fn resume(
-        config: &Config,
-        tables: OwnedFd,
-        find: impl FnMut(&str) -> Option<OwnedFd>,
-        trial: Result<(), SetupError>,
-        steps: &mut Steps,
-    ) -> Result<Gateway, SetupError> {
-        let mut config = config.clone();
-        let state = State::open(tables, &kept::shape(&config));
-        let state = state.map_err(|foreign| SetupError::new(format!("the tables are not to be used: {foreign}")))?;
-        // With those that drain, which the configuration names no more.
-        config.outside.addresses = state.addresses();
-        config.validate()?;
-        let holding = Holding::adopt(config.run.workers as usize, find)?;
-        if !holding.sends_from(config.outside.addresses.len()) {
-            return Err(SetupError::new("the send sockets are not those of the tables' addresses"));
-        }
-        let config = &config;
-        steps.end_of("descriptors");
-        let engine = io::choose_by(config.run.io, || trial)?;
-        let clock = state::clock()?;
-        let (proxy, found) = Proxy::over(&settings(config), state.tables(), state.last_used(), clock.now())?;
-        steps.end_of("tables");
-        let mut gateway = Gateway::serve(config, engine, &proxy, holding, clock)?;
-        steps.end_of("workers");
-        // Before they are answered or given up, which is counted where it happens.
-        let counters = gateway.counters.worker(0);
-        counters.outstanding.add(found.outstanding);
-        counters.unanswered.add(found.unanswered);
-        if found.slots.torn > 0 {
-            tracing::warn!(slots = found.slots.torn, "some mappings were damaged: their clients get others");
-        }
-        if found != Found::default() {
-            let (mappings, echoes) = (found.slots.mappings, found.outstanding);
-            tracing::info!(mappings, echoes, "goes on with what was there");
-        }
-        gateway.state = Some(state);
-        Ok(gateway)
-    }
-
+    /// Gives the workers their parts of the tables: from now on they serve.
     fn serve(
         config: &Config,
         engine: Engine,
         proxy: &Arc<Proxy>,
-        holding: Holding,
+        mut workers: Workers,
         clock: Monotonic,
     ) -> Result<Gateway, SetupError> {
-        let cpus = cpus::allowed()?;
-        let workers = holding.workers();
-        let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
-        let counters = Arc::new(Counters::new(workers, 1 + config.limits.overrides.len()));
-        let basin = Basin::new();
         let observer = Observer::from(Observed {
             description: description(config, proxy.addresses(), engine),
             engine,
             device: config.inside.device.clone(),
-            counters: Arc::clone(&counters),
-            wakers: wakers.clone(),
-            basin: basin.clone(),
+            counters: Arc::clone(workers.counters()),
+            wakers: workers.wakers(),
+            basin: workers.basin().clone(),
             classes: classes(config),
             sizes: proxy.sizes(),
             proxy: Arc::downgrade(proxy),
             receivers: Mutex::default(),
             started: Instant::now(),
         });
-        let (fault, faults) = channel::unbounded();
-        let mut gateway = Gateway {
-            counters,
-            pulse: observer.pulse(clock.now()),
-            observer,
-            faults,
-            stop: Arc::new(AtomicU8::new(SERVE)),
-            workers: Vec::with_capacity(workers),
-            clock,
-            state: None,
-            divert: None,
-            addresses: None,
-        };
-        if workers > cpus.len() {
-            tracing::warn!(workers, cpus = cpus.len(), "more workers than CPUs: some share one");
-        }
-        let posts = Post::ring(&wakers);
-        let sizes = io::Sizes::for_mtu(config.inside.mtu);
-        // Their rings and buffers are made at the same time.
-        let mut readiness = Vec::with_capacity(workers);
-        for (number, (ports, post)) in holding.into_ports(wakers, sizes).into_iter().zip(posts).enumerate() {
-            gateway.observer.add_receiver(ports.receive.try_clone()?);
-            let handle = proxy.handle(number).ok_or_else(|| SetupError::new("a worker's handle is taken"))?;
-            let crew = Crew {
-                number,
-                cpu: cpus[number % cpus.len()],
-                engine,
-                ports,
-                handle,
-                post,
-                counters: Arc::clone(&gateway.counters),
-                tap: Tap::new(&basin, number),
-                fall_through: config.run.fall_through,
-                busy_poll: Duration::from_micros(config.run.busy_poll_us.into()),
-                clock,
-                stop: Arc::clone(&gateway.stop),
-            };
-            readiness.push(gateway.spawn(crew, fault.clone())?);
-        }
-        gateway.await_all(readiness)?;
-        Ok(gateway)
+        workers.take_receivers().into_iter().for_each(|receiver| observer.add_receiver(receiver));
+        let pulse = observer.pulse(clock.now());
+        workers.begin(proxy)?;
+        Ok(Gateway { workers, pulse, observer, clock, state: None, divert: None, addresses: None })
     }
 
     /// Whether every worker moves, by what this look and those before it have seen. It marks the tables as in use. To be called
@@ -311,27 +193,6 @@ impl Gateway {
         }
         self.pulse.look(&self.observer, now);
         self.pulse.still(now).is_none()
-    }
-
-    /// Starts a worker's thread, which tells when it serves.
-    fn spawn(&mut self, crew: Crew, fault: Sender<SetupError>) -> Result<Receiver<()>, SetupError> {
-        let (ready, readiness) = channel::bounded(1);
-        let (waker, inbox) = (crew.ports.waker.clone(), crew.post.inbox());
-        let name = format!("worker-{}", crew.number);
-        let thread = thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || crew.work(&ready, &fault))
-            .map_err(|error| SetupError::caused(format!("cannot start thread {name}"), error))?;
-        self.workers.push(Running { thread, waker, inbox });
-        Ok(readiness)
-    }
-
-    /// Waits until every worker serves.
-    fn await_all(&mut self, readiness: Vec<Receiver<()>>) -> Result<(), SetupError> {
-        let Some(number) = readiness.into_iter().position(|ready| ready.recv().is_err()) else { return Ok(()) };
-        // It ended before it served: its result says why.
-        let why = self.workers.remove(number).join().err();
-        Err(why.unwrap_or_else(|| SetupError::new(format!("worker-{number} ended before it served"))))
     }
 
     /// The one line that says what it serves.
@@ -346,19 +207,19 @@ impl Gateway {
 
     /// The counters' sum now.
     pub fn snapshot(&self) -> Snapshot {
-        self.counters.snapshot()
+        self.workers.counters().snapshot()
     }
 
     /// Why a worker ended by itself. The gateway is then to be stopped.
     pub fn faults(&self) -> &Receiver<SetupError> {
-        &self.faults
+        self.workers.faults()
     }
 
     /// Stops diverting, waits a moment for the last replies, ends the workers, and tells the totals.
     pub fn stop(mut self) -> Result<Snapshot, SetupError> {
         let undone = self.divert.take().map_or(Ok(()), Divert::remove);
         let until = Instant::now() + LAST_REPLIES;
-        while self.snapshot().outstanding > 0 && Instant::now() < until && self.faults.is_empty() {
+        while self.snapshot().outstanding > 0 && Instant::now() < until && self.faults().is_empty() {
             thread::sleep(LAST_REPLIES_POLL);
         }
         self.end_workers(DRAIN);
@@ -375,22 +236,7 @@ impl Gateway {
     fn end_workers(&mut self, how: u8) {
         drop(self.addresses.take());
         self.observer.release();
-        // Release: pairs with the workers' Acquire.
-        self.stop.store(how, Ordering::Release);
-        for running in &self.workers {
-            running.waker.wake();
-        }
-        let inboxes: Vec<Inbox> = self.workers.iter().map(|running| running.inbox.clone()).collect();
-        for running in self.workers.drain(..) {
-            if let Err(error) = running.join() {
-                // Whoever was to hear of it has heard of it from `faults`.
-                tracing::debug!(%error, "a worker had ended with a fault");
-            }
-        }
-        // Handed over to a worker that had ended already. All have now: the counters have no other writer.
-        for (number, inbox) in inboxes.iter().enumerate() {
-            self.counters.worker(number).ending.add(inbox.give_up() as u64);
-        }
+        self.workers.end(how);
     }
 }
 
@@ -400,105 +246,6 @@ impl Drop for Gateway {
         drop(self.divert.take());
         self.end_workers(DRAIN);
     }
-}
-
-impl Running {
-    fn join(self) -> Result<(), SetupError> {
-        // The thread catches its own panics: a join error cannot come from the worker.
-        self.thread.join().unwrap_or_else(|_| Err(SetupError::new("a worker's thread panicked")))
-    }
-}
-
-impl Crew {
-    /// The whole life of a worker's thread.
-    fn work(self, ready: &Sender<()>, fault: &Sender<SetupError>) -> Result<(), SetupError> {
-        let number = self.number;
-        never_silent(number, fault, || self.serve(ready))
-    }
-
-    fn serve(self, ready: &Sender<()>) -> Result<(), SetupError> {
-        match self.engine {
-            Engine::Uring => self.serve_over(UringIo::new, ready),
-            Engine::Syscalls => self.serve_over(SyscallsIo::new, ready),
-        }
-    }
-
-    fn serve_over<I: PacketIo>(
-        self,
-        open: impl FnOnce(Ports) -> Result<I, SetupError>,
-        ready: &Sender<()>,
-    ) -> Result<(), SetupError> {
-        let mut pin = Pin::new(self.number, self.cpu);
-        let io = open(self.ports)?;
-        let mut worker = Worker::new(io, self.handle, self.post, self.counters.worker(self.number), self.fall_through)
-            .with_busy_poll(self.busy_poll)
-            .seen_through(self.tap);
-        // Whoever waits for it is gone only when the gateway is.
-        let _ = ready.send(());
-        // Acquire: pairs with the Release of `end_workers`.
-        loop {
-            match self.stop.load(Ordering::Acquire) {
-                SERVE => worker.turn(&self.clock, None)?,
-                LEAVE => return worker.leave(&self.clock),
-                _ => return worker.drain(&self.clock),
-            }
-            pin.watch(&self.clock);
-        }
-    }
-}
-
-/// A worker's CPU. It is looked at now and then, since the allowed set may shrink while we run (a cgroup, a hot-unplugged
-/// CPU): the kernel then moves the thread, which goes on where it is, and that is said once.
-struct Pin {
-    worker: usize,
-    cpu: CoreId,
-    holds: bool,
-    looked: crate::clock::Instant,
-}
-
-/// How often a worker that turns looks whether it is still pinned.
-const PIN_INTERVAL: Duration = Duration::from_secs(1);
-
-impl Pin {
-    /// Pins the calling thread.
-    fn new(worker: usize, cpu: CoreId) -> Pin {
-        let holds = cpus::pin(cpu);
-        if !holds {
-            tracing::warn!(worker, cpu = cpu.id, "cannot be pinned; runs unpinned");
-        }
-        Pin { worker, cpu, holds, looked: crate::clock::Instant::START }
-    }
-
-    fn watch(&mut self, clock: &impl Clock) {
-        let now = clock.now();
-        if !self.holds || now.since(self.looked) < PIN_INTERVAL {
-            return;
-        }
-        self.looked = now;
-        self.holds = cpus::is_pinned(self.cpu);
-        if !self.holds {
-            tracing::warn!(worker = self.worker, cpu = self.cpu.id, "was moved off its CPU; runs unpinned");
-        }
-    }
-}
-
-/// Runs a worker; if it ends with an error or a panic, whoever listens to `fault` hears of it.
-fn never_silent(
-    number: usize,
-    fault: &Sender<SetupError>,
-    serve: impl FnOnce() -> Result<(), SetupError>,
-) -> Result<(), SetupError> {
-    // Unwind safe: nothing of a worker is used after its panic but the shared tables, each of whose words is whole.
-    let ended = panic::catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(SetupError::new(format!("it panicked: {message}")))
-    });
-    ended.map_err(|error| format!("worker {number} ended: {error}")).map_err(|reason| {
-        // The receiver is gone only when the gateway is.
-        let _ = fault.send(SetupError::new(reason.clone()));
-        SetupError::new(reason)
-    })
 }
 
 /// Looks at the preconditions: what is missing ends the set-up, what is doubtful is said.
@@ -661,18 +408,5 @@ mod tests {
             act_on(proxy.addresses(), &send, Change::Replaced(0, other)).expect("it has it now");
             assert_eq!(ask(), Some(other.octets().to_vec()));
         });
-    }
-
-    #[test]
-    fn a_worker_that_fails_or_panics_is_heard_of_and_one_that_ends_well_is_not() {
-        let (fault, faults) = channel::unbounded();
-        let say = |text: &str| Err(SetupError::new(text));
-        assert!(never_silent(0, &fault, || Ok(())).is_ok());
-        assert!(faults.is_empty());
-        assert!(never_silent(1, &fault, || say("the device is gone")).is_err());
-        let limit = 7;
-        assert!(never_silent(2, &fault, || panic!("index {limit} of 4")).is_err());
-        let heard: Vec<String> = faults.try_iter().map(|fault| fault.to_string()).collect();
-        assert_eq!(heard, ["worker 1 ended: the device is gone", "worker 2 ended: it panicked: index 7 of 4"]);
     }
 }

@@ -4,20 +4,24 @@
 //! keeper    device, sockets, tables' memory (gateway::Kept), diversion, the host's news
 //!    |      a line: the configuration and the descriptors down; "serving", "alive" and faults up
 //! packets   workers, rings, tables: the same binary, `echogate packets`
+//!
+//! spare     the same once more, with everything but the use of the tables: it waits to take the place of the former (`spare`)
 //! ```
 //!
 //! A process that parses what strangers send may be killed, may crash, and should have no privileges; what it takes privileges to
-//! make, and clients depend on, must not go with it. So whatever the packet process ends of, the keeper starts another one over
+//! make, and clients depend on, must not go with it. So whatever the packet process ends of, another one goes on over
 //! the same descriptors and the same tables. Meanwhile packets wait in the queues of the device and the sockets; every mapping and
 //! every echo that is awaited is in the tables ([`crate::state`]). What is lost are the packets that were in the process's buffers.
 //!
 //! Who ends when:
 //!
-//! * the packet process dies: another one, at once. One that dies again and again by itself (`FAILURES_MAX`) is given up: the
-//!   diversion is undone, so that pings take the kernel's path, and the keeper ends with the reason;
+//! * the packet process dies: the one that waits takes its place, at once, and another one is started to wait. One that dies
+//!   again and again by itself (`FAILURES_MAX`) is given up: the diversion is undone, so that pings take the kernel's path, and
+//!   the keeper ends with the reason;
 //! * the keeper is told to stop (SIGINT, SIGTERM): it undoes the diversion first, then the packet process answers what it can,
 //!   tells its totals and ends, then the rest is undone;
-//! * the keeper is killed: the kernel kills the packet process with it (PR_SET_PDEATHSIG; where that is lost, its line hangs
+//! * the spare one dies: another one, after a while. Nothing else comes of it;
+//! * the keeper is killed: the kernel kills both packet processes with it (PR_SET_PDEATHSIG; where that is lost, their lines hang
 //!   up), the nftables table goes with its owner's pipe, the device with its last descriptor. Pings take the kernel's path;
 //! * another keeper takes over (an upgrade), or a supervisor that keeps the descriptors restarts this one: nothing is undone, and
 //!   everything goes on where it was (`takeover`, `supervisor`);
@@ -36,6 +40,7 @@ mod line;
 mod packets;
 mod said;
 mod silence;
+mod spare;
 mod supervisor;
 mod takeover;
 
@@ -58,6 +63,7 @@ use line::Line;
 pub use packets::{Served, serve};
 use said::{Fault, Said};
 use silence::{SILENCE_MAX, Silence};
+use spare::Waiting;
 pub use supervisor::Supervisor;
 use takeover::Request;
 pub use takeover::{reload, restart, running};
@@ -72,7 +78,8 @@ const STARTING_MAX: Duration = Duration::from_secs(30);
 const FAILURES_MAX: u32 = 5;
 const FAILURE_TIME: Duration = Duration::from_secs(10);
 
-/// What a packet process is told: to answer what it can, tell its totals and end; or to end at once for another one.
+/// What a packet process is told: to begin; to answer what it can, tell its totals and end; or to end at once for another one.
+const BEGIN: &str = "begin";
 const STOP: &str = "stop";
 const LEAVE: &str = "leave";
 
@@ -123,9 +130,13 @@ pub struct Successor(Line);
 pub struct Keeper {
     options: Options,
     supervisor: Supervisor,
+    // Before what it has descriptors of.
+    waiting: Waiting,
     kept: Kept,
     listeners: Listeners,
     packets: Packets,
+    /// Of the packet process that was started last.
+    number: u64,
     events: Receiver<Event>,
     sender: Sender<Event>,
     description: String,
@@ -182,14 +193,16 @@ impl Keeper {
         let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
         supervisor.store(&kept);
         supervisor.store_listeners(&listeners);
-        let packets = Spare::start(&options)?.begin(number, &options.source, &kept, &listeners, &sender)?;
+        let packets = Spare::start(number, &options, &kept, &listeners, &sender)?.begin();
         let description = String::new();
         let mut keeper = Keeper {
             options,
             supervisor,
+            waiting: Waiting::default(),
             kept,
             listeners,
             packets,
+            number,
             events,
             sender,
             description,
@@ -261,6 +274,7 @@ impl Keeper {
                 tracing::debug!(millis, "the packet process serves");
                 self.packets.serves = true;
                 self.description = description;
+                self.waiting.want_soon();
             }
             Said::Alive => {
                 self.failures.see_alive(self.packets.started.elapsed());
@@ -275,6 +289,7 @@ impl Keeper {
         let mut silence = Silence::new(Instant::now());
         loop {
             let look = if self.packets.stuck { channel::never() } else { channel::at(silence.next_look()) };
+            let wanted = self.waiting.wanted().map_or_else(channel::never, channel::at);
             channel::select! {
                 recv(signals) -> signal => match signal.unwrap_or(0) {
                     libc::SIGHUP => self.reload(None)?,
@@ -283,11 +298,14 @@ impl Keeper {
                 recv(self.events) -> event => match event {
                     Ok(Event::Said(number, said)) if number == self.packets.number => self.hear(said),
                     Ok(Event::Gone(number)) if number == self.packets.number => self.replace()?,
+                    Ok(Event::Said(number, Said::Fault(fault))) => self.waiting.hear(number, fault),
+                    Ok(Event::Gone(number)) => self.waiting.hear_end(number),
                     Ok(Event::Asked(Request::TakeOver(line))) => return Ok(Asked::Successor(Successor(line))),
                     Ok(Event::Asked(Request::Restart(line))) => self.restart(&line)?,
                     Ok(Event::Asked(Request::Reload(line))) => self.reload(Some(&line))?,
                     _ => {}
                 },
+                recv(wanted) -> _ => self.prepare(),
                 recv(look) -> _ => if silence.look(self.packets.heard, Instant::now()) {
                     tracing::error!(seconds = SILENCE_MAX.as_secs(), "the packet process does not move: it is killed");
                     self.packets.stuck = true;
@@ -299,9 +317,9 @@ impl Keeper {
 
     /// Starts another packet process in the place of one that has ended.
     fn replace(&mut self) -> Result<(), SetupError> {
-        // Its end is waited for while the next is loaded: the kernel takes milliseconds for either. Why not, if it cannot be
-        // started, is said when that is tried again.
-        let next = Spare::start(&self.options).ok();
+        // Its end is waited for while the next is loaded, if none waits: the kernel takes milliseconds for either. Why not, if it
+        // cannot be started, is said when that is tried again.
+        let next = self.waiting.take().or_else(|| self.start_spare().ok());
         let status = self.packets.wait();
         let why = self.packets.why(&status);
         // Who is killed from outside has not failed.
@@ -323,18 +341,29 @@ impl Keeper {
         self.begin_another(next)
     }
 
-    /// Starts a packet process in the place of this one, which has ended or is ended: two must not use the tables at once.
-    fn start_another(&mut self) -> Result<(), SetupError> {
-        self.begin_another(None)
+    /// Has a packet process wait to take the place of the one that serves.
+    fn prepare(&mut self) {
+        let spare = self.start_spare();
+        self.waiting.set(spare);
     }
 
-    /// As `start_another`, with one that has been started.
+    fn start_spare(&mut self) -> Result<Spare, SetupError> {
+        self.number += 1;
+        Spare::start(self.number, &self.options, &self.kept, &self.listeners, &self.sender)
+    }
+
+    /// Lets a packet process begin in the place of this one, which has ended or is ended: two must not use the tables at once.
+    fn start_another(&mut self) -> Result<(), SetupError> {
+        let next = self.waiting.take();
+        self.begin_another(next)
+    }
+
+    /// As `start_another`, with this one, if there is one.
     fn begin_another(&mut self, next: Option<Spare>) -> Result<(), SetupError> {
-        let next = next.map_or_else(|| Spare::start(&self.options), Ok)?;
+        let next = next.map_or_else(|| self.start_spare(), Ok)?;
         // Also one that could not be waited for leaves nothing to do but to go on.
         let _ = self.packets.wait();
-        let number = self.packets.number + 1;
-        self.packets = next.begin(number, &self.options.source, &self.kept, &self.listeners, &self.sender)?;
+        self.packets = next.begin();
         Ok(())
     }
 
@@ -401,6 +430,8 @@ impl Keeper {
         let old_config = self.kept.config().clone();
         let (old_source, old_listening) =
             (mem::replace(&mut self.options.source, source), self.listeners.exchange_metrics(listening));
+        // It has the old one.
+        self.waiting.end();
         self.end_for_another();
         self.settle(addressed)?;
         self.start_another()?;
@@ -449,6 +480,7 @@ impl Keeper {
     pub fn stop(mut self) -> Result<(), SetupError> {
         self.supervisor.tell("STOPPING=1");
         let undone = self.kept.undivert();
+        self.waiting.end();
         let ended = self.packets.end(STOP);
         self.supervisor.forget_all(&self.kept);
         both(undone, ended)
@@ -458,6 +490,7 @@ impl Keeper {
     /// kernel closes them, and pings take its path.
     pub fn leave(mut self) -> Result<(), SetupError> {
         self.supervisor.tell("STOPPING=1");
+        self.waiting.end();
         let ended = self.packets.end(LEAVE);
         both(self.kept.leave().map(drop), ended)
     }
@@ -465,6 +498,7 @@ impl Keeper {
     /// Leaves everything to the successor. It is this keeper again if that one does not take it.
     pub fn hand_over(mut self, successor: &Successor) -> Result<Option<Keeper>, SetupError> {
         tracing::info!("another gateway takes over");
+        self.waiting.end();
         self.end_for_another();
         let mut left = self.kept.leave()?;
         left.descriptors.extend(self.listeners.copies());
@@ -476,7 +510,7 @@ impl Keeper {
             Err(error) => {
                 tracing::error!(%error, "the other gateway has not taken over: this one goes on");
                 // Another number, for there may be news of the one that has ended.
-                let (number, channel) = (self.packets.number + 1, (self.sender, self.events));
+                let (number, channel) = (self.number + 1, (self.sender, self.events));
                 Keeper::over(self.options, self.supervisor, self.listeners, Some(left), number, channel).map(Some)
             }
         }

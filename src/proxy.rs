@@ -50,7 +50,7 @@ use crate::wire::error;
 use crate::wire::icmpv4::Echo;
 use crate::wire::ipv4::Ipv4;
 pub use settings::{Settings, Ttl};
-pub use setup::{Found, Keys, Tables};
+pub use setup::{Found, Foundation, Keys, Tables};
 pub use verdict::{Inbound, Outbound, Passing, Reason};
 
 /// New mappings and expiries a batch at most: a burst of new clients must not stall the live ones.

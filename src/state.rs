@@ -30,7 +30,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
-use std::{fmt, fs};
+use std::{fmt, fs, hint};
 
 use crate::clock::{Clock as _, Instant, Monotonic};
 use crate::error::SetupError;
@@ -48,6 +48,8 @@ pub const LAYOUT: u64 = 2;
 const MAGIC: u64 = u64::from_ne_bytes(*b"echogate");
 
 const HEADER_BYTES: usize = 4096;
+/// Where the kernel's pages are larger, some are looked at twice.
+const PAGE_BYTES: usize = 4096;
 const SLOTS_AN_ADDRESS: usize = 1 << 16;
 
 /// Words of the header that never change; the last of them is a sum over the others.
@@ -151,6 +153,15 @@ impl State {
             keys: Keys { echoes: [word(9), word(10), word(11), word(12)], seal: word(13), fragments: word(14) },
         };
         Some(State { region, header, shape: shape.clone(), tables })
+    }
+
+    /// Has every page of it here, so that the first look at the tables waits for none.
+    pub fn bring_in(&self) {
+        for page in 0..self.region.len() / PAGE_BYTES {
+            let word = self.region.part::<AtomicU64>(page * PAGE_BYTES, 1);
+            // Looking at it is all.
+            let _ = hint::black_box(word.and_then(|word| Some(word.first()?.load(Ordering::Relaxed))));
+        }
     }
 
     /// The gateway's addresses as they are now, which whoever keeps the memory may change.

@@ -1,6 +1,5 @@
 //! `echogate packets`: what `echogate run` starts to move packets. Nobody types it.
 
-use std::fs;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -20,10 +19,8 @@ pub(super) struct Arguments {
     no_sandbox: bool,
 }
 
-/// Before anything else, and before any thread: the name, and no privileges.
+/// Before anything else, and before any thread: no privileges.
 pub(super) fn begin(arguments: &Arguments) -> Result<(), SetupError> {
-    // It was started by a name that says nothing (/proc/self/exe): this is what `top` shows. It is for people only.
-    let _ = fs::write("/proc/self/comm", "echogate-packet");
     // A kernel that has none refuses, and whoever wants them then does without.
     let _ = process::prepare_barriers();
     // What the kernel's Landlock lacks is lacking on every start: no reason to say so on each.

@@ -28,9 +28,9 @@ impl Steps {
         self.last = now;
     }
 
-    /// Says how long all of it has taken.
-    pub fn tell(&self) {
+    /// Says how long all of it has taken, and what comes of it.
+    pub fn tell(&self, outcome: &str) {
         let all = format!("{:.1}", (self.last - self.begun).as_secs_f64() * 1e3);
-        tracing::debug!(steps = %self.text, "serves after {all} ms");
+        tracing::debug!(steps = %self.text, "{outcome} after {all} ms");
     }
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::line::Line;
 use super::said::{Fault, Said};
-use super::{Event, Options, SILENCE_MAX, SUBCOMMAND, supervisor};
+use super::{BEGIN, Event, LEAVE, Options, SILENCE_MAX, SUBCOMMAND, supervisor};
 use crate::config::Source;
 use crate::control::Listeners;
 use crate::error::SetupError;
@@ -33,13 +33,18 @@ struct Process {
     line: Line,
 }
 
-/// One that has been started and not been told yet what to serve. It has neither a descriptor nor a byte of the tables, so that it
-/// may begin while the one before it is still ending: half of what it takes to serve is the same whatever is served
-/// (loading the program, giving up privileges, trying io_uring).
+/// One that makes everything ready, and then waits to be told to begin. It does not use the tables, so that it may do so while another
+/// one serves or is still ending: all that takes time is the same whenever it begins (loading the program, giving up privileges,
+/// rings, threads, the memory's pages).
 #[derive(Debug)]
-pub(super) struct Spare(Process);
+pub(super) struct Spare {
+    pub(super) number: u64,
+    process: Process,
+    pub(super) started: Instant,
+    pub(super) fault: Option<Fault>,
+}
 
-/// One that has been told.
+/// One that has been told to begin.
 #[derive(Debug)]
 pub(super) struct Packets {
     pub(super) number: u64,
@@ -55,8 +60,14 @@ pub(super) struct Packets {
 }
 
 impl Spare {
-    /// Starts one.
-    pub(super) fn start(options: &Options) -> Result<Spare, SetupError> {
+    /// Starts one under this number, for this.
+    pub(super) fn start(
+        number: u64,
+        options: &Options,
+        kept: &Kept,
+        listeners: &Listeners,
+        events: &Sender<Event>,
+    ) -> Result<Spare, SetupError> {
         let failed = |cause| SetupError::caused("starting the packet process", cause);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         // One that does not read must not hold up who is to notice that.
@@ -77,26 +88,35 @@ impl Spare {
         command.process_group(0).stdin(Stdio::from(OwnedFd::from(theirs)));
         process::kill_with_this_thread(&mut command);
         let child = command.spawn().map_err(failed)?;
-        // Its end of the line is closed with the command, here, or nobody would hear of its death.
-        Ok(Spare(Process { child, line: Line::new(ours) }))
-    }
-
-    /// Tells it everything that it needs: from now on it uses the tables, and nobody else may.
-    pub(super) fn begin(
-        self,
-        number: u64,
-        source: &Source,
-        kept: &Kept,
-        listeners: &Listeners,
-        events: &Sender<Event>,
-    ) -> Result<Packets, SetupError> {
-        let Spare(process) = self;
+        // Its end of the line is closed with the command, or nobody would hear of its death.
+        drop(command);
+        let process = Process { child, line: Line::new(ours) };
         let listening = process.listen(number, events.clone());
         listening.map_err(|cause| SetupError::caused("listening to the packet process", cause))?;
         // One that is dead already is heard of by its silence.
-        let _ = process.tell(source, kept, listeners);
+        let _ = process.tell(&options.source, kept, listeners);
+        Ok(Spare { number, process, started: Instant::now(), fault: None })
+    }
+
+    /// Tells it to begin: from now on it uses the tables, and nobody else may.
+    pub(super) fn begin(self) -> Packets {
+        let Spare { number, process, fault, .. } = self;
+        let _ = process.line.send(&json!(BEGIN), &[]);
         let now = Instant::now();
-        Ok(Packets { number, process, started: now, heard: now, serves: false, stuck: false, over: false, fault: None })
+        Packets { number, process, started: now, heard: now, serves: false, stuck: false, over: false, fault }
+    }
+
+    /// Waits for its end, which is now if it has not come yet. Why it has ended.
+    pub(super) fn why(&mut self) -> SetupError {
+        self.process.kill();
+        why(self.fault.as_ref(), &self.process.child.wait())
+    }
+
+    /// Ends it. It lets go of the device before it ends, which the kernel does for one that is killed some time after that.
+    pub(super) fn end(mut self) {
+        if let Ok(None) = self.process.end(LEAVE) {
+            tracing::warn!("the packet process that waited did not end and was killed");
+        }
     }
 }
 
@@ -123,6 +143,23 @@ impl Process {
         thread::Builder::new().name("packets-line".to_owned()).spawn(hear).map(drop)
     }
 
+    /// Has it end in the way that is named, and waits for that: not for ever. None: it was killed.
+    fn end(&mut self, how: &str) -> io::Result<Option<ExitStatus>> {
+        // One that is dead already does not hear it.
+        let _ = self.line.send(&json!(how), &[]);
+        let deadline = Instant::now() + ENDING_MAX;
+        loop {
+            match self.child.try_wait()? {
+                Some(status) => return Ok(Some(status)),
+                None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+                None => {
+                    self.kill();
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
     /// Ends it, as far as it has not ended.
     fn kill(&mut self) {
         // It has ended already, then.
@@ -146,11 +183,7 @@ impl Packets {
 
     /// Why it has ended.
     pub(super) fn why(&self, status: &io::Result<ExitStatus>) -> SetupError {
-        match (&self.fault, status) {
-            (Some(fault), _) => fault.error(),
-            (None, Ok(status)) => SetupError::new(format!("the packet process has ended ({status})")),
-            (None, Err(error)) => SetupError::new(format!("the packet process has ended ({error})")),
-        }
+        why(self.fault.as_ref(), status)
     }
 
     /// Has it end in the way that is named, and waits for that.
@@ -159,21 +192,21 @@ impl Packets {
             // Whoever was to hear why has heard it.
             return Ok(());
         }
-        // One that is dead already does not hear it.
-        let _ = self.process.line.send(&json!(how), &[]);
-        let deadline = Instant::now() + ENDING_MAX;
-        loop {
-            match self.process.child.try_wait() {
-                Ok(Some(status)) if status.success() => return Ok(()),
-                Ok(Some(status)) => return Err(self.why(&Ok(status))),
-                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-                Ok(None) => {
-                    self.kill();
-                    return Err(SetupError::new("the packet process did not end and was killed"));
-                }
-                Err(error) => return Err(SetupError::caused("waiting for the packet process", error)),
-            }
+        match self.process.end(how) {
+            Ok(Some(status)) if status.success() => Ok(()),
+            Ok(Some(status)) => Err(self.why(&Ok(status))),
+            Ok(None) => Err(SetupError::new("the packet process did not end and was killed")),
+            Err(error) => Err(SetupError::caused("waiting for the packet process", error)),
         }
+    }
+}
+
+/// Why one has ended that may have said so itself.
+fn why(fault: Option<&Fault>, status: &io::Result<ExitStatus>) -> SetupError {
+    match (fault, status) {
+        (Some(fault), _) => fault.error(),
+        (None, Ok(status)) => SetupError::new(format!("the packet process has ended ({status})")),
+        (None, Err(error)) => SetupError::new(format!("the packet process has ended ({error})")),
     }
 }
 

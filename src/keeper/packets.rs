@@ -1,6 +1,7 @@
-//! The packet process: takes what the keeper hands over, gives up all else, serves, and says so.
+//! The packet process: takes what the keeper hands over, gives up all else, waits for its turn, serves, and says so.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,17 +15,22 @@ use serde_json::Value;
 
 use super::line::{Line, Message};
 use super::said::Said;
-use super::{LEAVE, STOP};
+use super::{BEGIN, LEAVE, STOP};
 use crate::config::Source;
 use crate::control::{Ask, Control, Listeners, Order};
 use crate::error::SetupError;
-use crate::gateway::{Gateway, Steps, TABLES};
+use crate::gateway::{Gateway, Prepared, Steps, TABLES};
 use crate::host::sandbox;
 use crate::io::uring;
 use crate::metrics::Snapshot;
+use crate::sys::process;
 
 /// How often the workers are asked whether they move, and the tables are marked as in use.
 const PULSE: Duration = Duration::from_millis(250);
+
+/// What it is called in `top`, for people only: while it waits for its turn, and from then on.
+const WAITS: &CStr = c"echogate-spare";
+const SERVES: &CStr = c"echogate-packet";
 
 /// How a packet process has come to its end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,7 +47,10 @@ pub enum Served {
 pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Served {
     let Ok(end) = io::stdin().as_fd().try_clone_to_owned() else { return Served::Failed };
     let line = Line::new(UnixStream::from(end));
-    let served = begin(&line, log_lines_lost).and_then(|(gateway, control)| go_on(gateway, control, &line));
+    let served = begin(&line, log_lines_lost).and_then(|begun| match begun {
+        Some((gateway, control)) => go_on(gateway, control, &line),
+        None => Ok(Served::Left),
+    });
     served.unwrap_or_else(|error| {
         // A keeper that is gone needs no reason.
         let _ = line.send(&Said::Fault((&error).into()).write(), &[]);
@@ -49,15 +58,14 @@ pub fn serve(log_lines_lost: Arc<AtomicU64>) -> Served {
     })
 }
 
-fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Control), SetupError> {
+/// Makes everything ready and waits to be told to begin. None: it was told to end.
+fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<Option<(Gateway, Control)>, SetupError> {
     let nobody = || {
         SetupError::new("this is the part of a gateway that moves its packets: it is started by the part that keeps it")
             .remedy("echogate run")
     };
-    // Before it is known what is to be served, for the one before may be about to end still.
     let trial = uring::probe();
     let message = line.receive().map_err(|_| nobody())?.ok_or_else(nobody)?;
-    // From when there was something to do.
     let mut steps = Steps::begin();
     let Handed { source, mut descriptors } = Handed::read(message).ok_or_else(nobody)?;
     let tables = descriptors.remove(TABLES).ok_or_else(nobody)?;
@@ -65,16 +73,26 @@ fn begin(line: &Line, log_lines_lost: Arc<AtomicU64>) -> Result<(Gateway, Contro
     let listeners = Listeners::adopt(&mut find)?;
     let config = source.config()?;
     steps.end_of("configuration");
-    let gateway = Gateway::resume(&config, tables, find, trial, &mut steps)?;
-    let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
-    steps.end_of("control");
+    let prepared = Prepared::new(&config, tables, find, trial, &mut steps)?;
     if config.run.sandbox {
         // The rings are made, and whoever else has a thread has it.
         sandbox::allow_only_packets()?;
         steps.end_of("sandbox");
     }
-    steps.tell();
-    Ok((gateway, control))
+    steps.tell("ready");
+    process::set_name(WAITS);
+    let order = line.receive().map_err(|_| nobody())?.ok_or_else(nobody)?;
+    // From when there was something to do.
+    let mut steps = Steps::begin();
+    if order.value.as_str() != Some(BEGIN) {
+        return Ok(None);
+    }
+    let gateway = prepared.serve(&mut steps)?;
+    process::set_name(SERVES);
+    let control = Control::start(listeners, gateway.observer(), log_lines_lost)?;
+    steps.end_of("control");
+    steps.tell("serves");
+    Ok(Some((gateway, control)))
 }
 
 fn go_on(mut gateway: Gateway, control: Control, line: &Line) -> Result<Served, SetupError> {

@@ -13,7 +13,7 @@ use crate::policy::Policy;
 use crate::policy::remotes::Remotes;
 use crate::table::addresses::Addresses;
 use crate::table::atomic::AtomicU32;
-use crate::table::echoes::{self, Echoes};
+use crate::table::echoes::{self, Echoes, Stock};
 use crate::table::fragments::Fragments;
 use crate::table::identifications::Identifications;
 use crate::table::idents::{self, Idents, Lifetimes, Mappings, Recovered};
@@ -71,7 +71,7 @@ impl Proxy {
         settings.check()?;
         let mut rng = idents::generator(settings.seed);
         let echoes = Echoes::new(settings.echo_words_log2, settings.echo_timeout, &mut rng);
-        Proxy::with_echoes(settings, echoes, None, rng).map(|(proxy, _)| proxy)
+        Ok(Foundation::new(settings, echoes, None, rng)?.finish(None).0)
     }
 
     /// A proxy over tables that are there, and goes on with what is in them. They were in use until about `used`, by the clock
@@ -83,25 +83,48 @@ impl Proxy {
         used: Instant,
         now: Instant,
     ) -> Result<(Arc<Proxy>, Found), SetupError> {
+        Ok(Foundation::over(settings, tables)?.take_up(used, now))
+    }
+}
+
+/// All of a proxy that does not follow from what is in its tables: it can be made while another one uses them.
+#[derive(Debug)]
+pub struct Foundation {
+    settings: Settings,
+    /// None if the tables are its own, and empty.
+    tables: Option<Tables>,
+    echoes: Echoes,
+    lifetimes: Lifetimes,
+    policy: Policy,
+    mappings: Mappings,
+    outfits: Vec<Outfit>,
+    rng: StdRng,
+}
+
+/// What an owner has besides its idents.
+#[derive(Debug)]
+struct Outfit {
+    shards: Vec<usize>,
+    rng: StdRng,
+    fragments: Fragments,
+    identifications: Identifications,
+}
+
+impl Foundation {
+    /// For tables that are there. The rest is as of [`Proxy::over`].
+    pub fn over(settings: &Settings, tables: Tables) -> Result<Foundation, SetupError> {
         settings.check()?;
         let echoes = Echoes::over(tables.buckets, settings.echo_timeout, tables.keys.echoes);
-        // Nobody is waited for any more, and by their stamps, which wrap, old ones would in the end look young.
-        if now.since(used) >= settings.echo_timeout {
-            echoes.forget();
-        }
-        let unanswered = (0..SHARDS).map(|shard| echoes.sweep(shard, 0, echoes.shard_buckets(), now)).sum();
-        let outstanding = echoes.occupied() as u64;
         let rng = idents::generator(settings.seed);
-        let (proxy, slots) = Proxy::with_echoes(settings, echoes, Some((tables, now)), rng)?;
-        Ok((proxy, Found { slots, outstanding, unanswered }))
+        Foundation::new(settings, echoes, Some(tables), rng)
     }
 
-    fn with_echoes(
+    fn new(
         settings: &Settings,
         echoes: Echoes,
-        tables: Option<(Tables, Instant)>,
+        tables: Option<Tables>,
         mut rng: StdRng,
-    ) -> Result<(Arc<Proxy>, Recovered), SetupError> {
+    ) -> Result<Foundation, SetupError> {
         // No echo may outlive its identity, or its reply would go to whoever has the ident then.
         let hold_down_min = echoes.hold_down_min(BATCH_TIME_MAX);
         let hold_down = settings.hold_down.unwrap_or(hold_down_min);
@@ -116,35 +139,56 @@ impl Proxy {
         let policy = Policy::new(&settings.clients, settings.allowance, &settings.overrides, remotes);
         let mappings = match tables {
             None => Mappings::new(&settings.addresses, policy.client_addresses()),
-            Some((tables, _)) => Mappings::over(
+            Some(tables) => Mappings::over(
                 Slots::over(tables.slots, tables.keys.seal),
                 Addresses::over(Storage::Lent(tables.addresses), Storage::Lent(tables.marks)),
                 policy.client_addresses(),
             ),
         };
+        let outfit = |worker| Outfit {
+            shards: (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect(),
+            rng: idents::split(&mut rng),
+            fragments: Fragments::new(policy.client_addresses()),
+            identifications: Identifications::new(worker, settings.workers, &mut rng),
+        };
+        let outfits = (0..settings.workers).map(outfit).collect();
+        Ok(Foundation { settings: settings.clone(), tables, echoes, lifetimes, policy, mappings, outfits, rng })
+    }
+
+    /// The proxy. What its tables were used by until about `used` is over.
+    pub fn take_up(self, used: Instant, now: Instant) -> (Arc<Proxy>, Found) {
+        // Nobody is waited for any more, and by their stamps, which wrap, old ones would in the end look young.
+        if now.since(used) >= self.settings.echo_timeout {
+            self.echoes.forget();
+        }
+        let Stock { outstanding, unanswered } = self.echoes.take_stock(now);
+        let (proxy, slots) = self.finish(Some(now));
+        (proxy, Found { slots, outstanding, unanswered })
+    }
+
+    /// `taken_up`: when the tables were, if they are not empty.
+    fn finish(self, taken_up: Option<Instant>) -> (Arc<Proxy>, Recovered) {
+        let Foundation { settings, tables, echoes, lifetimes, policy, mappings, outfits, mut rng } = self;
         let line_of = |client| policy.is_inside(client).then(|| mappings.clients.index(policy.place(client)));
         let mut recovered = Recovered::default();
-        let owners = (0..settings.workers)
-            .map(|worker| {
-                let shards: Vec<usize> = (0..SHARDS).filter(|shard| shard % settings.workers == worker).collect();
-                let rng_of_idents = idents::split(&mut rng);
-                let addresses = settings.addresses.len();
-                let (idents, found) = match tables {
+        let owners = outfits
+            .into_iter()
+            .enumerate()
+            .map(|(worker, Outfit { shards, rng, fragments, identifications })| {
+                let (idents, found) = match taken_up {
                     None => {
-                        let idents = Idents::new(addresses, &shards, &settings.idents, lifetimes, rng_of_idents);
-                        (idents, Recovered::default())
+                        let addresses = settings.addresses.len();
+                        (Idents::new(addresses, &shards, &settings.idents, lifetimes, rng), Recovered::default())
                     }
-                    Some((_, now)) => {
+                    Some(now) => {
                         let policy = &settings.idents;
-                        Idents::recover(&mappings, &shards, policy, lifetimes, rng_of_idents, now, line_of)
+                        Idents::recover(&mappings, &shards, policy, lifetimes, rng, now, line_of)
                     }
                 };
                 recovered += found;
                 idents.announce(&mappings.addresses);
-                let fragments = Fragments::new(policy.client_addresses());
-                let identifications = Identifications::new(worker, settings.workers, &mut rng);
                 let mut owner = Owner::new(worker, fragments, identifications, idents, shards);
-                if let Some((_, now)) = tables {
+                if let Some(now) = taken_up {
                     (owner.swept, owner.unswept) = (now, usize::MAX);
                 }
                 Some(owner)
@@ -161,13 +205,13 @@ impl Proxy {
             workers: settings.workers,
             preserves_idents: settings.idents.preserve,
             idents_per_address: (0..=u16::MAX).filter(|ident| !settings.idents.is_reserved(*ident)).count(),
-            fragment_seed: tables.map_or_else(|| rng.random(), |(tables, _)| tables.keys.fragments),
+            fragment_seed: tables.map_or_else(|| rng.random(), |tables| tables.keys.fragments),
             echoes,
             lifetimes,
             echo_timeout: settings.echo_timeout,
             receivers: AtomicUsize::new(0),
             owners: Mutex::new(owners),
         };
-        Ok((Arc::new(proxy), recovered))
+        (Arc::new(proxy), recovered)
     }
 }

@@ -1,5 +1,6 @@
 //! Child processes: one that ends with the thread that started it, and requests to end.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
@@ -38,6 +39,13 @@ pub fn keep_inherited_from_children() -> io::Result<()> {
     // SAFETY: takes numbers, and closes nothing now.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets what the calling thread is called, and with the first one the process: 15 bytes of it.
+#[expect(unsafe_code, reason = "prctl(2)")]
+pub fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads a string that ends with a zero. It refuses nothing.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 /// `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`, of linux/membarrier.h.

@@ -120,6 +120,15 @@ pub struct Echoes {
     round_keys: RoundKeys,
 }
 
+/// What there is in a table that somebody has left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stock {
+    /// Echoes that are outstanding.
+    pub outstanding: u64,
+    /// Echoes that nobody had answered in time.
+    pub unanswered: u64,
+}
+
 impl Echoes {
     /// A table of 2^`words_log2` words (in [`WORDS_LOG2`]) for echoes that wait up to `timeout`.
     pub fn new(words_log2: u32, timeout: Duration, rng: &mut StdRng) -> Echoes {
@@ -299,6 +308,28 @@ impl Echoes {
             }
         }
         unanswered
+    }
+
+    /// Looks at every word, once, and empties those that have waited longer than the timeout: before anybody else uses the table.
+    pub fn take_stock(&self, now: Instant) -> Stock {
+        let mut stock = Stock::default();
+        for bucket in self.buckets.iter() {
+            // Relaxed, here and below: nobody else uses it.
+            let seen = bucket.0.each_ref().map(|word| word.load(Ordering::Relaxed));
+            // Most are empty.
+            if seen.iter().fold(0, |any, word| any | word) == 0 {
+                continue;
+            }
+            for (word, seen) in bucket.0.iter().zip(seen).filter(|(_, seen)| *seen != 0) {
+                if self.age_ticks(seen, now) > self.timeout_ticks {
+                    word.store(0, Ordering::Relaxed);
+                    stock.unanswered += 1;
+                } else {
+                    stock.outstanding += 1;
+                }
+            }
+        }
+        stock
     }
 
     /// Empties every word: nobody is waited for any more.
@@ -492,6 +523,21 @@ mod tests {
         for &key in &keys[1..] {
             assert_eq!(echoes.consume(key, at(50)), Consumed::Matched);
         }
+    }
+
+    #[test]
+    fn taking_stock_counts_those_in_time_and_removes_the_others() {
+        let echoes = table(14);
+        for number in 0..300u16 {
+            echoes.record(key(200 * number, 1, 1), at(u64::from(number) / 3));
+        }
+        let stock = echoes.take_stock(at(99));
+        // Those that have waited for 60 seconds and a little are in time still.
+        let in_time =
+            (0..300u16).filter(|number| echoes.is_outstanding(key(200 * number, 1, 1), at(99))).count() as u64;
+        assert!((180..=185).contains(&in_time), "{in_time}");
+        assert_eq!(stock, Stock { outstanding: in_time, unanswered: 300 - in_time });
+        assert_eq!((echoes.occupied() as u64, echoes.take_stock(at(99)).unanswered), (in_time, 0));
     }
 
     #[test]

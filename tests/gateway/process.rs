@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use echogate::lab::Namespace;
 use tempfile::TempDir;
 
-use crate::scene::PATIENCE;
+use crate::scene::{PATIENCE, wait_until};
 use crate::sys;
 
 /// A process of ours, killed when dropped.
@@ -99,11 +99,26 @@ impl Echogate {
 
     /// The same, if it is there just now.
     pub(crate) fn find_packets(&self) -> Option<u32> {
+        self.find("echogate-packet")
+    }
+
+    /// The number of the process that waits to take its place, once it is ready.
+    pub(crate) fn spare_id(&self) -> u32 {
+        wait_until("another packet process is ready", || self.find_spare().is_some());
+        self.find_spare().expect("it waits")
+    }
+
+    /// The same, if it is there just now.
+    pub(crate) fn find_spare(&self) -> Option<u32> {
+        self.find("echogate-spare")
+    }
+
+    /// A child by its name.
+    fn find(&self, name: &str) -> Option<u32> {
         let id = self.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
         let named = |child: &&str| {
-            let line = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            line.split('\0').any(|word| word == "packets")
+            fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|found| found.trim_end() == name)
         };
         children.split_whitespace().find(named)?.parse().ok()
     }

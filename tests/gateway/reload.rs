@@ -12,6 +12,7 @@ use crate::in_every_setup;
 use crate::process::{Echogate, Ended};
 use crate::restarts::{probed, setting, under_load};
 use crate::scene::{Scene, Setup, run, wait_until};
+use crate::sys;
 use crate::takeover::report;
 
 const SETUP: Setup = Setup { io: "uring", workers: 1 };
@@ -147,6 +148,27 @@ fn clients_limits_and_remotes_are_taken_from_the_file() {
     assert!(!limited.all_came_back(20), "{}", limited.text);
     let untouched = reloaded.stop();
     assert_eq!(untouched.code, Some(0), "{}", untouched.complaints);
+}
+
+#[test]
+fn the_process_that_waits_is_another_one_after_a_reload_and_goes_on_with_what_was_read() {
+    let reloaded = Reloaded::new(&SETUP, "");
+    let (scene, other) = (&reloaded.scene, reloaded.scene.remote(1));
+    let before = reloaded.gateway().spare_id();
+    reloaded.write("10.66.0.0/24", "[limits\n");
+    assert_eq!(reloaded.reload().code, Some(2));
+    assert_eq!(reloaded.gateway().find_spare(), Some(before), "nothing has changed");
+    reloaded.write("10.66.0.0/24", &format!("[remotes]\ndeny = [\"{other}/32\"]\n"));
+    reloaded.assert_reloads();
+    let (packets, spare) = (reloaded.gateway().packets_id(), reloaded.gateway().spare_id());
+    assert_ne!(spare, before);
+    sys::signal(packets, libc::SIGKILL).expect("it runs");
+    wait_until("the one that waited has begun", || reloaded.gateway().find_packets() == Some(spare));
+    scene.assert_pings("to who is not denied");
+    let denied = scene.ping(0, &format!("-c 1 -W 2 {other}"));
+    assert!(denied.text.contains("filtered") || denied.text.contains("rohibited"), "{}", denied.text);
+    let ended = reloaded.stop();
+    assert_eq!(ended.code, Some(0), "{}", ended.complaints);
 }
 
 #[test]

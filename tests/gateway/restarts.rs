@@ -371,12 +371,73 @@ fn what_was_left_open_for_the_keeper_is_open_in_none_of_its_children() {
 }
 
 #[test]
-fn the_packet_process_ends_with_its_keeper() {
+fn the_packet_processes_end_with_their_keeper() {
+    let scene = Scene::new(1);
+    let gateway = serve(&scene, &SETUP);
+    let both = [gateway.packets_id(), gateway.spare_id()];
+    gateway.killed();
+    wait_until("the packet processes have ended", || !both.into_iter().any(runs));
+}
+
+fn runs(process: u32) -> bool {
+    fs::exists(format!("/proc/{process}")).expect("proc is mounted")
+}
+
+#[test]
+fn the_process_that_waits_takes_the_place_of_one_that_dies_or_leaves_and_another_one_waits() {
+    let scene = Scene::new(1);
+    let before = scene.state();
+    let gateway = serve(&scene, &SETUP);
+    for _ in 0..3 {
+        let (packets, spare) = (gateway.packets_id(), gateway.spare_id());
+        sys::signal(packets, libc::SIGKILL).expect("it runs");
+        wait_until("the one that waited has begun", || gateway.find_packets() == Some(spare));
+        scene.assert_pings("by the one that waited");
+        assert_ne!(gateway.spare_id(), spare);
+    }
+    let spare = gateway.spare_id();
+    let asked = Echogate::start(scene.gateway(), &mut Echogate::command("restart")).ended();
+    assert_eq!((asked.code, gateway.packets_id()), (Some(0), spare), "{}", asked.complaints);
+    scene.assert_pings("after a restart");
+    let last = gateway.spare_id();
+    gateway.stop();
+    assert!(!runs(last));
+    assert_eq!(scene.state(), before);
+}
+
+#[test]
+fn one_that_dies_while_it_waits_is_replaced_later_and_nothing_else_comes_of_it() {
     let scene = Scene::new(1);
     let gateway = serve(&scene, &SETUP);
     let packets = gateway.packets_id();
-    gateway.killed();
-    wait_until("the packet process has ended", || !fs::exists(format!("/proc/{packets}")).expect("proc is mounted"));
+    let mut spare = 0;
+    // More often than packet processes may fail.
+    for _ in 0..3 {
+        wait_until("another one waits", || gateway.find_spare().is_some_and(|id| id != spare));
+        spare = gateway.spare_id();
+        sys::signal(spare, libc::SIGABRT).expect("it waits");
+        scene.assert_pings("while nobody waits");
+    }
+    // And while none waits, as before.
+    sys::signal(packets, libc::SIGKILL).expect("it runs");
+    wait_until("another packet process is there", || gateway.find_packets().is_some_and(|id| id != packets));
+    scene.await_ping("by one that has not waited");
+    gateway.spare_id();
+    let ended = gateway.stop();
+    assert_eq!(ended.complaints.matches("nobody waits").count(), 3, "{}", ended.complaints);
+}
+
+#[test]
+fn one_that_waits_and_hangs_holds_up_neither_the_gateway_nor_its_end() {
+    let scene = Scene::new(1);
+    let before = scene.state();
+    let gateway = serve(&scene, &SETUP);
+    let spare = gateway.spare_id();
+    sys::signal(spare, libc::SIGSTOP).expect("it waits");
+    scene.assert_pings("beside it");
+    let ended = gateway.stop();
+    assert!(ended.complaints.contains("did not end and was killed") && !runs(spare), "{}", ended.complaints);
+    wait_until("nothing is left", || scene.state() == before);
 }
 
 /// The tables' memory, as whoever has its descriptor sees it.

@@ -20,17 +20,17 @@ fn says(status: &str, line: &str) -> bool {
     status.lines().any(|said| said == line)
 }
 
-in_every_setup!(the_packet_process_has_no_privileges_and_serves,);
+in_every_setup!(the_packet_processes_have_no_privileges_and_one_serves,);
 
-fn the_packet_process_has_no_privileges_and_serves(setup: &Setup) {
+fn the_packet_processes_have_no_privileges_and_one_serves(setup: &Setup) {
     let scene = Scene::new(1);
     let gateway = scene.serve(setup);
     scene.assert_pings("in the sandbox");
-    let threads = threads(gateway.packets_id());
-    assert!(threads.iter().any(|(name, _)| name == "worker-0"), "{threads:?}");
+    let (serves, waits) = (threads(gateway.packets_id()), threads(gateway.spare_id()));
+    assert!([&serves, &waits].iter().all(|of| of.iter().any(|(name, _)| name == "worker-0")), "{serves:?} {waits:?}");
     let none = "0000000000000000";
     let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| format!("{set}:\t{none}"));
-    for (name, status) in &threads {
+    for (name, status) in serves.iter().chain(&waits) {
         for line in sets.iter().map(String::as_str).chain(["NoNewPrivs:\t1", "Seccomp:\t2"]) {
             assert!(says(status, line), "{name} is without {line:?}: {status}");
         }

@@ -44,12 +44,13 @@ fn a_gateway_that_takes_over_goes_on_with_every_mapping_and_loses_nothing(setup:
     let scene = Scene::alone(2);
     let before = scene.state();
     let first = serve(&scene, setup);
-    let during = scene.state();
+    let (spare, during) = (first.spare_id(), scene.state());
     let (load, (probe, second)) = under_load(&scene, setting("ECHOGATE_RATE", 1000), || {
         probed(&scene, || {
             let second = Echogate::serve(scene.gateway(), &successor(&scene, setup, &[]));
             let ended = first.ended();
             assert_eq!(ended.code, Some(0), "{}", ended.complaints);
+            assert!(!fs::exists(format!("/proc/{spare}")).expect("proc is mounted"), "it has left nobody who waits");
             second
         })
     });
