@@ -97,11 +97,11 @@ impl History {
         let byte = |at: usize| given.get(at).copied().unwrap_or(0);
         let rest = |at: usize| given.get(at..).unwrap_or_default();
         match step % 12 {
-            0 => self.ask(&[HOSTS[usize::from(byte(0) % 4)]], byte(1), byte(2), None),
+            0 => self.ask(&[HOSTS[usize::from(byte(0) % 4)]], byte(1), byte(2), None, byte(3)),
             1 => {
                 let hosts: Vec<_> =
                     (0..=byte(0) % 4).map(|at| HOSTS[usize::from(byte(1).wrapping_add(at) % 4)]).collect();
-                self.ask(&hosts, byte(2), byte(3), Some(STEP * byte(4).into()));
+                self.ask(&hosts, byte(2), byte(3), Some(STEP * byte(4).into()), byte(5));
             }
             2 => self.cancel(byte(0), byte(1)),
             3 => self.reply(byte(0), byte(1), byte(2), rest(3)),
@@ -128,7 +128,8 @@ impl History {
         self.look();
     }
 
-    fn ask(&mut self, hosts: &[IpAddr], timeout: u8, size: u8, patience: Option<Duration>) {
+    /// `held_up` is how long the engine does not run after that.
+    fn ask(&mut self, hosts: &[IpAddr], timeout: u8, size: u8, patience: Option<Duration>, held_up: u8) {
         let timeout = Duration::from_millis(1) + STEP / 2 * timeout.into();
         let options = PingOptions::new().timeout(timeout).size((size % 32).into()).expect("a size that is possible");
         let deadline = self.manual.now() + timeout;
@@ -151,6 +152,7 @@ impl History {
             assert!(nothing_yet.is_pending(), "{nothing_yet:?} before anything was sent");
             self.streams.push((stream, first..self.asked.len()));
         }
+        self.manual.stall(STEP * held_up.into());
         self.manual.turn().expect("an engine that works and comes to rest");
         // What leaves now are these; not in their order where a send is tried again.
         let requests = self.manual.wire().take();

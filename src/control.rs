@@ -34,7 +34,7 @@ use crossbeam::channel::{self, Receiver};
 pub use self::client::Client;
 pub use self::protocol::{Answer, Ask, Followed, Order, Request, VERSION, read_answer, read_followed};
 use self::server::Server;
-pub use self::socket::{Listeners, gateways, path_of_device};
+pub use self::socket::{LISTENERS, Listeners, gateways, path_of_device};
 pub use self::stats::{AddressNow, BySide, RoundTrips, Stats};
 pub use self::traffic::{BusiestNow, Busy};
 use crate::error::SetupError;

@@ -39,6 +39,7 @@ mod child;
 mod line;
 mod packets;
 mod said;
+mod silence;
 mod spare;
 mod supervisor;
 mod takeover;
@@ -61,19 +62,17 @@ use child::{Packets, Spare};
 use line::Line;
 pub use packets::{Served, serve};
 use said::{Fault, Said};
+use silence::{SILENCE_MAX, Silence};
 use spare::Waiting;
 pub use supervisor::Supervisor;
 use takeover::Request;
-pub use takeover::{reload, restart};
+pub use takeover::{reload, restart, running};
 
 /// What the packet process is called on the command line, which nobody types.
 pub const SUBCOMMAND: &str = "packets";
 
 /// How long a packet process may take until it serves.
 const STARTING_MAX: Duration = Duration::from_secs(30);
-
-/// How long it may say nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Packet processes that fail in a row until no other one is started. One that is alive for [`FAILURE_TIME`] ends the row.
 const FAILURES_MAX: u32 = 5;
@@ -193,6 +192,7 @@ impl Keeper {
         let refuse = || names.iter().for_each(|name| supervisor.forget(name));
         let kept = Kept::take_up(&options.source.config()?, left, refuse)?;
         supervisor.store(&kept);
+        supervisor.store_listeners(&listeners);
         let packets = Spare::start(number, &options, &kept, &listeners, &sender)?.begin();
         let description = String::new();
         let mut keeper = Keeper {
@@ -286,9 +286,9 @@ impl Keeper {
 
     /// Keeps the gateway until somebody asks for something else. An error: it cannot be kept any longer, and why.
     pub fn keep(&mut self, signals: &Receiver<i32>) -> Result<Asked, SetupError> {
+        let mut silence = Silence::new(Instant::now());
         loop {
-            let stuck = self.packets.stuck;
-            let silence = if stuck { channel::never() } else { channel::at(self.packets.heard + SILENCE_MAX) };
+            let look = if self.packets.stuck { channel::never() } else { channel::at(silence.next_look()) };
             let wanted = self.waiting.wanted().map_or_else(channel::never, channel::at);
             channel::select! {
                 recv(signals) -> signal => match signal.unwrap_or(0) {
@@ -306,7 +306,7 @@ impl Keeper {
                     _ => {}
                 },
                 recv(wanted) -> _ => self.prepare(),
-                recv(silence) -> _ => {
+                recv(look) -> _ => if silence.look(self.packets.heard, Instant::now()) {
                     tracing::error!(seconds = SILENCE_MAX.as_secs(), "the packet process does not move: it is killed");
                     self.packets.stuck = true;
                     self.packets.kill();
@@ -389,6 +389,7 @@ impl Keeper {
         let answer = self.answer(taken.as_ref().err());
         match taken {
             Ok(()) => {
+                self.supervisor.store_listeners(&self.listeners);
                 self.options.log.follow(&self.kept.config().observe);
                 tracing::info!("the configuration has been read again: {}", self.description);
             }

@@ -126,7 +126,7 @@
 //!
 //! # The hot path
 //!
-//! A reviewer opens `src/worker.rs` (one turn, top to bottom) and `src/proxy.rs` (both verdicts) first; below them are
+//! A reviewer opens `src/worker.rs` (one turn, top to bottom), `src/proxy/outbound.rs` and `src/proxy/inbound.rs` first; below them are
 //! `src/table/`, `src/wire/`, `src/checksum.rs`, and the ring in `src/io/uring.rs`.
 //!
 //! # Floors

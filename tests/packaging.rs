@@ -260,6 +260,46 @@ fn systemd_understands_the_unit_and_finds_little_that_it_could_still_do() {
 }
 
 #[test]
+fn the_unit_waits_before_it_starts_again_what_could_not_start_or_gave_up_and_only_then() {
+    let unit = packaged("echogate.service");
+    let after: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ExecStopPost=-")).collect();
+    let [undo, wait] = after[..] else { panic!("first it undoes, then it waits: {after:?}") };
+    assert!(undo.starts_with("/usr/bin/echogate undo "), "{undo}");
+    let script = wait.strip_prefix("/bin/sh -c '").and_then(|rest| rest.strip_suffix('\'')).expect("a shell's line");
+    // As systemd reads it; and with a sleep that says for how long.
+    let directory = tempfile::tempdir().expect("a directory");
+    let sleep = directory.path().join("sleep");
+    fs::write(&sleep, "#!/bin/sh\necho $1\n").expect("it can be written");
+    fs::set_permissions(&sleep, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let waited = |status: &str| {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script.replace("$$", "$")]).env("PATH", directory.path()).env("EXIT_STATUS", status);
+        successful(&mut command).trim().to_owned()
+    };
+    assert_eq!(["0", "1", "2", "KILL", "ABRT"].map(waited), ["", "5", "1", "", ""]);
+}
+
+#[test]
+fn pages_that_the_package_speaks_of_are_in_it() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("a manifest");
+    let mut texts: Vec<String> = COMMANDS.iter().map(|command| echogate(&[command, "--help"])).collect();
+    texts.extend(["alerts.yml", "echogate.toml", "echogate.service", "grafana-dashboard.json"].map(packaged));
+    let mut named = BTreeSet::new();
+    for text in &texts {
+        for word in text.split(|letter: char| !letter.is_ascii_alphanumeric() && !"/._-".contains(letter)) {
+            let word = word.trim_end_matches('.');
+            if word.starts_with("docs/") {
+                named.insert(word.to_owned());
+            }
+        }
+    }
+    assert!(!named.is_empty(), "it speaks of none");
+    for page in named {
+        assert!(manifest.contains(&format!("[\"{page}\", \"usr/share/doc/echogate/docs/\"")), "{page} is not packaged");
+    }
+}
+
+#[test]
 fn the_unit_restarts_for_ever_and_undoes_what_is_left() {
     let unit = packaged("echogate.service");
     for line in ["Restart=always", "RestartSec=0", "StartLimitIntervalSec=0", "Type=notify", "NoNewPrivileges=yes"] {
@@ -276,8 +316,8 @@ fn the_unit_restarts_for_ever_and_undoes_what_is_left() {
         }
     }
     let stored: usize = of("FileDescriptorStoreMax=").parse().expect("a number");
-    let (workers, addresses, tables, note, nft) = (64, 16, 1, 1, 2);
-    assert!(stored >= workers * (2 + addresses) + tables + note + nft, "a restart would lose descriptors");
+    let (workers, addresses, tables, note, nft, listeners) = (64, 16, 1, 1, 2, 2);
+    assert!(stored >= workers * (2 + addresses) + tables + note + nft + listeners, "a restart would lose descriptors");
     // A restart leaves everything to the next start, and nobody kills the nft that owns the table meanwhile.
     assert_eq!((of("RestartKillSignal="), of("KillMode=")), ("SIGUSR2", "process"));
 }

@@ -7,6 +7,7 @@ use super::print;
 use crate::config::Config;
 use crate::control::{self, Client};
 use crate::error::SetupError;
+use crate::keeper;
 
 /// The gateway to ask.
 #[derive(clap::Args)]
@@ -50,7 +51,7 @@ impl Which {
 /// The gateway to give an order to: its keeper answers, by its device.
 #[derive(clap::Args)]
 pub(super) struct Kept {
-    /// The device of the gateway [default: echogate0]
+    /// The device of the gateway [default: that of the only one that runs in this network namespace]
     #[arg(long)]
     device: Option<String>,
 }
@@ -58,8 +59,21 @@ pub(super) struct Kept {
 impl Kept {
     /// Prints what is served after the order.
     pub(super) fn order(&self, order: impl FnOnce(&str) -> Result<String, SetupError>) -> Result<ExitCode, SetupError> {
-        let device = self.device.clone().unwrap_or_else(|| Config::default().inside.device);
-        print(&format!("{}\n", order(&device)?));
+        print(&format!("{}\n", order(&self.device()?)?));
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Not simply the usual one: the unit's ExecReload names none, whatever the file says.
+    fn device(&self) -> Result<String, SetupError> {
+        if let Some(device) = &self.device {
+            return Ok(device.clone());
+        }
+        match keeper::running().as_slice() {
+            [one] => Ok(one.clone()),
+            // Whoever asks that one says that there is none.
+            [] => Ok(Config::default().inside.device),
+            several => Err(SetupError::new("several gateways are running")
+                .remedy(format!("give --device one of {}", several.join(", ")))),
+        }
     }
 }

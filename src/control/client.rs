@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::protocol::{self, Followed, Request};
 use crate::error::SetupError;
 
-/// How long an answer may take: a gateway reads its configuration anew in less.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long an answer may take. What is asked is answered at once, so whoever is not answered looks at a gateway that hangs, and `top`
+/// obeys no key meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest answer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;

@@ -197,3 +197,51 @@ impl Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection of the gateway's, and its other end.
+    fn connection() -> (Peer, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("it can be");
+        (Peer::new(1, Stream::Control(ours), Instant::START), theirs)
+    }
+
+    fn read_all(peer: &mut Peer) {
+        let mut before = usize::MAX;
+        while peer.input.len() != before {
+            before = peer.input.len();
+            assert!(peer.read());
+        }
+    }
+
+    #[test]
+    fn a_question_may_be_as_long_as_is_said_and_what_is_longer_is_not_kept() {
+        for (length, is_one) in [(0, true), (REQUEST_BYTES_MAX, true), (REQUEST_BYTES_MAX + 1, false)] {
+            let (mut peer, mut theirs) = connection();
+            theirs.write_all(&vec![b'x'; length]).expect("it takes it");
+            read_all(&mut peer);
+            assert_eq!(peer.take_line(), (!is_one).then_some(Err(())), "{length} bytes, and no end yet");
+            theirs.write_all(b"\n").expect("it takes it");
+            read_all(&mut peer);
+            let line = peer.take_line();
+            assert_eq!(line, Some(if is_one { Ok(vec![b'x'; length]) } else { Err(()) }), "{length} bytes");
+        }
+        let (mut peer, mut theirs) = connection();
+        theirs.write_all(&[b'x'; 10 * REQUEST_BYTES_MAX]).expect("it takes it");
+        read_all(&mut peer);
+        assert_eq!(peer.input.len(), REQUEST_BYTES_MAX + 1);
+    }
+
+    #[test]
+    fn who_follows_and_does_not_read_has_no_more_waiting_than_is_said() {
+        let (mut peer, _theirs) = connection();
+        peer.answer(b"", Phase::Follows, Instant::START);
+        let line = [b'x'; 1000];
+        let told = (0..).take_while(|_| peer.tell(&line, Instant::START)).count();
+        assert_eq!((told, peer.output.len()), (FOLLOWED_BYTES_MAX / line.len(), told * line.len()));
+        assert_eq!(peer.deadline(), Some(Instant::START + PATIENCE), "from the first that waits");
+    }
+}

@@ -30,6 +30,9 @@ const CONTROL: &str = "control";
 const METRICS: &str = "metrics";
 const DEVICES: &str = "devices";
 
+/// Those of them at which somebody may wait.
+pub const LISTENERS: [&str; 2] = [CONTROL, METRICS];
+
 /// The sockets, bound: whatever is refused is refused at start. They outlive the process that serves them, if another one
 /// keeps them.
 #[derive(Debug)]
@@ -76,8 +79,13 @@ impl Listeners {
     /// For another process that is to listen here in the place of this one ([`Listeners::take_up`]); what cannot be copied, it
     /// binds anew.
     pub fn copies(&self) -> HashMap<String, OwnedFd> {
-        let bound = self.descriptors().into_iter().filter(|(name, _)| name != DEVICES);
+        let bound = self.bound().into_iter();
         bound.filter_map(|(name, descriptor)| Some((name, descriptor.try_clone_to_owned().ok()?))).collect()
+    }
+
+    /// What is bound, each under its name of [`LISTENERS`].
+    pub fn bound(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        self.descriptors().into_iter().filter(|(name, _)| name != DEVICES).collect()
     }
 
     /// Leaves the control socket's file to whoever has taken the copies.

@@ -125,6 +125,20 @@ mod tests {
     }
 
     #[test]
+    fn a_message_may_be_as_long_and_bring_as_many_descriptors_as_is_said_and_no_more() {
+        let refused = |length: usize, count: usize| {
+            let (_here, there, mut raw) = pair();
+            let number = |number: usize| u32::try_from(number).unwrap().to_ne_bytes();
+            raw.write_all(&[number(length), number(count)].concat()).unwrap();
+            // Nothing follows: one that is waited for is found to be cut off.
+            raw.shutdown(std::net::Shutdown::Write).unwrap();
+            there.receive().unwrap_err().kind() == io::ErrorKind::InvalidData
+        };
+        assert!(!refused(LENGTH_MAX, 0) && refused(LENGTH_MAX + 1, 0));
+        assert!(!refused(2, DESCRIPTORS_ALL_MAX) && refused(2, DESCRIPTORS_ALL_MAX + 1));
+    }
+
+    #[test]
     fn what_is_no_message_is_refused() {
         let wrong: [&[u8]; 3] =
             [&[0xff; 64], &[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'{'], &[1, 0, 0, 0, 1, 0, 0, 0, b'7', 0]];

@@ -1,7 +1,7 @@
 //! Whoever supervises the keeper: what it is told, and what it keeps for the next one (sd_notify(3), sd_listen_fds(3)).
 //!
 //! A supervisor with a descriptor store holds a copy of everything that the gateway's set-up hangs on. So the keeper may be killed,
-//! too: device, sockets, tables and the nftables table stay, and the next keeper gets them at its start, each under its
+//! too: device, sockets, tables and the nftables table stay, as does where it listens, and the next keeper gets them at its start, each under its
 //! name, with a note of what they are for. Names that are not known are closed.
 //!
 //! The store is told not to poll (FDPOLL=0): a raw socket with an error in its queue, which is every day's business, would be thrown
@@ -22,6 +22,7 @@ use std::{env, io, process};
 
 use serde_json::Value;
 
+use crate::control::{LISTENERS, Listeners};
 use crate::gateway::{COMMANDS, COMPLAINTS, Kept, Left};
 use crate::sys::{self, mem, passing};
 
@@ -121,6 +122,13 @@ impl Supervisor {
         kept.descriptors().iter().for_each(|(name, descriptor)| self.store_one(name, *descriptor));
     }
 
+    /// Has these kept, and none that were kept before: whoever wants to look while no keeper runs waits for the next one, and a
+    /// port that is not listened at any more is free.
+    pub(super) fn store_listeners(&self, listeners: &Listeners) {
+        LISTENERS.iter().for_each(|name| self.forget(name));
+        listeners.bound().iter().for_each(|(name, descriptor)| self.store_one(name, *descriptor));
+    }
+
     /// Has these kept in the place of those of the same names.
     pub(super) fn replace(&self, note: &Value, descriptors: &[(&str, BorrowedFd<'_>)]) {
         self.store_note(note);
@@ -138,7 +146,7 @@ impl Supervisor {
     /// Has nothing kept any more, and so nothing left in force.
     pub(super) fn forget_all(&self, kept: &Kept) {
         kept.descriptors().iter().for_each(|(name, _)| self.forget(name));
-        [NOTE, COMMANDS, COMPLAINTS].iter().for_each(|name| self.forget(name));
+        [NOTE, COMMANDS, COMPLAINTS].iter().chain(&LISTENERS).for_each(|name| self.forget(name));
     }
 
     fn store_one(&self, name: &str, descriptor: BorrowedFd<'_>) {

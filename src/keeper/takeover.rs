@@ -18,6 +18,7 @@
 //! the descriptors: whoever connects meanwhile waits. Between the two packet processes packets wait in the
 //! queues of the device and the sockets.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::linux::net::SocketAddrExt as _;
@@ -64,8 +65,14 @@ pub(super) enum Request {
     Reload(Line),
 }
 
+/// What stands before the device in the name.
+const NAME: &str = "echogate/";
+
+/// The kernel's list of Unix sockets in this network namespace, abstract names with an @ before them.
+const SOCKETS: &str = "/proc/thread-self/net/unix";
+
 fn name(device: &str) -> io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(format!("echogate/{device}"))
+    SocketAddr::from_abstract_name(format!("{NAME}{device}"))
 }
 
 fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
@@ -177,6 +184,25 @@ pub(super) fn take(device: &str) -> Result<Option<Left>, SetupError> {
     Ok(Some(Left { note, descriptors: names.into_iter().zip(message.descriptors).collect() }))
 }
 
+/// The devices of the gateways that run in this network namespace and obey this user; of all of them, if none does. Anybody may take
+/// such a name, so each is asked whose it is.
+pub fn running() -> Vec<String> {
+    // A host that does not tell has none, then: whoever names a device gets it all the same.
+    let all = devices_among(&fs::read_to_string(SOCKETS).unwrap_or_default());
+    let ours: Vec<String> = all.iter().filter(|device| matches!(connect(device), Ok(Some(_)))).cloned().collect();
+    if ours.is_empty() { all } else { ours }
+}
+
+/// Each once: connections that wait to be accepted bear their listener's name.
+fn devices_among(sockets: &str) -> Vec<String> {
+    let names =
+        sockets.lines().filter_map(|line| line.split_whitespace().nth(7)?.strip_prefix('@')?.strip_prefix(NAME));
+    let mut devices: Vec<String> = names.map(str::to_owned).collect();
+    devices.sort_unstable();
+    devices.dedup();
+    devices
+}
+
 /// Has the keeper of this device start another packet process. What it serves now.
 pub fn restart(device: &str) -> Result<String, SetupError> {
     ask(device, RESTART)
@@ -200,5 +226,24 @@ fn ask(device: &str, what: &str) -> Result<String, SetupError> {
         Some(Said::Serving(serving)) => Ok(serving),
         Some(Said::Fault(fault)) => Err(fault.error()),
         Some(Said::Alive) | None => Err(SetupError::new("the gateway does not answer")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_devices_of_gateways_are_found_among_all_sockets_and_each_once() {
+        let sockets = "\
+Num       RefCount Protocol Flags    Type St Inode Path
+0000000000000000: 00000002 00000000 00010000 0001 01 101 @echogate/wg-pings
+0000000000000000: 00000003 00000000 00000000 0001 03 102 @echogate/wg-pings
+0000000000000000: 00000002 00000000 00010000 0001 01 103 /run/echogate/echogate0.sock
+0000000000000000: 00000002 00000000 00010000 0001 01 104 /tmp/@echogate/path
+0000000000000000: 00000003 00000000 00000000 0001 03 105
+0000000000000000: 00000002 00000000 00010000 0001 01 106 @echogate/echogate0
+";
+        assert_eq!(devices_among(sockets), ["echogate0", "wg-pings"]);
     }
 }

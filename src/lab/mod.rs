@@ -216,7 +216,7 @@ impl Lab {
         &self.remotes
     }
 
-    /// Packets that the kernel has thrown away since the lab was made, by place: devices, raw sockets and IP in each namespace; and
+    /// Packets that the kernel has thrown away since the lab was made, by place: devices, raw sockets, IP and ICMP in each namespace; and
     /// the CPUs' input queues, which are the whole machine's ([`MACHINES_QUEUES`]).
     pub fn drops(&self) -> Result<BTreeMap<String, u64>, SetupError> {
         drops::of(self)

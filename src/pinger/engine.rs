@@ -28,7 +28,7 @@ use super::handle::{Command, Settings, Shared};
 use super::many::Gathering;
 use super::patience::Patience;
 use super::resolve::Resolving;
-use super::sequences::Sequences;
+use super::sequences::{NUMBERS, Sequences};
 use super::slots::{Key, Outcome};
 use super::wheel::Wheel;
 use crate::clock::Instant;
@@ -101,8 +101,13 @@ fn serve<I: PingIo>(
     if let PingError::Broken(error) = &end {
         tracing::warn!(%error, "the pinger ended");
     }
-    shared.end(end.clone());
-    engine.give_up(&end);
+    // A waker that panics is its task's own; each time at least one more ping has been told.
+    while panic::catch_unwind(AssertUnwindSafe(|| shared.end(end.clone()))).is_err() {}
+    for _ in 0..=engine.flights.numbers().len() {
+        if panic::catch_unwind(AssertUnwindSafe(|| engine.give_up(&end))).is_ok() {
+            break;
+        }
+    }
     drop(engine);
     shared.let_go();
 }
@@ -127,6 +132,8 @@ pub(super) struct Engine<I> {
     shared: Arc<Shared>,
     receive_buffer_bytes: u32,
     transmit_times: bool,
+    /// Sockets of one kind: numbers for all pings that may be under way, and as many again for those that rest.
+    sockets_max: usize,
     channels: Vec<Channel>,
     flights: Flights,
     wheel: Wheel,
@@ -158,6 +165,7 @@ impl<I: PingIo> Engine<I> {
             shared,
             receive_buffer_bytes: settings.receive_buffer_bytes,
             transmit_times: settings.transmit_times,
+            sockets_max: 2 * settings.in_flight_max.div_ceil(NUMBERS),
             channels: Vec::new(),
             flights: Flights::default(),
             wheel: Wheel::new(now),
@@ -394,7 +402,8 @@ impl<I: PingIo> Engine<I> {
     }
 
     fn wake_streams(&mut self) {
-        for gathering in self.to_wake.drain(..) {
+        // One by one: should one's task panic, the others are still there.
+        while let Some(gathering) = self.to_wake.pop() {
             gathering.wake();
         }
     }

@@ -89,7 +89,8 @@ pub enum PingError {
     },
     /// The ping was given up: the pinger was shut down.
     Cancelled,
-    /// As many pings are under way as the pinger may have ([`PingerBuilder::in_flight_max`]).
+    /// As many pings are under way as the pinger may have ([`PingerBuilder::in_flight_max`]), or so many more were cancelled
+    /// and rest until their timeout.
     ///
     /// [`PingerBuilder::in_flight_max`]: super::PingerBuilder::in_flight_max
     TooMany {
@@ -110,6 +111,18 @@ impl PingError {
             | PingError::TooBig { from, .. }
             | PingError::TimeExceeded { from, .. }
             | PingError::Icmp { from, .. } => Some(*from),
+            _ => None,
+        }
+    }
+
+    /// Type and code of the ICMP error, if it is one: ICMP's or ICMPv6's, as the [sender](PingError::sender)'s address is.
+    pub fn icmp(&self) -> Option<(u8, u8)> {
+        let v6 = self.sender()?.is_ipv6();
+        match *self {
+            PingError::Unreachable { code, .. } => Some((if v6 { 1 } else { 3 }, code)),
+            PingError::TooBig { .. } => Some(if v6 { (2, 0) } else { (3, 4) }),
+            PingError::TimeExceeded { code, .. } => Some((if v6 { 3 } else { 11 }, code)),
+            PingError::Icmp { icmp_type, code, .. } => Some((icmp_type, code)),
             _ => None,
         }
     }
@@ -153,7 +166,10 @@ impl PingError {
             }
             PingError::SendFailed { errno, .. } => io::Error::from_raw_os_error(*errno).to_string().into(),
             PingError::Cancelled => "cancelled".into(),
-            PingError::TooMany { limit } => format!("{limit} pings are under way already").into(),
+            PingError::TooMany { limit } => format!(
+                "too many pings: {limit} may be under way, and those that were cancelled rest until their timeout"
+            )
+            .into(),
             PingError::InvalidOption(what) => what.clone(),
             PingError::NotPermitted(error) | PingError::Broken(error) => error.to_string().into(),
         }
@@ -264,6 +280,9 @@ mod tests {
             ),
         ] {
             assert_eq!(error.to_string(), text);
+            assert_eq!(error.icmp().is_some(), error.sender().is_some());
         }
+        assert_eq!(PingError::TooBig { from: six, mtu: 1400 }.icmp(), Some((2, 0)));
+        assert_eq!(PingError::TimeExceeded { from: router, code: 1 }.icmp(), Some((11, 1)));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::task;
@@ -194,6 +195,8 @@ impl fmt::Debug for Shared {
 pub(super) struct Handle {
     shared: Arc<Shared>,
     engine: Engine,
+    /// The process that the engine's thread is in.
+    process: u32,
 }
 
 impl Handle {
@@ -214,7 +217,7 @@ impl Handle {
 
     /// The handle of an engine that somebody else has made.
     pub(super) fn over(shared: Arc<Shared>, engine: Engine) -> Arc<Handle> {
-        Arc::new(Handle { shared, engine })
+        Arc::new(Handle { shared, engine, process: process::id() })
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -235,6 +238,7 @@ impl Handle {
         if let Some(error) = shared.ended.get() {
             return Err(error.clone());
         }
+        self.is_here()?;
         let key = shared.slots.acquire().ok_or(PingError::TooMany { limit: shared.slots.limit() })?;
         let ticket = Ticket { handle: Arc::clone(self), key: Some(key) };
         shared.command(Command::Ping { key, ask, asked: self.now() });
@@ -244,6 +248,17 @@ impl Handle {
             Some(error) => Err(error.clone()),
             None => Ok(ticket),
         }
+    }
+
+    /// A forked process has this value, and no engine: whoever waited for it would wait for ever.
+    fn is_here(&self) -> Result<(), PingError> {
+        if process::id() == self.process {
+            return Ok(());
+        }
+        Err(PingError::Broken(Arc::new(
+            SetupError::new("this process was forked from the one that this pinger works in")
+                .remedy("make a pinger after the fork"),
+        )))
     }
 
     /// Ends the engine and waits for its end.
@@ -274,7 +289,9 @@ pub(super) struct Ticket {
 impl Ticket {
     /// The outcome, once; or has `waker` woken when there is one.
     pub(super) fn poll(&mut self, waker: &task::Waker) -> Option<Outcome> {
-        let outcome = self.handle.shared.slots.poll(self.key?, waker)?;
+        let Some(outcome) = self.handle.shared.slots.poll(self.key?, waker) else {
+            return self.handle.is_here().err().map(Err);
+        };
         self.key = None;
         Some(outcome)
     }

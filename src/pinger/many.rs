@@ -94,13 +94,14 @@ impl Gathering {
 
 impl<T: Into<Target>, I: Iterator<Item = T>> PingMany<I> {
     pub(super) fn new(handle: Arc<Handle>, targets: I, options: PingOptions) -> PingMany<I> {
+        let at_most = AT_MOST_DEFAULT.min(handle.shared().slots.limit());
         PingMany {
             handle,
             targets: Some(targets),
             options,
             interval: Duration::ZERO,
             together: Duration::ZERO,
-            at_most: AT_MOST_DEFAULT,
+            at_most,
             next_number: 0,
             due: None,
             refill_at: Instant::START,
@@ -136,9 +137,9 @@ impl<T: Into<Target>, I: Iterator<Item = T>> PingMany<I> {
         self
     }
 
-    /// Pings under way at once, those included that are not due yet; 1,024 by default. It should be more than timeout /
-    /// interval: when so many wait for silent hosts the next has to wait as well, and the count of intervals begins anew
-    /// with it.
+    /// Pings under way at once, those included that are not due yet; 1,024 by default, and no more than the pinger may have
+    /// ([`PingerBuilder::in_flight_max`](super::PingerBuilder::in_flight_max)). It should be more than timeout / interval: when so many
+    /// wait for silent hosts the next has to wait as well, and the count of intervals begins anew with it.
     pub fn at_most(mut self, pings: usize) -> PingMany<I> {
         self.set_at_most(pings);
         self
@@ -146,7 +147,7 @@ impl<T: Into<Target>, I: Iterator<Item = T>> PingMany<I> {
 
     /// [`PingMany::at_most`] from now on. What is under way stays.
     pub fn set_at_most(&mut self, pings: usize) {
-        self.at_most = pings.clamp(1, u32::MAX as usize);
+        self.at_most = pings.clamp(1, self.handle.shared().slots.limit());
     }
 
     /// The pings that have been sent (their time has come, at any rate) and are not answered yet: number and target.
@@ -196,7 +197,7 @@ impl<T: Into<Target>, I: Iterator<Item = T>> PingMany<I> {
             }
             let place = self.vacant.pop().unwrap_or_else(|| {
                 self.places.push(None);
-                // No more than `at_most` places, which is a u32.
+                // No more than `at_most` places, which is no more than there are slots.
                 u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
             });
             let gathering = Some((Arc::clone(&self.gathering), place));

@@ -12,6 +12,12 @@
 //! # }
 //! ```
 //!
+//! Of the crate it takes one feature, with which neither the gateway nor a command line nor an async runtime comes:
+//!
+//! ```toml
+//! echogate = { version = "0.1", default-features = false, features = ["pinger"] }
+//! ```
+//!
 //! The futures need no particular runtime, and none at all: [`Ping::wait`] waits where it stands, as
 //! [`Pinger::ping_blocking`] does.
 //!
@@ -56,6 +62,29 @@
 //! # }
 //! ```
 //!
+//! # Cancelling
+//!
+//! Dropping a [`Ping`] cancels it, so whatever drops futures does: the branch of a `select!` that was not first, a runtime's own
+//! timeout, the end of a task. Nothing has to be told, and nothing is left but the number, which rests until the ping's
+//! timeout. Who means to give up early should therefore rather make the timeout short.
+//!
+//! ```no_run
+//! # use std::net::Ipv4Addr;
+//! # use echogate::pinger::{PingError, PingOptions, Pinger};
+//! # fn main() -> Result<(), PingError> {
+//! # let pinger = Pinger::new()?;
+//! let options = PingOptions::new();
+//! let pings: Vec<_> = (1..=254).map(|last| pinger.ping(Ipv4Addr::new(198, 51, 100, last), &options)).collect();
+//! assert_eq!(pinger.in_flight(), 254);
+//! drop(pings);
+//! assert_eq!(pinger.in_flight(), 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Whole programs: `examples/ping_one.rs` (one await), `examples/ping_thousand.rs` (a thousand hosts a second),
+//! `examples/ping_cancel.rs` (timeouts and cancels, ten thousand at a time).
+//!
 //! # What it promises
 //!
 //! * **No privileges.** Sockets of the kind `socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP)`, for IPv4 and IPv6, and never raw
@@ -92,6 +121,10 @@
 //! * Linux. Replies to broadcasts and multicasts come from others than the address pinged, and so do not count.
 //! * A payload of fewer than eight bytes has a shorter cookie, an empty one none.
 //! * Who wants an ident or a sequence number of a certain value has to open a raw socket elsewhere.
+//! * The engine does not follow a `fork`: in the child every ping is [`PingError::Broken`]. Make a pinger after the fork.
+//! * A name is resolved for each ping of it. Who pings one again and again calls [`resolve`] once, and pings the address.
+//! * Sockets are kept once they are open: one for each 65,536 pings that were under way at once, of each family and
+//!   [`PathMtu`].
 
 mod counters;
 mod engine;
@@ -167,7 +200,8 @@ impl PingerBuilder {
     }
 
     /// The most pings under way at once; one more is [`PingError::TooMany`]. [`IN_FLIGHT_MAX_DEFAULT`] unless told
-    /// otherwise; at most 2^24.
+    /// otherwise; at most 2^24. Twice as many sequence numbers may be taken, those of cancelled pings included, which rest
+    /// until their timeout: so what a pinger keeps is bounded, however fast pings are cancelled.
     pub fn in_flight_max(mut self, pings: usize) -> PingerBuilder {
         self.settings.in_flight_max = pings.clamp(1, 1 << 24);
         self
@@ -181,10 +215,11 @@ impl PingerBuilder {
         self
     }
 
-    /// Keeps up to so many answers that no ping waits for, for [`Pinger::next_stray`]. None by default: they are counted
-    /// only.
+    /// Keeps up to so many answers that no ping waits for, for [`Pinger::next_stray`]; at most 2^20. None by default: they
+    /// are counted only.
     pub fn keep_strays(mut self, strays: usize) -> PingerBuilder {
-        self.settings.strays_kept = strays;
+        // Room for all of them is made at once.
+        self.settings.strays_kept = strays.min(1 << 20);
         self
     }
 

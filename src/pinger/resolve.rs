@@ -1,13 +1,18 @@
 //! Names to addresses, by threads of their own: a resolver may take its time, and the engine has none.
 //!
-//! Threads are started when there is a name and none of them is idle, up to a limit, and end when there is nothing to do for
-//! a while. A name whose ping is over by the time its turn comes is not resolved any more.
+//! Threads are started when there are more names than idle threads, up to a limit, and end when there is nothing to do for
+//! a while. A name whose ping is over by the time its turn comes is not resolved any more, nor kept for long: a resolver that is
+//! slow holds up neither pings nor threads nor memory without bound.
+//!
+//! No name is left lying: whoever adds one, and each thread that stops being idle, looks whether there are more names than idle
+//! threads; and a thread that ends has counted itself out before its last look at the queue.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +26,9 @@ const THREADS_MAX: usize = 32;
 
 /// How long a thread waits for another name.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Names that wait before those of pings that are over are looked for among them.
+const SIFTED_MIN: usize = 1024;
 
 type Custom = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
@@ -96,55 +104,202 @@ pub(super) struct Job {
 
 /// The threads of one engine. They end with it, or with the name that they are at.
 pub(super) struct Resolving {
-    resolver: Resolver,
     jobs: Sender<Job>,
-    queue: Receiver<Job>,
     crew: Arc<Crew>,
+    /// How many names have to wait for the next sifting.
+    sift_at: usize,
 }
 
-#[derive(Default)]
+/// What the threads share.
 struct Crew {
+    resolver: Resolver,
+    queue: Receiver<Job>,
+    idle_time_max: Duration,
     threads: AtomicUsize,
     idle: AtomicUsize,
 }
 
 impl Resolving {
     pub(super) fn new(resolver: Resolver) -> Resolving {
+        Resolving::with(resolver, IDLE_TIME_MAX)
+    }
+
+    fn with(resolver: Resolver, idle_time_max: Duration) -> Resolving {
         let (jobs, queue) = channel::unbounded();
-        Resolving { resolver, jobs, queue, crew: Arc::default() }
+        let (threads, idle) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let crew = Arc::new(Crew { resolver, queue, idle_time_max, threads, idle });
+        Resolving { jobs, crew, sift_at: SIFTED_MIN }
     }
 
     /// Has the name resolved.
-    pub(super) fn start(&self, job: Job) {
+    pub(super) fn start(&mut self, job: Job) {
+        self.sift();
         // The queue is ours, so it is open.
         let _ = self.jobs.send(job);
-        // Relaxed, here and below: the numbers are estimates. One thread too many ends by itself, and that none is left out
-        // is seen to by whoever goes idle: it looks at the queue again.
-        let idle = self.crew.idle.load(Ordering::Relaxed);
-        if idle >= self.queue.len() || self.crew.threads.load(Ordering::Relaxed) >= THREADS_MAX {
+        self.crew.reinforce();
+    }
+
+    /// Takes out what nobody wants any more, whenever the queue has doubled since.
+    fn sift(&mut self) {
+        let queue = &self.crew.queue;
+        if queue.len() < self.sift_at {
             return;
         }
-        self.crew.threads.fetch_add(1, Ordering::Relaxed);
-        let (resolver, queue, crew) = (self.resolver.clone(), self.queue.clone(), Arc::clone(&self.crew));
-        let started =
-            thread::Builder::new().name("ping-resolver".to_owned()).spawn(move || work(&resolver, &queue, &crew));
-        if let Err(error) = started {
-            self.crew.threads.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!(%error, "cannot start a thread to resolve names");
-        }
+        let wanted: Vec<Job> = queue.try_iter().filter(|job| (job.wanted)()).collect();
+        self.sift_at = SIFTED_MIN.max(2 * wanted.len());
+        // As above.
+        wanted.into_iter().for_each(|job| drop(self.jobs.send(job)));
     }
 }
 
-fn work(resolver: &Resolver, queue: &Receiver<Job>, crew: &Crew) {
-    loop {
-        crew.idle.fetch_add(1, Ordering::Relaxed);
-        let job = queue.recv_timeout(IDLE_TIME_MAX);
-        crew.idle.fetch_sub(1, Ordering::Relaxed);
-        let Ok(job) = job else { break };
-        if (job.wanted)() {
-            let found = resolver.resolve(&job.name, job.family);
-            (job.done)(found);
+impl Crew {
+    /// Starts a thread if more names wait than threads are idle.
+    fn reinforce(self: &Arc<Crew>) {
+        // SeqCst: pairs with itself, where a thread stops being idle, and with the one in `next`. Of the two, one sees the other's name
+        // or that the other is idle no more; so the numbers can be Relaxed.
+        fence(Ordering::SeqCst);
+        if self.idle.load(Ordering::Relaxed) >= self.queue.len() {
+            return;
+        }
+        let one_more = |threads| (threads < THREADS_MAX).then_some(threads + 1);
+        if self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            return;
+        }
+        let crew = Arc::clone(self);
+        let started = thread::Builder::new().name("ping-resolver".to_owned()).spawn(move || crew.work());
+        if let Err(error) = started {
+            self.threads.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(%error, "cannot start a thread to resolve names");
         }
     }
-    crew.threads.fetch_sub(1, Ordering::Relaxed);
+
+    fn work(self: &Arc<Crew>) {
+        while let Some(job) = self.next() {
+            self.reinforce();
+            if !(job.wanted)() {
+                continue;
+            }
+            // Unwind safe: nothing of ours is changed meanwhile; what the resolver has is its own.
+            let resolve = AssertUnwindSafe(|| self.resolver.resolve(&job.name, job.family));
+            let found = panic::catch_unwind(resolve);
+            (job.done)(found.unwrap_or_else(|_| Err(not_resolved(&job.name, "the resolver panicked"))));
+        }
+    }
+
+    /// The next name; none when there has been none for a while, and this thread is counted no more.
+    fn next(&self) -> Option<Job> {
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        let waited = self.queue.recv_timeout(self.idle_time_max);
+        self.idle.fetch_sub(1, Ordering::Relaxed);
+        waited.ok().or_else(|| self.leave())
+    }
+
+    /// Counts this thread out, and looks for the name of who has counted on it until now.
+    fn leave(&self) -> Option<Job> {
+        self.threads.fetch_sub(1, Ordering::Relaxed);
+        // SeqCst: pairs with the one in `reinforce`.
+        fence(Ordering::SeqCst);
+        let last = self.queue.try_recv().ok()?;
+        self.threads.fetch_add(1, Ordering::Relaxed);
+        Some(last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn found() -> io::Result<Vec<IpAddr>> {
+        Ok(vec![Ipv4Addr::LOCALHOST.into()])
+    }
+
+    /// A name that is wanted as long as `wanted` says, and where its outcome is told.
+    fn job(wanted: bool) -> (Job, Receiver<Result<SocketAddr, PingError>>) {
+        let (teller, told) = channel::bounded(1);
+        let done = Box::new(move |found| drop(teller.send(found)));
+        let job = Job { name: "host.example".to_owned(), family: Family::Any, wanted: Box::new(move || wanted), done };
+        (job, told)
+    }
+
+    /// As if there were one thread, which has been waiting, and has not counted itself as idle no more yet.
+    fn with_one_that_stops_waiting() -> Resolving {
+        let resolving = Resolving::new(Resolver::custom(|_| found()));
+        resolving.crew.threads.store(1, Ordering::Relaxed);
+        resolving.crew.idle.store(1, Ordering::Relaxed);
+        resolving
+    }
+
+    #[test]
+    fn a_name_that_comes_as_the_last_thread_gives_up_is_seen_by_it() {
+        let mut resolving = with_one_that_stops_waiting();
+        let (job, told) = job(true);
+        resolving.start(job);
+        let crew = &resolving.crew;
+        assert_eq!((crew.threads.load(Ordering::Relaxed), crew.queue.len()), (1, 1), "it was counted on");
+        crew.idle.store(0, Ordering::Relaxed);
+        let last = crew.leave().expect("the name");
+        assert_eq!(crew.threads.load(Ordering::Relaxed), 1);
+        (last.done)(Err(PingError::Cancelled));
+        assert!(matches!(told.recv_timeout(PATIENCE), Ok(Err(PingError::Cancelled))));
+        assert!(crew.leave().is_none());
+        assert_eq!(crew.threads.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_name_that_comes_as_the_only_idle_thread_takes_another_does_not_wait_for_that() {
+        let mut resolving = with_one_that_stops_waiting();
+        let (job, told) = job(true);
+        resolving.start(job);
+        // It has the other name now, which may hang for ever.
+        resolving.crew.idle.store(0, Ordering::Relaxed);
+        resolving.crew.reinforce();
+        assert!(matches!(told.recv_timeout(PATIENCE), Ok(Ok(_))), "it is left lying");
+    }
+
+    #[test]
+    fn names_that_come_at_every_moment_of_threads_that_give_up_are_resolved() {
+        let mut resolving = Resolving::with(Resolver::custom(|_| found()), Duration::ZERO);
+        for number in 0..5_000 {
+            let (job, told) = job(true);
+            resolving.start(job);
+            let outcome = told.recv_timeout(PATIENCE);
+            assert!(matches!(outcome, Ok(Ok(_))), "name {number} is left lying: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_resolver_that_panics_fails_the_name_and_costs_no_thread() {
+        let mut resolving = Resolving::new(Resolver::custom(|_| panic!("on purpose")));
+        for _ in 0..3 * THREADS_MAX {
+            let (job, told) = job(true);
+            resolving.start(job);
+            let outcome = told.recv_timeout(PATIENCE).expect("it is told");
+            assert_eq!(outcome.unwrap_err().to_string(), "host.example: the resolver panicked");
+        }
+    }
+
+    #[test]
+    fn names_that_nobody_wants_any_more_are_not_kept_while_the_resolver_hangs() {
+        let (release, held) = channel::bounded::<()>(0);
+        let mut resolving = Resolving::new(Resolver::custom(move |_| {
+            let _ = held.recv();
+            found()
+        }));
+        // All threads are at a name that hangs, and one more waits.
+        let hanging: Vec<_> = (0..=THREADS_MAX).map(|_| job(true)).collect();
+        let told: Vec<_> = hanging.into_iter().map(|(job, told)| (resolving.start(job), told).1).collect();
+        for _ in 0..100_000 {
+            resolving.start(job(false).0);
+        }
+        let waiting = resolving.crew.queue.len();
+        assert!(waiting <= SIFTED_MIN + 1, "{waiting} names wait, and one is wanted");
+        drop(release);
+        for told in told {
+            assert!(matches!(told.recv_timeout(PATIENCE), Ok(Ok(_))), "a name that is wanted is lost");
+        }
+    }
 }

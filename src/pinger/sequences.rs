@@ -7,7 +7,8 @@
 
 use std::collections::VecDeque;
 
-const NUMBERS: usize = 1 << 16;
+/// How many there are.
+pub(super) const NUMBERS: usize = 1 << 16;
 
 #[derive(Debug)]
 pub(super) struct Sequences {
@@ -54,6 +55,11 @@ impl Sequences {
     pub(super) fn give_back(&mut self, number: u16) {
         self.free.push_back(number);
         self.in_use -= 1;
+    }
+
+    /// Every number that has ever been taken, with the flight that has it, or had it last.
+    pub(super) fn given(&self) -> impl Iterator<Item = (u16, u32)> {
+        self.flights.iter().enumerate().map(|(place, flight)| (number_at(place), *flight))
     }
 
     /// Numbers that are taken.

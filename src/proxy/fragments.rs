@@ -16,7 +16,8 @@
 //! Every fragment is charged to its client, packets and bytes. When the client's share ends in mid-request, the rest is
 //! dropped too: the remote could do nothing with it.
 
-use super::{Asked, Batch, Outbound, Passing, Reason};
+use super::outbound::Asked;
+use super::{Batch, Outbound, Passing, Reason};
 use crate::policy::Refusal;
 use crate::table::fragments::{Decision, Part, Refused, Series, worker_of};
 use crate::wire::icmpv4::{self, ECHO_HEADER_LEN, Echo, EchoKind};

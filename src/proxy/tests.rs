@@ -5,8 +5,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{Limits, ORDINARY, Override, Prefix};
+use crate::table::clients::Allowance;
 use crate::wire::build::{self, Datagram};
 use crate::wire::error::Message;
+use crate::wire::icmpv4::{self, EchoKind};
+use crate::wire::ipv4;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::scene::{PATIENCE, Scene, Setup, wait_until};
+use crate::scene::{PATIENCE, Scene, Setup, run, wait_until};
 use crate::serves::limits_off;
 
 const ANY: Setup = Setup { io: "auto", workers: 2 };
@@ -130,6 +131,51 @@ fn garbage_half_requests_and_clients_that_never_read_are_bounded_and_packets_go_
     wait_until("it is hung up on", || matches!(deaf.write(b"\n"), Err(error) if error.kind() == ErrorKind::BrokenPipe));
     drop(idle);
     scene.assert_pings("after them");
+    gateway.stop();
+}
+
+/// The number of a thread of the packet process.
+fn thread_called(process: u32, name: &str) -> u32 {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
+    let mut threads = threads.map(|thread| thread.expect("it can be listed").path());
+    let is_it = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|found| found.trim_end() == name);
+    let path = threads.find(|path| is_it(path)).expect("it has that thread");
+    path.file_name().and_then(|number| number.to_str()?.parse().ok()).expect("a number")
+}
+
+/// How much CPU time a thread has used, in the kernel's ticks, of which there are a hundred a second.
+fn ticks_of(process: u32, thread: u32) -> u64 {
+    let line = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).expect("it runs");
+    let fields = line.rsplit(')').next().expect("fields behind the name").split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
+#[test]
+fn without_a_descriptor_left_nobody_is_accepted_nothing_spins_and_packets_go_on() {
+    let scene = Scene::new(1);
+    let gateway = scene.serve(&ANY);
+    let packets = gateway.packets_id();
+    let control = thread_called(packets, "control");
+    let limits = fs::read_to_string(format!("/proc/{packets}/limits")).expect("it runs");
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit");
+    let limit = limit.split_whitespace().next().expect("a number");
+    let limit_to = |number: &str| run(scene.gateway(), &format!("prlimit --pid {packets} --nofile={number}:"));
+    // Those that are open stay; there is no number for another one.
+    limit_to("1");
+    let before = ticks_of(packets, control);
+    let mut stream = UnixStream::connect(gateway.control_socket()).expect("it waits to be accepted");
+    stream.write_all(b"{\"v\":1,\"verb\":\"stats\"}\n").expect("it takes it");
+    stream.set_read_timeout(Some(Duration::from_secs(3))).expect("a time-out");
+    let unanswered = stream.read(&mut [0]).expect_err("nobody accepts");
+    assert_eq!(unanswered.kind(), ErrorKind::WouldBlock);
+    let spent = ticks_of(packets, control) - before;
+    assert!(spent < 30, "{spent} hundredths of three seconds were spent on accepting nobody");
+    scene.assert_pings("while nobody can be accepted");
+    limit_to(limit);
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("it is answered");
+    assert!(line.starts_with("{\"ok\":{"), "{line}");
     gateway.stop();
 }
 

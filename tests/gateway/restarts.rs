@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, mem};
 
+use echogate::io::Sizes;
 use echogate::lab::load::{self, LoadOptions, LoadReport};
 use echogate::wire::build;
 use echogate::wire::icmpv4::EchoKind;
@@ -27,7 +28,10 @@ use crate::scene::{PATIENCE, Scene, Setup, wait_until};
 use crate::serves::limits_off;
 use crate::sys;
 
-in_every_setup!(killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mapping_kept,);
+in_every_setup!(
+    killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mapping_kept,
+    what_waits_while_the_packet_process_is_killed_is_served_by_the_next,
+);
 
 pub(crate) const SETUP: Setup = Setup { io: "uring", workers: 2 };
 
@@ -208,6 +212,11 @@ fn killed_at_any_time_under_load_the_packet_process_is_replaced_and_every_mappin
     assert!(!ended.complaints.contains("damaged"), "{}", ended.complaints);
     let mut gaps: Vec<Duration> = killed.into_iter().map(|at| probe.first_after(at)).collect();
     gaps.sort_unstable();
+    // Whatever the rate: a packet is in one buffer of a worker's, or still the kernel's.
+    let pools = Sizes::for_mtu(1500);
+    let in_its_buffers = setup.workers as usize * (pools.inside.buffers + pools.outside.buffers);
+    let lost = usize::try_from(report.lost).expect("as many as were sent") + probe.lost();
+    assert!(lost <= kills as usize * in_its_buffers, "{lost} lost by {kills} kills: more than it had in its hands");
     println!(
         "{kills} kills, {} workers on {}, {} echoes/s: first echo after {:?} (median), {:?} (worst); lost {} of {} echoes of \
          the load, {} of {} of the probe",
@@ -243,6 +252,48 @@ fn replies_to_what_a_killed_process_has_sent_are_delivered_by_the_next_and_once(
     let replies = [client.next(), client.next()].map(|heard| (heard.ident, heard.sequence));
     assert_eq!(replies, [(7, 1), (7, 2)]);
     gateway.stop();
+}
+
+/// Packet by packet: what a death costs are packets that the process had read, for none is lost that it had not.
+fn what_waits_while_the_packet_process_is_killed_is_served_by_the_next(setup: &Setup) {
+    const COUNT: u16 = 100;
+    let scene = Scene::new(1);
+    let gateway = serve(&scene, setup);
+    crate::scene::run(scene.internet(), "sysctl -w net.ipv4.icmp_echo_ignore_all=1");
+    let (client, remote) =
+        (Ear::at(scene.client(0), scene.client_address(0)), Ear::at(scene.internet(), scene.remote(0)));
+    let before = 1..=COUNT;
+    let after = COUNT + 1..=2 * COUNT;
+    for sequence in before.clone() {
+        client.ask(scene.remote(0), 7, sequence, b"before");
+    }
+    let asked: Vec<_> = before.clone().map(|_| remote.next_request()).collect();
+    let packets = gateway.packets_id();
+    sys::signal(packets, libc::SIGSTOP).expect("it runs");
+    wait_until("all of it stands still", || all_stopped(packets));
+    // Replies wait in the raw sockets, requests in the device.
+    for asked in &asked {
+        remote.reply(asked.source, asked.ident, asked.sequence, b"before");
+    }
+    for sequence in after.clone() {
+        client.ask(scene.remote(0), 7, sequence, b"after");
+    }
+    sys::signal(packets, libc::SIGKILL).expect("it runs");
+    let mut left: Vec<u16> = after.clone().map(|_| remote.next_request().sequence).collect();
+    let mut replies: Vec<u16> = before.clone().map(|_| client.next().sequence).collect();
+    left.sort_unstable();
+    replies.sort_unstable();
+    assert_eq!((left, replies), (after.collect(), before.collect()));
+    gateway.stop();
+}
+
+fn all_stopped(process: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
+    let is_stopped = |thread: PathBuf| {
+        let line = fs::read_to_string(thread.join("stat")).expect("it runs");
+        line.rsplit(')').next().is_some_and(|fields| fields.trim_start().starts_with('T'))
+    };
+    threads.map(|thread| thread.expect("it can be listed").path()).all(is_stopped)
 }
 
 #[test]

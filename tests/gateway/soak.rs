@@ -1,10 +1,15 @@
 //! The gateway for hours: a load all the time, once a round something goes wrong, and each loss has its reason.
 //!
 //! A round is a load of its own, with one fault in it. Its losses are told by when they left. One in a fault's window (from a
-//! second before it to `HEAL` after all was given back) is that fault's, if it is one that may cost anything; for any other there
-//! must be a drop that the kernel counted under a name in this lab meanwhile: a device's or a socket's queue was full. The gateway's own
-//! drops are told, but excuse nothing: what it drops without a fault is what a soak is to find. A second lab, where the kernel alone
-//! forwards, tells what the machine does to a ping by itself.
+//! second before it to `HEAL` after all was given back) is that fault's, if it is one that may cost anything; for any other a queue of
+//! the kernel's in this lab, a device's or a socket's, must have been full and have counted a drop, on the section of the way where
+//! the packet is missing (`way`). The gateway's own drops are told, but excuse nothing: what it drops without a fault is what a soak
+//! is to find. A reply that comes after its echo was given up is excused if a queue was full in its round: nowhere else can one
+//! wait for so long. A second lab, where the kernel alone forwards, tells what the machine does to a ping by itself.
+//!
+//! Counts are taken before the load begins and when nothing moves any more after its end. Those of the window are taken under load, and
+//! packets are on their way then: what was lost before the first left before it, and what left after the last was lost after it. So
+//! the window ends where its last count does. A fault that may cost nothing has no use for a window: the round is judged as a whole.
 //!
 //! `ECHOGATE_SOAK_SECONDS`, `_ROUND` (seconds), `_RATE` and `_SEED` say how long, how often and how much, `_REPORT` where the page goes;
 //! `scripts/soak` sets them. By themselves they are what a test can take.
@@ -13,6 +18,7 @@ mod faults;
 mod ledger;
 mod page;
 mod slope;
+mod way;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -29,6 +35,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use self::faults::{CLIENTS, Fault, Stage};
 use self::ledger::{Drops, Watched};
+use self::way::{Counts, Missing};
 use crate::restarts::{ending, setting};
 use crate::scene::Scene;
 
@@ -83,6 +90,9 @@ struct Round {
     /// When the fault came, and when all that it took was given back, from the beginning of the load.
     window: (Duration, Duration),
     told: Told,
+    /// What the kernel dropped in the whole round.
+    dropped: BTreeMap<String, u64>,
+    missing: Missing,
     load: LoadReport,
     control: LoadReport,
     judged: Judged,
@@ -92,9 +102,11 @@ struct Round {
 struct Told {
     came: Instant,
     lifted: Instant,
-    /// What the kernel dropped in the fault's window, and besides.
-    dropped_then: BTreeMap<String, u64>,
-    dropped_else: BTreeMap<String, u64>,
+    /// When what had been dropped by the end of the window was known.
+    healed: Instant,
+    /// What the kernel had dropped when the fault came, and when its window was over.
+    at_first: Drops,
+    at_last: Drops,
     /// What the gateway dropped from before the fault to the end of its window, as far as the process that counted lives.
     dropped_by_gateway: BTreeMap<String, u64>,
 }
@@ -106,14 +118,21 @@ struct Judged {
     by_fault: u64,
     /// To a queue of the kernel's.
     by_queues: u64,
+    /// They came too late, and a queue was full.
+    by_lateness: u64,
     unexplained: u64,
     /// From the end of the fault to the last loss of its window.
     after: Duration,
 }
 
+/// When a fault came, when all was given back, and when its window was over.
+type Window = (Duration, Duration, Duration);
+
 impl Judged {
-    fn of(may_cost: bool, (came, lifted): (Duration, Duration), losses: &Losses, dropped: (u64, u64)) -> Judged {
-        let (from, to) = (came.saturating_sub(UNDER_WAY), lifted + HEAL);
+    /// `excused`: what queues account for, of a fault that may cost something besides its window, of another in the whole round.
+    /// `late`: replies that came too late.
+    fn of(may_cost: bool, (came, lifted, healed): Window, losses: &Losses, excused: u64, late: u64) -> Judged {
+        let (from, to) = (came.saturating_sub(UNDER_WAY), healed);
         let (mut then, mut besides, mut last) = (0, 0, lifted);
         for (moment, count) in losses.moments() {
             if (from..to).contains(&moment) {
@@ -123,13 +142,15 @@ impl Judged {
                 besides += count;
             }
         }
-        let (dropped_then, dropped_else) = dropped;
-        let by_queues = besides.min(dropped_else) + if may_cost { 0 } else { then.min(dropped_then) };
         let by_fault = if may_cost { then } else { 0 };
+        let others = then + besides - by_fault;
+        let by_queues = others.min(excused);
+        let by_lateness = if excused > 0 { late.min(others - by_queues) } else { 0 };
         Judged {
             by_fault,
             by_queues,
-            unexplained: then + besides - by_fault - by_queues,
+            by_lateness,
+            unexplained: others - by_queues - by_lateness,
             after: last.saturating_sub(lifted),
         }
     }
@@ -193,31 +214,36 @@ impl Labs<'_> {
             begun.get_or_init(|| Instant::now().checked_sub(progress.elapsed).expect("the machine runs for longer"));
             if over.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        thread::scope(|scope| {
-            let lab = self.scene.lab();
+        let lab = self.scene.lab();
+        let (passed, before) = (Counts::at_rest(lab), Drops::of(lab));
+        let (told, load, control) = thread::scope(|scope| {
             let loaded = scope.spawn(|| load::run(&lab.clients()[..CLIENTS], lab.remotes(), &options, until_over));
             let controlled = scope.spawn(|| {
                 let options = LoadOptions { rate: Some(CONTROL_RATE), window: 1000, idents: 1, ..options.clone() };
                 load::run(self.control.clients(), self.control.remotes(), &options, until_over)
             });
             let told = ending(&over, || self.tell(stage, plan, fault, rng, watched));
-            let load = loaded.join().expect("it ends").expect("it runs");
-            let control = controlled.join().expect("it ends").expect("it runs");
-            let begun = *begun.get().expect("somebody has watched");
-            let since = |moment: Instant| moment.saturating_duration_since(begun);
-            let window = (since(told.came), since(told.lifted));
-            let own = load.socket_drops;
-            let dropped = (ledger::count(&told.dropped_then) + own, ledger::count(&told.dropped_else) + own);
-            let judged = Judged::of(fault.may_cost(), window, &load.losses, dropped);
-            Round { fault, window, told, load, control, judged }
-        })
+            let [load, control] = [loaded, controlled].map(|load| load.join().expect("it ends").expect("it runs"));
+            (told, load, control)
+        });
+        let missing = Counts::at_rest(lab).missing(&passed, load.replies());
+        let after = Drops::after_load(lab, load.socket_drops);
+        let dropped = after.since(&before);
+        let dropped_else = ledger::sum(told.at_first.since(&before), after.since(&told.at_last));
+        let begun = *begun.get().expect("somebody has watched");
+        let since = |moment: Instant| moment.saturating_duration_since(begun);
+        let window = (since(told.came), since(told.lifted));
+        let excused = way::excused(&missing, if fault.may_cost() { &dropped_else } else { &dropped });
+        let late = load.stray - load.duplicates;
+        let judged =
+            Judged::of(fault.may_cost(), (window.0, window.1, since(told.healed)), &load.losses, excused, late);
+        Round { fault, window, told, dropped, missing, load, control, judged }
     }
 
     /// What happens in a round, beside the load.
     fn tell(&self, stage: &mut Stage<'_>, plan: &Plan, fault: Fault, rng: &mut StdRng, watched: &mut Watched) -> Told {
         let lab = self.scene.lab();
         let start = Instant::now();
-        let before = Drops::of(lab);
         let comes = plan.round.mul_f64(rng.random_range(0.1..0.4)).max(UNDER_WAY);
         watched.until(start + comes, stage);
         let (at_first, counted) = (Drops::of(lab), ledger::stats(stage.gateway()));
@@ -225,17 +251,10 @@ impl Labs<'_> {
         stage.inflict(fault, rng);
         let lifted = Instant::now();
         thread::sleep((lifted + HEAL).saturating_duration_since(Instant::now()));
-        let (healed, counted_then) = (Drops::of(lab), ledger::stats(stage.gateway()));
+        let (at_last, healed) = (Drops::of(lab), Instant::now());
+        let counted_then = ledger::stats(stage.gateway());
         watched.until(start + plan.round, stage);
-        // What is under way arrives or is lost before the queues are looked at for the last time.
-        let after = Drops::of(lab);
-        Told {
-            came,
-            lifted,
-            dropped_then: healed.since(&at_first),
-            dropped_else: ledger::sum(at_first.since(&before), after.since(&healed)),
-            dropped_by_gateway: ledger::grown(&counted, &counted_then),
-        }
+        Told { came, lifted, healed, at_first, at_last, dropped_by_gateway: ledger::grown(&counted, &counted_then) }
     }
 }
 
@@ -257,16 +276,18 @@ fn a_loss_is_its_faults_or_a_queues_or_nobodys() {
         }
         losses
     };
-    let window = (Duration::from_secs(10), Duration::from_secs(11));
-    let judged = |may_cost, moments: &[(u64, u64)], dropped| {
-        let judged = Judged::of(may_cost, window, &at(moments), dropped);
-        (judged.by_fault, judged.by_queues, judged.unexplained)
+    let window = [10, 11, 15].map(Duration::from_secs);
+    let judged = |may_cost, moments: &[(u64, u64)], excused, late| {
+        let judged = Judged::of(may_cost, window.into(), &at(moments), excused, late);
+        [judged.by_fault, judged.by_queues, judged.by_lateness, judged.unexplained]
     };
-    assert_eq!(judged(true, &[(9_500, 1), (10_500, 2), (14_900, 3)], (0, 0)), (6, 0, 0));
-    assert_eq!(judged(true, &[(8_900, 1), (15_100, 2)], (9, 0)), (0, 0, 3), "too early and too late");
-    assert_eq!(judged(true, &[(8_900, 1), (15_100, 2)], (0, 2)), (0, 2, 1));
-    assert_eq!(judged(false, &[(10_500, 5)], (0, 9)), (0, 0, 5), "what costs nothing excuses nothing");
-    assert_eq!(judged(false, &[(10_500, 5)], (4, 0)), (0, 4, 1));
-    let after = Judged::of(true, window, &at(&[(10_500, 1), (12_250, 1)]), (0, 0)).after;
+    assert_eq!(judged(true, &[(9_500, 1), (10_500, 2), (14_900, 3)], 0, 0), [6, 0, 0, 0]);
+    assert_eq!(judged(true, &[(8_900, 1), (15_100, 2)], 0, 0), [0, 0, 0, 3], "too early and too late");
+    assert_eq!(judged(true, &[(8_900, 1), (15_100, 2)], 2, 0), [0, 2, 0, 1]);
+    assert_eq!(judged(false, &[(10_500, 5)], 4, 0), [0, 4, 0, 1], "what costs nothing is judged as a whole");
+    assert_eq!(judged(false, &[(10_500, 5)], 9, 0), [0, 5, 0, 0]);
+    assert_eq!(judged(false, &[(10_500, 5)], 2, 9), [0, 2, 3, 0], "beside a full queue");
+    assert_eq!(judged(false, &[(10_500, 5)], 0, 9), [0, 0, 0, 5], "without one");
+    let after = Judged::of(true, window.into(), &at(&[(10_500, 1), (12_250, 1)]), 0, 0).after;
     assert_eq!(after, Duration::from_millis(1250));
 }

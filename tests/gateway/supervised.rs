@@ -1,11 +1,11 @@
 //! Under a supervisor with a descriptor store: the protocol of sd_notify(3) and sd_listen_fds(3), spoken by the test itself.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,9 +18,10 @@ use tempfile::TempDir;
 use crate::in_every_setup;
 use crate::process::Echogate;
 use crate::restarts::{SETUP, probed};
-use crate::scene::{Scene, Setup, wait_until};
+use crate::scene::{PATIENCE, Scene, Setup, wait_until};
 use crate::serves::limits_off;
 use crate::sys;
+use crate::web::{METRICS, connect, get};
 
 in_every_setup!(killed_with_its_keeper_it_goes_on_with_every_mapping,);
 
@@ -249,6 +250,50 @@ fn what_is_stored_for_another_configuration_is_let_go_and_said_so() {
     let ended = gateway.stop();
     assert!(ended.complaints.contains("run.workers is another one"), "{}", ended.complaints);
     wait_until("the host is as before", || scene.state() == before);
+}
+
+#[test]
+fn whoever_looks_while_no_keeper_runs_waits_for_the_next_and_a_port_that_is_left_is_free() {
+    let (scene, directory) = (Scene::new(1), tempfile::tempdir().expect("a directory"));
+    let [file, socket] = ["echogate.toml", "e.sock"].map(|name| directory.path().join(name));
+    let configure = |metrics: &str| {
+        let text = format!(
+            "[inside]\nclients = [\"10.66.0.0/24\"]\ndivert = [\"g0\"]\n[outside]\naddresses = [\"198.18.0.1\"]\n[observe]\n\
+             control = {socket:?}\nmetrics = \"{metrics}\"\n"
+        );
+        fs::write(&file, text).expect("it can be written");
+    };
+    configure(METRICS);
+    let arguments = ["--config".to_owned(), file.display().to_string()];
+    let supervisor = Supervisor::new();
+    let gateway = supervisor.serve_with(&scene, &arguments);
+    let packets = gateway.packets_id();
+    gateway.killed();
+    // Until then it may be the one who accepts.
+    wait_until("the packet process has ended", || !fs::exists(format!("/proc/{packets}")).expect("proc is mounted"));
+    let mut scraper = connect(scene.gateway(), METRICS).expect("somebody listens");
+    let mut local = UnixStream::connect(&socket).expect("somebody listens");
+    local.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    scraper.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").expect("it takes it");
+    local.write_all(b"{\"v\":1,\"verb\":\"stats\"}\n").expect("it takes it");
+    let gateway = supervisor.serve_with(&scene, &arguments);
+    let (mut page, mut line) = (String::new(), String::new());
+    scraper.read_to_string(&mut page).expect("it is answered");
+    BufReader::new(local).read_line(&mut line).expect("it is answered");
+    assert!(page.starts_with("HTTP/1.1 200 OK") && line.starts_with("{\"ok\":{"), "{page}{line}");
+
+    let elsewhere = "127.0.0.1:9429";
+    configure(elsewhere);
+    let reloaded = Echogate::start(scene.gateway(), &mut Echogate::command("reload")).ended();
+    assert_eq!(reloaded.code, Some(0), "{}", reloaded.complaints);
+    // The supervisor hears of it a moment later.
+    wait_until("the port that is left is free", || connect(scene.gateway(), METRICS).is_err());
+    gateway.killed();
+    let gateway = supervisor.serve_with(&scene, &arguments);
+    assert_eq!(get(scene.gateway(), elsewhere, "/healthz").expect("it answers").0, 200);
+    gateway.stop();
+    wait_until("nothing is stored", || supervisor.known().store.is_empty());
+    assert!(connect(scene.gateway(), elsewhere).is_err() && !socket.exists());
 }
 
 #[test]

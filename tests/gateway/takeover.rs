@@ -92,6 +92,33 @@ fn with_nobody_to_take_over_from_it_starts_and_with_nobody_to_restart_it_says_so
 }
 
 #[test]
+fn without_a_device_the_only_gateway_is_meant_whatever_its_device_and_of_several_the_names_are_told() {
+    let scene = Scene::new(1);
+    let serve = |more: &str| {
+        let arguments = more.split(' ').map(str::to_owned).collect();
+        Echogate::serve(scene.gateway(), &[scene.arguments(&SETUP), arguments].concat())
+    };
+    let order = |line: &str| {
+        let mut command = Echogate::command(line.split(' ').next().expect("a command"));
+        Echogate::start(scene.gateway(), command.args(line.split(' ').skip(1))).ended()
+    };
+    // As the unit's ExecReload says it, where the file names another device than the usual one.
+    let first = serve("--device wg-pings");
+    let before = first.packets_id();
+    let restarted = order("restart");
+    assert_eq!(restarted.code, Some(0), "{}", restarted.complaints);
+    assert!(restarted.printed.contains("wg-pings") && first.packets_id() != before, "{}", restarted.printed);
+
+    let line = "--clients 10.77.0.0/24 --outside 198.18.0.1 --device other";
+    let second = Echogate::serve(scene.gateway(), &line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    order("restart").assert_refused(&["several gateways are running", "give --device one of other, wg-pings"]);
+    let named = order("restart --device other");
+    assert_eq!(named.code, Some(0), "{}", named.complaints);
+    second.stop();
+    first.stop();
+}
+
+#[test]
 fn one_that_is_configured_otherwise_begins_anew_and_says_why() {
     let scene = Scene::new(1);
     let before = scene.state();

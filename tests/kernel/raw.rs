@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{fs, thread};
 
 use echogate::checksum::checksum;
 use echogate::wire::build::{Datagram, echo_message, echo_reply, echo_request};
@@ -257,6 +258,33 @@ fn a_full_queue_shows_as_enobufs_under_ip_recverr_only() {
         set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
         let outcomes = [(); 10].map(|()| errno(socket.send_to(&ping, &at(REMOTE))));
         assert!(outcomes.contains(&Some(libc::ENOBUFS)), "{outcomes:?}");
+    });
+}
+
+/// What the soak looks for on the remotes' side (`src/lab/drops.rs`): answers wait in a bounded buffer, one a CPU.
+#[test]
+fn answers_to_pings_for_which_the_kernels_own_socket_has_no_room_are_output_errors() {
+    in_namespace(|| {
+        let outside = Tun::outside();
+        // Room for all of them, and a packet a second out of it.
+        tc("qdisc add dev out0 root tbf rate 800bit burst 1600 limit 100000000");
+        let cpus = thread::available_parallelism().expect("known").get();
+        let asked = 400 * (cpus + 1);
+        for sequence in 0..asked {
+            let sequence = u16::try_from(sequence % 0x1_0000).expect("16 bits");
+            outside.inject(&echo_request(REMOTE, GATEWAY, 1, sequence, 64, &[0; 56]));
+        }
+        let table = fs::read_to_string("/proc/thread-self/net/snmp").expect("the kernel tells");
+        let count = |prefix: &str, name: &str| -> usize {
+            let mut lines = table.lines().filter_map(|line| line.strip_prefix(prefix));
+            let [names, values] = [(); 2].map(|()| lines.next().expect("two lines").split_whitespace());
+            let found = names.zip(values).find(|(found, _)| *found == name);
+            found.and_then(|(_, value)| value.parse().ok()).expect("a number")
+        };
+        let (answered, failed) = (count("Icmp:", "OutEchoReps"), count("Icmp:", "OutErrors"));
+        assert_eq!((count("Icmp:", "InEchos"), answered + failed), (asked, asked), "{table}");
+        assert!(answered > 0 && failed > 0, "{table}");
+        assert_eq!(count("Ip:", "OutDiscards"), failed, "the same once more: {table}");
     });
 }
 

@@ -75,6 +75,10 @@ fn one_host_reads_as_with_ping_but_for_the_numbers() {
         &["-c", "2", "-i", "0.2", "-q", "-s", "100", "127.0.0.1"],
         &["-c", "1", "-I", "lo", "127.0.0.1"],
         &["-c", "1", "-I", "127.0.0.1", "127.0.0.1"],
+        &["-c", "1", "-p", "FF0", "127.0.0.1"],
+        &["-c", "1", "-4", "localhost"],
+        &["-c", "1", "-W", "0", "-w", "0", "127.0.0.1"],
+        &["-c", "2", "-i", "0.2", "-Q", "0X10", "-M", "do", "-t", "9", "127.0.0.1"],
     ] {
         let (theirs, ours) = (run(lab.gateway(), "ping", arguments), echogate(lab.gateway(), arguments));
         assert_same(&ours, &theirs, arguments);
@@ -124,6 +128,15 @@ fn several_hosts_are_alive_or_not() {
 }
 
 #[test]
+fn a_time_stamp_stands_before_the_lines_of_several_hosts_too() {
+    let output = echogate(scene().gateway(), &["-D", "-c", "1", "-i", "0.2", "127.0.0.1", "127.0.0.2"]);
+    let text = stdout(&output);
+    let (lines, summary) = text.split_once("\n\n").unwrap();
+    let stamped = |line: &str| line.starts_with('[') && line.contains("] 127.0.0.");
+    assert!(lines.lines().count() == 2 && lines.lines().all(stamped) && !summary.contains('['), "{text}");
+}
+
+#[test]
 fn every_json_line_is_an_object_with_a_version() {
     let lab = scene();
     let remote = lab.remotes()[0].to_string();
@@ -162,6 +175,12 @@ fn absurd_wishes_are_refused() {
         (&["-i", "0", "127.0.0.1"], "at least 0.001 seconds"),
         (&["-i", "nan", "127.0.0.1"], "0 to 86400"),
         (&["-g", "0.0.0.0/0"], "too many hosts"),
+        (&["-g", "198.18.0.0/16", "--prometheus", "127.0.0.1:9427"], "65534 hosts are too many to serve"),
+        (&["-W", "3601", "127.0.0.1"], "0 to 3600"),
+        (&["--rate", "100001", "127.0.0.1"], "1..=100000"),
+        (&["-t", "0", "127.0.0.1"], "1..=255"),
+        (&["-c", "0", "127.0.0.1"], "invalid value '0'"),
+        (&["--file", "/no/such/list"], "cannot be read"),
         (&["-I", "nodevice0", "127.0.0.1"], "nodevice0"),
         (&["--file", "/dev/null"], "nobody to ping"),
         (&["-p", "xyz", "127.0.0.1"], "no pattern"),

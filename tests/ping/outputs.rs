@@ -1,6 +1,7 @@
 //! What programs read, and what signals, deadlines and terminals change.
 
-use std::io::Write as _;
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,6 +34,59 @@ fn csv_is_a_line_an_outcome_with_the_columns_that_its_head_names() {
     }
     assert_eq!((of("reply").len(), of("error").len()), (2, 4), "{text}{}", stderr(&output));
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// docs/ping.md is what a program is written by.
+#[test]
+fn the_keys_of_json_are_those_that_are_described() {
+    let text = include_str!("../../docs/ping.md");
+    let table = text.split("<!-- json -->").nth(1).and_then(|rest| rest.split("<!-- /json -->").next()).unwrap();
+    let first = table.lines().filter_map(|row| row.strip_prefix("| `")?.split(" |").next());
+    let described: BTreeSet<String> =
+        first.flat_map(|cell| cell.split(", ").map(|key| key.trim_matches('`').to_owned())).collect();
+    let lab = scene();
+    let remote = lab.remotes()[0].to_string();
+    let mut printed = BTreeSet::new();
+    for (arguments, kind) in [
+        (&["-t", "1", "127.0.0.1", &remote][..], "reply"),
+        (&["-t", "1", &remote], "error"),
+        (&["-M", "do", "-s", "30000", &remote], "error"),
+        (&["-W", "0.1", "203.0.113.9"], "timeout"),
+    ] {
+        let output = echogate(lab.gateway(), &[&["--json", "-c", "1"], arguments].concat());
+        let lines: Vec<serde_json::Value> =
+            stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines.iter().any(|line| line["type"] == kind), "{arguments:?}: {}", stdout(&output));
+        printed.extend(lines.iter().flat_map(|line| line.as_object().unwrap().keys().cloned()));
+    }
+    assert_eq!(described, printed);
+}
+
+#[test]
+fn an_endless_run_ends_when_nobody_reads_it_any_more() {
+    let lab = scene();
+    // Its code is that of what it has seen until then.
+    for (arguments, code) in [
+        (&["-i", "0.1", "127.0.0.1"][..], 0),
+        (&["--loop", "--json", "-W", "60", "-i", "0.2", "127.0.0.1", "203.0.113.9"], 1),
+    ] {
+        let mut command = ordinary(env!("CARGO_BIN_EXE_echogate"), &[&["ping"], arguments].concat());
+        let mut child = lab.gateway().run(|| command.stdout(Stdio::piped()).spawn()).unwrap().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let begin = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if begin.elapsed() > PATIENCE {
+                drop(child.kill());
+                panic!("{arguments:?} goes on for nobody");
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(status.code(), Some(code), "{line}");
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Hosts that answer twice, late or with damage: the lines and the sums, beside the system's `ping` where it has such.
 
+use std::cell::RefCell;
 use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use crate::{assert_same, blanked, ordinary, stderr, stdout};
-use scene::{Request, Wire, in_network};
+use scene::{ROUTER, Request, Wire, in_network, ip};
 
 #[path = "../pinger/scene.rs"]
 #[expect(dead_code, reason = "the library's tests need more of it")]
@@ -45,9 +46,95 @@ fn an_ipv6_host_reads_as_with_ping_but_for_the_numbers() {
 }
 
 #[test]
+fn a_link_local_address_is_shown_with_its_interface_as_with_ping() {
+    in_network(|wire| {
+        ip("-6 address add fe80::77/64 dev wire nodad");
+        scene::until("taken as its own", || ip("-6 route show table local").contains("local fe80::77 "));
+        let arguments = ["-c", "1", "fe80::77%wire"];
+        let nothing = |_, _: &Request| Vec::new();
+        let (theirs, ours) = (talk(wire, "ping", &arguments, nothing), ours(wire, &arguments, nothing));
+        assert_same(&ours, &theirs, &arguments);
+    });
+}
+
+/// `ping -c 1 -w 30 HOST`: waiting for a host to come up.
+#[test]
+fn with_a_count_and_a_deadline_it_goes_on_until_so_many_have_come_as_with_ping() {
+    in_network(|wire| {
+        let arguments = ["-n", "-c", "1", "-w", "20", "-i", "0.3", "198.18.0.2"];
+        let third = |number, request: &Request| if number < 2 { Vec::new() } else { vec![request.reply()] };
+        let (theirs, answered) = (talk(wire, "ping", &arguments, third), ours(wire, &arguments, third));
+        assert_eq!(blanked(&stdout(&answered)), blanked(&stdout(&theirs)), "{}", stderr(&answered));
+        assert!(stdout(&answered).contains("3 packets transmitted, 1 received"), "{}", stdout(&answered));
+        assert_eq!((answered.status.code(), theirs.status.code()), (Some(0), Some(0)));
+        // Somebody says that it is in vain.
+        let arguments = ["-n", "-c", "5", "-w", "20", "-i", "0.3", "198.18.0.2"];
+        let refused = |_, request: &Request| vec![request.error(ROUTER.into(), 3, 1, 0, 1000)];
+        let (theirs, ours) = (talk(wire, "ping", &arguments, refused), ours(wire, &arguments, refused));
+        assert_eq!(blanked(&stdout(&ours)), blanked(&stdout(&theirs)), "{}", stderr(&ours));
+        assert_eq!((ours.status.code(), theirs.status.code()), (Some(1), Some(1)));
+    });
+}
+
+#[test]
+fn answers_to_several_requests_under_way_are_summed_up_as_with_ping() {
+    in_network(|wire| {
+        let arguments = ["-n", "-c", "3", "-i", "0.2", "198.18.0.2"];
+        // All with the third.
+        let kept = RefCell::new(Vec::new());
+        let together = |number, request: &Request| {
+            kept.borrow_mut().push(request.reply());
+            if number < 2 { Vec::new() } else { kept.take() }
+        };
+        let (theirs, ours) = (talk(wire, "ping", &arguments, together), ours(wire, &arguments, together));
+        assert_same(&ours, &theirs, &arguments);
+        assert!(stdout(&ours).ends_with(" ms, pipe 3\n"), "{}", stdout(&ours));
+    });
+}
+
+#[test]
+fn what_fails_each_request_alike_is_exit_code_2_as_with_ping() {
+    in_network(|wire| {
+        ip("route add unreachable 203.0.113.0/25");
+        for (arguments, told) in [
+            (&["-c", "1", "203.0.113.1"][..], "ping: 203.0.113.1: No route to host"),
+            (&["-c", "1", "255.255.255.255"], "ping: 255.255.255.255: Permission denied"),
+            (&["-c", "1", "-I", "198.18.0.99", "198.18.0.2"], "cannot send from 198.18.0.99: "),
+        ] {
+            let nothing = |_, _: &Request| Vec::new();
+            let (theirs, ours) = (talk(wire, "ping", arguments, nothing), ours(wire, arguments, nothing));
+            assert_eq!((ours.status.code(), theirs.status.code()), (Some(2), Some(2)), "{arguments:?}");
+            assert_eq!((stdout(&ours).as_str(), stderr(&ours).contains(told)), ("", true), "{}", stderr(&ours));
+        }
+        let nothing = |_, _: &Request| Vec::new();
+        let output = ours(wire, &["-I", "::1", "198.18.0.2"], nothing);
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(2), ""));
+        assert!(stderr(&output).contains("::1 is not of the address family of 198.18.0.2"), "{}", stderr(&output));
+        // Who reads it as a program is told each time.
+        let output = ours(wire, &["--json", "-c", "1", "203.0.113.1"], nothing);
+        assert!(stdout(&output).contains("\"errno\":113"), "{}", stdout(&output));
+        assert_eq!(output.status.code(), Some(1));
+    });
+}
+
+#[test]
+fn what_is_too_long_for_the_path_is_told_as_with_ping() {
+    in_network(|wire| {
+        for (size, host) in [("2000", "198.18.0.2"), ("1473", "198.18.0.2"), ("2000", "fd00:66::2")] {
+            let arguments = ["-n", "-c", "2", "-i", "0.2", "-M", "do", "-s", size, host];
+            let nothing = |_, _: &Request| Vec::new();
+            let (theirs, ours) = (talk(wire, "ping", &arguments, nothing), ours(wire, &arguments, nothing));
+            assert_eq!(blanked(&stdout(&ours)), blanked(&stdout(&theirs)), "{}", stderr(&ours));
+            assert_eq!((ours.status.code(), stderr(&ours)), (theirs.status.code(), stderr(&theirs)), "{arguments:?}");
+        }
+    });
+}
+
+#[test]
 fn a_duplicate_is_marked_and_summed_up_as_with_ping() {
     in_network(|wire| {
-        let arguments = ["-n", "-c", "2", "-i", "0.5", "198.18.0.2"];
+        // The system's waits for the last as long as for an interval.
+        let arguments = ["-n", "-c", "2", "-i", "2", "198.18.0.2"];
         // Of the first only: with the last reply both programs end.
         let twice = |number, request: &Request| vec![request.reply(); if number == 0 { 2 } else { 1 }];
         let (theirs, ours) = (talk(wire, "ping", &arguments, twice), ours(wire, &arguments, twice));
@@ -60,9 +147,9 @@ fn a_duplicate_is_marked_and_summed_up_as_with_ping() {
 #[test]
 fn a_late_reply_is_shown_as_late_and_its_request_is_lost() {
     in_network(|wire| {
-        let output = ours(wire, &["-n", "-v", "-c", "2", "-i", "3", "-W", "0.5", "198.18.0.2"], |number, request| {
+        let output = ours(wire, &["-n", "-v", "-c", "2", "-i", "5", "-W", "1.5", "198.18.0.2"], |number, request| {
             if number == 0 {
-                thread::sleep(Duration::from_millis(1200));
+                thread::sleep(Duration::from_secs(3));
             }
             vec![request.reply()]
         });

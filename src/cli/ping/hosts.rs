@@ -50,7 +50,13 @@ impl Host {
 
     /// `name (address)`, or the address alone if that is its name.
     pub(super) fn is_named(&self) -> bool {
-        self.name.parse::<IpAddr>().is_err()
+        !is_literal(&self.name)
+    }
+
+    /// Its address; with the interface that the user named with it.
+    pub(super) fn shown(&self) -> String {
+        let interface = self.name.split_once('%').filter(|_| !self.is_named());
+        interface.map_or_else(|| self.ip().to_string(), |(_, interface)| format!("{}%{interface}", self.ip()))
     }
 
     pub(super) fn stats(&self) -> Option<&Stats> {
@@ -68,6 +74,11 @@ impl Hosts {
         let percentiles = self.percentiles;
         self.list[host].stats.get_or_insert_with(|| Box::new(Stats::new(percentiles)))
     }
+}
+
+/// Whether it is an address and no name; an IPv6 one perhaps with its interface (`fe80::1%eth0`).
+pub(super) fn is_literal(name: &str) -> bool {
+    name.split('%').next().is_some_and(|address| address.parse::<IpAddr>().is_ok())
 }
 
 /// The names to ping, in the order in which they were given: arguments, then the list, then the networks.

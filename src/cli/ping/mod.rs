@@ -14,7 +14,8 @@ mod several;
 mod single;
 mod stats;
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -25,7 +26,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{EXIT_USAGE, complain};
 use crate::error::SetupError;
-use crate::pinger::{Family, PathMtu, PingError, PingOptions, Pinger};
+use crate::pinger::{Family, PathMtu, PingError, PingOptions, Pinger, TIMEOUT_MAX};
 use crate::policy::Prefix;
 use health::Thresholds;
 use hosts::{Host, Hosts};
@@ -38,6 +39,9 @@ const STRAYS_MAX: usize = 1024;
 /// The gap that a user may ask for without --flood, and what many hosts get.
 const GAP_MIN: Duration = Duration::from_millis(1);
 
+/// Why a host cannot be reached from here, whatever is sent to it.
+const NO_WAY: [i32; 4] = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EAFNOSUPPORT];
+
 /// Ping hosts, without root
 ///
 /// One host reads as with the system's ping, several as with fping: without -c who is alive, with -c or --loop each reply and a
@@ -45,7 +49,7 @@ const GAP_MIN: Duration = Duration::from_millis(1);
 /// who sent them. Ctrl-C ends it with the summary, SIGQUIT (Ctrl-\) shows an interim one.
 ///
 /// Exit codes: 0 every host answered, within --max-loss and --max-rtt where they are given; 1 not so; 2 it could not
-/// start, or a name is unknown.
+/// start (a single host to which there is no route included), or a name is unknown.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(super) struct Arguments {
@@ -81,11 +85,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
 
-    /// Seconds to wait for a reply
-    #[arg(short = 'W', long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    /// Seconds to wait for a reply, up to 3600; 0 is as long as that
+    #[arg(short = 'W', long, value_name = "SECONDS", default_value = "2", value_parser = wait)]
     timeout: Duration,
 
-    /// Seconds after which all ends
+    /// Seconds after which all ends; 0 is never. With one host and --count it goes on until so many have been answered
     #[arg(short = 'w', long, value_name = "SECONDS", value_parser = seconds)]
     deadline: Option<Duration>,
 
@@ -196,6 +200,10 @@ enum Pmtudisc {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
     let options = options(arguments)?;
     let names = hosts::names(&arguments.hosts, arguments.file.as_deref(), &arguments.networks)?;
+    if arguments.prometheus.is_some() && names.len() > prometheus::HOSTS_MAX {
+        return Err(SetupError::new(format!("--prometheus: {} hosts are too many to serve", names.len()))
+            .remedy(format!("at most {}, in one run", prometheus::HOSTS_MAX)));
+    }
     // Before names are resolved: who may not ping need not wait for a resolver.
     let pinger = Pinger::builder()
         .keep_strays(STRAYS_MAX)
@@ -209,6 +217,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, SetupError> {
     }
     if found.is_empty() {
         return Ok(ExitCode::from(EXIT_USAGE));
+    }
+    if one {
+        begins(arguments, &found[0])?;
     }
     let schedule = schedule(arguments, found.len(), one)?;
     let shared = Arc::new(Mutex::new(Hosts::new(found)));
@@ -236,7 +247,7 @@ fn is_good(host: &Host, arguments: &Arguments) -> bool {
     let loss = arguments.max_loss.is_none_or(|most| stats.loss_percent(0) <= most);
     let rtt = arguments.max_rtt.is_none_or(|most| stats.times().is_none_or(|times| times.avg <= most));
     // As with `ping`: who gives both a count and a deadline wants so many by then, unless --max-loss says how many may be missing.
-    let in_time = arguments.deadline.is_none() || arguments.count.is_none_or(|count| stats.received >= count);
+    let in_time = deadline(arguments).is_none() || arguments.count.is_none_or(|count| stats.received >= count);
     answers && loss && rtt && (in_time || arguments.max_loss.is_some())
 }
 
@@ -254,9 +265,9 @@ fn report(arguments: &Arguments, hosts: &session::Shared, one: bool) -> Result<B
     if !one {
         let alive = arguments.count.is_none() && !arguments.endless;
         let quiet = arguments.quiet || arguments.summary_only;
-        return Ok(Box::new(several::Several { alive, quiet, width: 0 }));
+        return Ok(Box::new(several::Several { alive, quiet, timestamps: arguments.timestamps, width: 0 }));
     }
-    let literal = arguments.hosts.first().is_some_and(|host| host.parse::<IpAddr>().is_ok());
+    let literal = lock(hosts).list.first().is_some_and(|host| !host.is_named());
     let from = match &arguments.interface {
         Some(address) if address.parse::<IpAddr>().is_ok() => format!(" from {address} :"),
         Some(name) => match lock(hosts).list.first().and_then(|host| source(name, host.address)) {
@@ -267,7 +278,7 @@ fn report(arguments: &Arguments, hosts: &session::Shared, one: bool) -> Result<B
     };
     Ok(Box::new(single::Single {
         size: arguments.size,
-        pattern: arguments.pattern.clone(),
+        pattern: arguments.pattern.as_deref().map(bytes).transpose()?,
         from,
         quiet: arguments.quiet,
         summary_only: arguments.summary_only,
@@ -280,11 +291,52 @@ fn report(arguments: &Arguments, hosts: &session::Shared, one: bool) -> Result<B
 
 /// The address that the kernel would send from by this interface.
 fn source(interface: &str, to: SocketAddr) -> Option<IpAddr> {
-    let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None).ok()?;
-    socket.bind_device(Some(interface.as_bytes())).ok()?;
-    // Sends nothing: it only has the route looked up.
-    socket.connect(&SocketAddr::new(to.ip(), 9).into()).ok()?;
-    Some(socket.local_addr().ok()?.as_socket()?.ip())
+    Some(route(Some(interface), None, to).ok()?.local_addr().ok()?.as_socket()?.ip())
+}
+
+/// Has the route looked up, by a socket that sends nothing.
+fn route(interface: Option<&str>, source: Option<IpAddr>, mut to: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
+    if let Some(interface) = interface {
+        socket.bind_device(Some(interface.as_bytes()))?;
+    }
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    to.set_port(9);
+    socket.connect(&to.into())?;
+    Ok(socket)
+}
+
+/// What would make each request to a single host fail in the same way is told before the first, as `ping` does. Who watches it (a
+/// picture, a scraper, a program) is told each time instead: it may come right.
+fn begins(arguments: &Arguments, host: &Host) -> Result<(), SetupError> {
+    let (source, interface) = own_end(arguments);
+    if let Some(source) = source.filter(|source| source.is_ipv6() != host.address.is_ipv6()) {
+        return Err(SetupError::new(format!("--interface: {source} is not of the address family of {}", host.shown()))
+            .remedy("an address of the same family, -4 or -6"));
+    }
+    let is_watched = arguments.graph || arguments.json || arguments.csv || arguments.prometheus.is_some();
+    match route(interface, source, host.address) {
+        Err(error) if !is_watched && NO_WAY.contains(&error.raw_os_error().unwrap_or(0)) => {
+            Err(SetupError::caused(format!("ping: {}", host.shown()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What `--interface` names: an address, or an interface.
+fn own_end(arguments: &Arguments) -> (Option<IpAddr>, Option<&str>) {
+    match arguments.interface.as_deref().map(|text| text.parse().map_err(|_| text)) {
+        Some(Ok(address)) => (Some(address), None),
+        Some(Err(name)) => (None, Some(name)),
+        None => (None, None),
+    }
+}
+
+/// How long all may take, if that is bounded.
+fn deadline(arguments: &Arguments) -> Option<Duration> {
+    arguments.deadline.filter(|deadline| !deadline.is_zero())
 }
 
 fn schedule(arguments: &Arguments, hosts: usize, one: bool) -> Result<Schedule, SetupError> {
@@ -303,7 +355,12 @@ fn schedule(arguments: &Arguments, hosts: usize, one: bool) -> Result<Schedule, 
     }
     let once = !one && !arguments.endless && !arguments.graph && arguments.prometheus.is_none();
     let count = arguments.count.or(once.then_some(1));
-    Ok(Schedule { gap, count, deadline: arguments.deadline, flood: arguments.flood })
+    let deadline = deadline(arguments);
+    let replies = count.filter(|_| one && deadline.is_some());
+    let count = count.filter(|_| replies.is_none());
+    // A scraper reads elsewhere.
+    let for_reader = arguments.prometheus.is_none();
+    Ok(Schedule { gap, count, replies, deadline, flood: arguments.flood, for_reader })
 }
 
 fn family(arguments: &Arguments) -> Family {
@@ -337,11 +394,23 @@ fn options(arguments: &Arguments) -> Result<PingOptions, SetupError> {
     }
     if let Some(interface) = &arguments.interface {
         options = match interface.parse::<IpAddr>() {
-            Ok(address) => options.source(address),
+            Ok(address) => options.source(own(address)?),
             Err(_) => options.interface(interface).map_err(wrong)?,
         };
     }
     Ok(options)
+}
+
+/// An address, if it is one of this host's.
+fn own(address: IpAddr) -> Result<IpAddr, SetupError> {
+    match UdpSocket::bind((address, 0)) {
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
+            Err(SetupError::caused(format!("--interface: cannot send from {address}"), error)
+                .remedy("an address of this host (ip address), or an interface"))
+        }
+        // Others tell nothing: a link-local address is bound with its interface only.
+        _ => Ok(address),
+    }
 }
 
 /// Bytes in hexadecimal; a digit that stands alone at the end is a byte.
@@ -374,6 +443,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number).map_err(|_| allowed.to_owned())
 }
 
+/// As `ping` has it, 0 is for ever; here, as long as a ping can wait.
+fn wait(text: &str) -> Result<Duration, String> {
+    match seconds(text).map_err(|_| "seconds, such as 0.2: 0 to 3600".to_owned())? {
+        Duration::ZERO => Ok(TIMEOUT_MAX),
+        time if time <= TIMEOUT_MAX => Ok(time),
+        _ => Err("seconds, such as 0.2: 0 to 3600".to_owned()),
+    }
+}
+
 fn percent(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|number| (0.0..=100.0).contains(number)).ok_or_else(|| "0 to 100".to_owned())
 }
@@ -386,7 +464,8 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 fn tos(text: &str) -> Result<u8, String> {
-    let number = text.strip_prefix("0x").map_or_else(|| text.parse(), |digits| u8::from_str_radix(digits, 16));
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let number = digits.map_or_else(|| text.parse(), |digits| u8::from_str_radix(digits, 16));
     number.map_err(|_| "0 to 255, or 0x00 to 0xff".to_owned())
 }
 
@@ -403,10 +482,16 @@ mod tests {
     }
 
     #[test]
+    fn no_time_to_wait_is_all_the_time_there_is() {
+        assert_eq!((wait("0"), wait("0.3")), (Ok(TIMEOUT_MAX), Ok(Duration::from_millis(300))));
+        assert!(wait("3601").is_err() && wait("-1").is_err());
+    }
+
+    #[test]
     fn patterns_and_classes_are_hexadecimal() {
         assert_eq!(bytes("ff0").unwrap(), [0xff, 0]);
         assert!(bytes("0x").is_err() && bytes("").is_err() && bytes(&"0".repeat(33)).is_err());
-        assert_eq!((tos("0x10"), tos("16")), (Ok(16), Ok(16)));
+        assert_eq!((tos("0x10"), tos("0X1f"), tos("16")), (Ok(16), Ok(31), Ok(16)));
         assert!(tos("256").is_err());
     }
 }

@@ -15,6 +15,9 @@ use crate::error::SetupError;
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// The most hosts that are served: some thirty series each, which is what a scraper takes at once, and some megabytes a scrape.
+pub(super) const HOSTS_MAX: usize = 10_000;
+
 /// Serves until the process ends; the address that it listens at.
 pub(super) fn serve(at: SocketAddr, hosts: &Shared) -> Result<SocketAddr, SetupError> {
     let refused = |cause: String| {

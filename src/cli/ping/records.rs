@@ -1,7 +1,7 @@
 //! The run for programs: JSON, one object a line, or CSV.
 //!
 //! Every JSON line has `"v": 1` and a `"type"`. A reader ignores keys and types that it does not know; a change that would break
-//! such a reader gets another number.
+//! such a reader gets another number. `docs/ping.md` has the keys.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -45,8 +45,19 @@ impl Report for Json {
                 if let Some(from) = error.sender() {
                     line["from"] = from.to_string().into();
                 }
-                if let PingError::TooBig { mtu, .. } = error {
-                    line["mtu"] = (*mtu).into();
+                if let Some((icmp_type, code)) = error.icmp() {
+                    line["icmp_type"] = icmp_type.into();
+                    line["icmp_code"] = code.into();
+                }
+                match error {
+                    PingError::TooBig { mtu, .. } => line["mtu"] = (*mtu).into(),
+                    PingError::SendFailed { errno, mtu } => {
+                        line["errno"] = (*errno).into();
+                        if let Some(mtu) = mtu {
+                            line["mtu"] = (*mtu).into();
+                        }
+                    }
+                    _ => {}
                 }
             }
         }

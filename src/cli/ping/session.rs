@@ -3,6 +3,8 @@
 //! All in one thread but the pinger's own: it sleeps until an outcome, a signal or the report's next tick. The n-th request of
 //! the run is due n gaps after the first ([`PingMany::every`]), so intervals do not drift; its number says whose it is.
 
+use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -16,6 +18,7 @@ use signal_hook::low_level::emulate_default_handler;
 use super::hosts::Hosts;
 use crate::error::SetupError;
 use crate::pinger::{PingError, PingMany, PingOptions, Pinger, Reply, Stray, Target};
+use crate::sys::poll::{self, Watch};
 
 /// How long a flood waits for a reply before it sends the next request all the same.
 const FLOOD_PATIENCE: Duration = Duration::from_millis(10);
@@ -33,9 +36,13 @@ pub(super) struct Schedule {
     pub(super) gap: Duration,
     /// Requests for each host; none means until it is ended.
     pub(super) count: Option<u64>,
+    /// Replies after which a run with one host ends, however many requests they take; or with the first ICMP error.
+    pub(super) replies: Option<u64>,
     /// How long the run may take.
     pub(super) deadline: Option<Duration>,
     pub(super) flood: bool,
+    /// Whether it ends when nobody reads what it prints any more.
+    pub(super) for_reader: bool,
 }
 
 /// What happened.
@@ -116,7 +123,7 @@ pub(super) fn run(
     let started = Instant::now();
     let mut last_settled = Duration::ZERO;
     let mut ticked = started;
-    let mut over = false;
+    let (mut over, mut enough) = (false, false);
     while !over {
         let mut quiet = true;
         match stream.poll_answer(&mut context) {
@@ -129,7 +136,13 @@ pub(super) fn run(
                 let host = place(answer.number, number_of_hosts);
                 let sequence = answer.number / per_run + 1;
                 let mut hosts = lock(hosts);
-                hosts.stats_mut(host).settle(sequence, &answer.outcome);
+                let stats = hosts.stats_mut(host);
+                stats.settle(sequence, &answer.outcome);
+                let refused = answer.outcome.as_ref().is_err_and(|error| error.sender().is_some());
+                if number_of_hosts == 1 && (refused || answer.outcome.is_ok()) {
+                    stats.acknowledge(sequence, stream.unanswered().count());
+                }
+                enough = schedule.replies.is_some_and(|replies| stats.received >= replies || refused);
                 report.event(&hosts, host, sequence, Event::Settled(&answer.outcome));
                 last_settled = started.elapsed();
                 if schedule.flood {
@@ -140,12 +153,19 @@ pub(super) fn run(
             Poll::Ready(None) => break,
             Poll::Pending => {}
         }
+        if enough {
+            break;
+        }
         if let Poll::Ready(stray) = pinger.poll_stray(&mut context) {
             quiet = false;
             let host = place(stray.number, number_of_hosts);
             let mut hosts = lock(hosts);
-            hosts.stats_mut(host).stray(&stray);
-            report.event(&hosts, host, stray.number / per_run + 1, Event::Stray(&stray));
+            let (stats, sequence) = (hosts.stats_mut(host), stray.number / per_run + 1);
+            stats.stray(&stray);
+            if number_of_hosts == 1 {
+                stats.acknowledge(sequence, stream.unanswered().count());
+            }
+            report.event(&hosts, host, sequence, Event::Stray(&stray));
         }
         if signals.interim.swap(false, Ordering::Relaxed) {
             report.interim(&lock(hosts), &progress(&stream, number_of_hosts, started.elapsed()));
@@ -159,6 +179,7 @@ pub(super) fn run(
             ticked = Instant::now();
             over |= !report.tick(&lock(hosts));
         }
+        over |= quiet && schedule.for_reader && nobody_reads();
         if quiet && !over {
             thread::park_timeout(patience(schedule, report, started));
             if schedule.flood && quiet && started.elapsed().saturating_sub(last_settled) >= FLOOD_PATIENCE {
@@ -182,6 +203,14 @@ fn patience(schedule: &Schedule, report: &dyn Report, started: Instant) -> Durat
     let left = schedule.deadline.map(|deadline| deadline.saturating_sub(started.elapsed()));
     let flood = schedule.flood.then_some(FLOOD_PATIENCE);
     [left, flood, report.tick_interval()].into_iter().flatten().min().unwrap_or(Duration::from_secs(3600))
+}
+
+/// Whether standard output is a pipe whose reader has gone. `ping` dies of SIGPIPE then, and so does the shell's `ping HOST | head -1`
+/// come to its end.
+fn nobody_reads() -> bool {
+    let stdout = io::stdout();
+    let mut watches = [Watch::new(stdout.as_fd(), false, false)];
+    poll::poll(&mut watches, Some(Duration::ZERO)).is_ok() && watches[0].has_failed()
 }
 
 /// As many as can be waiting for replies when all hosts are silent, and some that are handed over in advance.

@@ -1,10 +1,11 @@
 //! Several hosts, in the lines of fping: without a count who is alive, with one every reply and then a line a host.
 
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 use super::hosts::{Host, Hosts};
 use super::session::{Event, Progress, Report};
-use super::single::time;
+use super::single::{stamp, time};
 use super::stats::Stats;
 use crate::cli::print;
 use crate::pinger::{Payload, StrayKind};
@@ -14,6 +15,7 @@ pub(super) struct Several {
     /// One request each: who is alive.
     pub(super) alive: bool,
     pub(super) quiet: bool,
+    pub(super) timestamps: bool,
     /// How wide the column of names is.
     pub(super) width: usize,
 }
@@ -26,7 +28,7 @@ impl Report for Several {
     fn event(&mut self, hosts: &Hosts, host: usize, sequence: u64, event: Event<'_>) {
         let Some(host) = hosts.list.get(host).filter(|_| !self.quiet) else { return };
         let name = &host.name;
-        print(&match event {
+        let line = match event {
             Event::Settled(Ok(_)) if self.alive => format!("{name} is alive\n"),
             Event::Settled(Err(error)) if self.alive => match error.sender() {
                 Some(from) => format!("{name} is unreachable ({} from {from})\n", error.reason()),
@@ -51,7 +53,13 @@ impl Report for Several {
                 let (index, width) = (sequence - 1, self.width);
                 format!("{name:width$} : [{index}], {kind}, {} ms\n", time(stray.reply.rtt))
             }
-        });
+        };
+        let at = match event {
+            Event::Settled(Ok(reply)) => reply.received,
+            Event::Settled(Err(_)) => SystemTime::now(),
+            Event::Stray(stray) => stray.reply.received,
+        };
+        print(&if self.timestamps { stamp(at) + &line } else { line });
     }
 
     fn interim(&mut self, hosts: &Hosts, progress: &Progress) {

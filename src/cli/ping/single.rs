@@ -22,8 +22,8 @@ const NAMES_MAX: usize = 1024;
 /// How a single host's run is told.
 pub(super) struct Single {
     pub(super) size: usize,
-    /// `PATTERN: 0xff00`, if there is one.
-    pub(super) pattern: Option<String>,
+    /// Of the payload, if there is one.
+    pub(super) pattern: Option<Vec<u8>>,
     /// ` from 198.18.0.1 wan:`, as far as it was asked for.
     pub(super) from: String,
     pub(super) quiet: bool,
@@ -41,13 +41,15 @@ impl Report for Single {
             return;
         }
         let (name, size, from) = (&host.name, self.size, &self.from);
-        let pattern = self.pattern.as_ref().map(|pattern| format!("PATTERN: 0x{pattern}\n")).unwrap_or_default();
+        let digits = |pattern: &Vec<u8>| pattern.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let pattern =
+            self.pattern.as_ref().map(|pattern| format!("PATTERN: 0x{}\n", digits(pattern))).unwrap_or_default();
         print(&match host.ip() {
             IpAddr::V4(address) => {
                 format!("{pattern}PING {name} ({address}){from} {size}({}) bytes of data.\n", size + 28)
             }
             IpAddr::V6(address) => {
-                let shown = if host.is_named() { format!("{name} ({address})") } else { address.to_string() };
+                let shown = if host.is_named() { format!("{name} ({address})") } else { host.shown() };
                 format!("{pattern}PING {name}({shown}){from} {size} data bytes\n")
             }
         });
@@ -71,7 +73,7 @@ impl Report for Single {
         match event {
             Event::Settled(Ok(reply)) => print(&self.reply(host, sequence, reply, "")),
             Event::Settled(Err(error)) => {
-                let line = self.error(sequence, error);
+                let line = self.error(host, sequence, error);
                 if error.sender().is_some() || error.is_silence() { print(&line) } else { complain(&line) }
             }
             Event::Stray(stray) => {
@@ -111,7 +113,7 @@ impl Report for Single {
 impl Single {
     fn reply(&mut self, host: &Host, sequence: u64, reply: &Reply, mark: &str) -> String {
         let mut line = self.stamp(reply.received);
-        let who = self.names.shown(reply.from, host.is_named());
+        let who = if host.is_named() { self.names.shown(reply.from, true) } else { host.shown() };
         line.push_str(&format!("{} bytes from {who}: icmp_seq={sequence}", reply.bytes));
         if let Some(ttl) = reply.ttl {
             line.push_str(&format!(" ttl={ttl}"));
@@ -128,7 +130,7 @@ impl Single {
         line
     }
 
-    fn error(&mut self, sequence: u64, error: &PingError) -> String {
+    fn error(&mut self, host: &Host, sequence: u64, error: &PingError) -> String {
         match error.sender() {
             Some(from) => {
                 let who = self.names.shown(from, true);
@@ -138,6 +140,10 @@ impl Single {
             None => match error {
                 PingError::Timeout { .. } => String::new(),
                 PingError::DroppedHere { .. } => format!("icmp_seq={sequence} {}\n", error.reason()),
+                PingError::SendFailed { mtu: Some(mtu), .. } => {
+                    let is = if host.ip().is_ipv4() { "=" } else { ": " };
+                    format!("ping: local error: message too long, mtu{is}{mtu}\n")
+                }
                 _ => {
                     // The words alone, as C has them.
                     let reason = error.reason();
@@ -148,9 +154,14 @@ impl Single {
     }
 
     fn stamp(&self, at: SystemTime) -> String {
-        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        if self.timestamps { format!("[{}.{:06}] ", since.as_secs(), since.subsec_micros()) } else { String::new() }
+        if self.timestamps { stamp(at) } else { String::new() }
     }
+}
+
+/// What `-D` puts before a line.
+pub(super) fn stamp(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("[{}.{:06}] ", since.as_secs(), since.subsec_micros())
 }
 
 /// What stands at the end. Without `percentiles` it is what iputils prints, and nothing else.
@@ -168,12 +179,15 @@ fn summary(name: &str, stats: &Stats, progress: &Progress, percentiles: bool) ->
     }
     let loss = general(stats.loss_percent(waiting));
     text.push_str(&format!(", {loss}% packet loss, time {}ms\n", progress.elapsed.as_millis()));
-    match stats.times() {
-        Some(Times { min, avg, max, mdev, .. }) => {
-            text.push_str(&format!("rtt min/avg/max/mdev = {min:.3}/{avg:.3}/{max:.3}/{mdev:.3} ms\n"));
-        }
-        None => text.push('\n'),
+    let times = stats.times();
+    if let Some(Times { min, avg, max, mdev, .. }) = times {
+        text.push_str(&format!("rtt min/avg/max/mdev = {min:.3}/{avg:.3}/{max:.3}/{mdev:.3} ms"));
     }
+    if stats.pipe > 1 {
+        let comma = if times.is_some() { ", " } else { "" };
+        text.push_str(&format!("{comma}pipe {}", stats.pipe));
+    }
+    text.push('\n');
     if percentiles {
         text.push_str(&more(stats));
     }

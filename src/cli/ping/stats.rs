@@ -51,6 +51,8 @@ pub(super) struct Stats {
     /// The mean in which each time counts for an eighth, as `ping` has it.
     ewma_us: Option<f64>,
     highest_answered: u64,
+    /// The most requests that were under way when an answer came, its own included; counted for a single host.
+    pub(super) pipe: u64,
     histogram: Option<Histogram<u32>>,
     pub(super) buckets: [u64; BUCKETS_US.len()],
 }
@@ -77,6 +79,7 @@ impl Stats {
             apart_sum_us: 0.0,
             ewma_us: None,
             highest_answered: 0,
+            pipe: 0,
             // Two digits: the only way for this to fail is more than five.
             histogram: percentiles.then(|| Histogram::new(2).ok()).flatten(),
             buckets: [0; BUCKETS_US.len()],
@@ -97,6 +100,12 @@ impl Stats {
                 }
             }
         }
+    }
+
+    /// An answer to request `sequence` has come, while `waiting` are without an outcome.
+    pub(super) fn acknowledge(&mut self, sequence: u64, waiting: usize) {
+        let sent = self.sent(u64::try_from(waiting).unwrap_or(u64::MAX));
+        self.pipe = self.pipe.max((sent + 1).saturating_sub(sequence));
     }
 
     /// An answer that nobody waited for any more.
@@ -155,7 +164,7 @@ impl Stats {
 
     /// Requests sent: `waiting` of them have no outcome yet.
     pub(super) fn sent(&self, waiting: u64) -> u64 {
-        self.settled + waiting
+        self.settled.saturating_add(waiting)
     }
 
     /// Whole and fraction of a percent lost, of those sent.

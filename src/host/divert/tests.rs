@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
+use crate::host::netlink::MAIN_TABLE;
 use crate::host::nft;
 use crate::host::scene::{
     CLIENT, ECHO_REPLY, ECHO_REQUEST, INSIDE, OUTSIDE, REMOTE, Scene, Tun, hear, message, packet, settings,
@@ -101,6 +102,39 @@ fn echo_requests_of_clients_to_outside_are_diverted_and_nothing_else() {
             })
             .expect("entered before");
             assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
+            divert.remove().expect("removes");
+        });
+    }
+}
+
+/// By way of the gateway, as in most VPNs: clients that have a link of their own with each other never come there.
+#[test]
+fn a_ping_of_one_client_to_another_is_not_diverted() {
+    let other = Ipv4Addr::new(10, 66, 0, 77);
+    for by in EITHER {
+        let scene = Scene::new();
+        scene.at_gateway(|| {
+            let counts = "table ip seen { chain before { type filter hook prerouting priority -500; ip daddr 10.66.0.77 counter; }; }";
+            nft::run(&["-f", "-"], counts).expect("rules");
+            let settings = DivertSettings { by, ..settings() };
+            let tun = Tun::open(&settings.device);
+            let divert = Divert::install(&settings).expect("installs");
+            assert_diverted(&scene, &tun);
+            crate::sys::namespace::run_in(std::os::fd::AsFd::as_fd(&scene.client), || {
+                let by_way_of_gateway = Route {
+                    destination: Prefix::host(other),
+                    gateway: Some(INSIDE),
+                    device: None,
+                    table: MAIN_TABLE,
+                    source: None,
+                };
+                Netlink::open().expect("netlink").replace_route(&by_way_of_gateway).expect("a route");
+            })
+            .expect("entered before");
+            scene.client_sends(&message(ECHO_REQUEST, 7, 1, 56), other);
+            assert_eq!(tun.hear(), Vec::<Vec<u8>>::new());
+            let listed = nft::run(&["list", "table", "ip", "seen"], "").expect("lists");
+            assert!(listed.contains("counter packets 1 "), "it came by the gateway, and was left there: {listed}");
             divert.remove().expect("removes");
         });
     }

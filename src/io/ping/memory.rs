@@ -61,6 +61,8 @@ struct World {
     requests: Vec<Request>,
     /// With which the next sends fail, and how many.
     failing: (i32, u32),
+    /// With which sockets of IPv6 cannot be opened.
+    refusing_v6: Option<i32>,
     /// The engine has nothing to do before this, or ever; none if it has.
     asleep: Option<Option<Instant>>,
 }
@@ -77,7 +79,8 @@ struct Ends {
 impl Wire {
     /// A world without sockets, in which it is as late as `clock` says.
     pub fn new(clock: Arc<Manual>) -> Wire {
-        let world = World { clock, sockets: Vec::new(), requests: Vec::new(), failing: (0, 0), asleep: None };
+        let (sockets, requests) = (Vec::new(), Vec::new());
+        let world = World { clock, sockets, requests, failing: (0, 0), refusing_v6: None, asleep: None };
         Wire(Rc::new(RefCell::new(world)))
     }
 
@@ -114,6 +117,11 @@ impl Wire {
     /// Lets the next so many sends fail.
     pub fn fail_sends(&self, errno: i32, sends: u32) {
         self.0.borrow_mut().failing = (errno, sends);
+    }
+
+    /// Lets no socket of IPv6 be opened.
+    pub fn refuse_v6(&self, errno: i32) {
+        self.0.borrow_mut().refusing_v6 = Some(errno);
     }
 
     /// The system's clock, in nanoseconds.
@@ -167,6 +175,9 @@ impl MemoryPingIo {
 
 impl PingIo for MemoryPingIo {
     fn open(&mut self, kind: Kind, _receive_buffer_bytes: u32) -> io::Result<()> {
+        if let Some(errno) = self.wire.0.borrow().refusing_v6.filter(|_| kind.v6) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         let ends = Ends { kind, arriving: VecDeque::new(), errors: VecDeque::new(), dropped: 0 };
         self.wire.0.borrow_mut().sockets.push(ends);
         Ok(())

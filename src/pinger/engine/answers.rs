@@ -15,13 +15,17 @@ use crate::pinger::reply::{Measured, Payload, Reply, Stray, StrayKind};
 /// What two readings of two clocks may differ by and still both be right.
 const CLOCKS_APART_MAX: Duration = Duration::from_millis(1);
 
+/// Batches of one error queue that are read in a row: whoever floods it with forged errors must not keep the timers waiting.
+const REPORT_BATCHES_MAX: usize = 64;
+
 const ECHO_REPLY: u8 = 0;
 const ECHO_REPLY_6: u8 = 129;
+
 impl<I: PingIo> Engine<I> {
-    /// Reads a socket's error queue until it is empty.
+    /// Reads a socket's error queue until it is empty, or leaves the rest of a flood to the next turn.
     pub(super) fn read_reports(&mut self, socket: usize) {
         self.channels[socket].read = true;
-        loop {
+        for _ in 0..REPORT_BATCHES_MAX {
             let mut reported = mem::take(&mut self.reported);
             let more = self.io.read_reports(socket, &mut reported);
             if !reported.is_empty() {
@@ -42,6 +46,7 @@ impl<I: PingIo> Engine<I> {
                 return;
             }
         }
+        self.channels[socket].departing = true;
     }
 
     fn departed(&mut self, number: u32, stamp: u64) {

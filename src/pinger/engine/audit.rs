@@ -11,7 +11,9 @@ impl<I> Engine<I> {
         for number in self.flights.numbers() {
             let Some(flight) = self.flights.get(number) else { continue };
             let (phase, key, socket, sequence) = (flight.phase, flight.key, flight.socket, flight.sequence);
-            let is_timed = self.wheel.is_set(number) || self.overdue.contains(&(number, key));
+            // One that ended otherwise than by its time may still stand among the overdue, who are asked whether they fly.
+            let is_overdue = phase == Phase::Flying && self.overdue.contains(&(number, key));
+            let is_timed = self.wheel.is_set(number) || is_overdue;
             let should_be = match phase {
                 Phase::Due | Phase::Resolving | Phase::Flying => true,
                 // Until its number has rested.
@@ -29,6 +31,20 @@ impl<I> Engine<I> {
             }
             flying += usize::from(phase == Phase::Flying);
             numbers_taken[socket] += usize::from(is_timed);
+        }
+        for (socket, channel) in self.channels.iter().enumerate() {
+            for (sequence, number) in channel.sequences.given() {
+                // Whoever gets the number next removes this record, and must not remove another's.
+                let has_it = self.flights.get(number).is_some_and(|flight| {
+                    let had = !matches!(flight.phase, Phase::Due | Phase::Resolving);
+                    had && (flight.socket, flight.sequence) == (socket, sequence)
+                });
+                if !has_it {
+                    return Err(format!(
+                        "sequence number {sequence} says that flight {number} had it, which it had not"
+                    ));
+                }
+            }
         }
         let numbers_known: Vec<_> = self.channels.iter().map(|channel| channel.sequences.in_use()).collect();
         if numbers_taken != numbers_known {

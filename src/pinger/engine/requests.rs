@@ -115,7 +115,7 @@ impl<I: PingIo> Engine<I> {
             return self.fail(number, PingError::InvalidOption(what.into()));
         }
         let open = self.channels.iter().position(|channel| channel.kind == kind && channel.sequences.has_free());
-        let socket = match open.map_or_else(|| self.open(kind), Ok) {
+        let socket = match open.map_or_else(|| self.open_further(kind), Ok) {
             Ok(socket) => socket,
             Err(error) => return self.fail(number, error),
         };
@@ -135,6 +135,19 @@ impl<I: PingIo> Engine<I> {
         let mut outgoing = self.spare.pop().unwrap_or_else(Outgoing::new);
         self.write(number, &mut outgoing);
         self.send(number, outgoing);
+    }
+
+    fn open_further(&mut self, kind: Kind) -> Result<usize, PingError> {
+        if self.channels.iter().filter(|channel| channel.kind == kind).count() >= self.sockets_max {
+            return Err(PingError::TooMany { limit: self.shared.slots.limit() });
+        }
+        self.open(kind).map_err(|error| match error {
+            // The other family works: this is this host's way of not reaching the target.
+            PingError::Broken(refused) if refused.errno() == Some(libc::EAFNOSUPPORT) => {
+                PingError::SendFailed { errno: libc::EAFNOSUPPORT, mtu: None }
+            }
+            error => error,
+        })
     }
 
     fn write(&mut self, number: u32, outgoing: &mut Outgoing) {
@@ -181,10 +194,14 @@ impl<I: PingIo> Engine<I> {
         }
         // Reading the queue has cleared whatever error was pending.
         self.read_reports(socket);
-        let Some(flight) = self.flights.get(tag) else { return };
+        // A flight that is over meanwhile (its time, or an error) has told its caller, and its number has its own way to rest.
+        let Some(flight) = self.flights.get(tag).filter(|flight| flight.phase == Phase::Flying) else {
+            self.shared.counters.send_failures.one();
+            return self.spare.push(outgoing);
+        };
         let remote = flight.to.ip();
         let others_errors = self.channels[socket].errors != flight.errors_before;
-        if flight.phase == Phase::Flying && (flight.attempts < 2 || others_errors && flight.attempts < ATTEMPTS_MAX) {
+        if flight.attempts < 2 || others_errors && flight.attempts < ATTEMPTS_MAX {
             return self.send(tag, outgoing);
         }
         self.spare.push(outgoing);

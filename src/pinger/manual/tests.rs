@@ -13,6 +13,7 @@ use super::*;
 use crate::io::ping::memory::{Message, Request};
 use crate::pinger::resolve::Resolver;
 use crate::pinger::{Ping, PingOptions, Reply};
+use crate::sys::control;
 use crate::sys::ping::{NAME_BYTES, write_name};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
@@ -117,6 +118,138 @@ fn a_cancelled_pings_number_rests_until_its_timeout_and_no_longer() {
     manual.advance(2 * SECOND).unwrap();
     assert_eq!(manual.numbers_in_use(), 0);
     manual.audit().unwrap();
+}
+
+/// A send that fails is tried once more. Here the flight's time is over in between: it had been asked for before the engine's
+/// thread was held up. Its record stays that of its number, or whoever gets the number after it removes another's.
+#[test]
+fn a_send_that_fails_when_its_time_is_over_loses_nobody_elses_ping() {
+    let mut manual = manual();
+    manual.wire().fail_sends(libc::EHOSTUNREACH, 2);
+    let unreachable = manual.pinger().ping(HOST, &PingOptions::new().timeout(SECOND));
+    manual.stall(2 * SECOND);
+    manual.turn().unwrap();
+    assert!(matches!(outcome(unreachable), Err(PingError::Timeout { after: SECOND })));
+    manual.audit().unwrap();
+    assert_eq!((manual.numbers_in_use(), manual.pinger().tally().send_failures), (0, 1));
+    let exchange = |manual: &mut ManualPinger| {
+        let ping = manual.pinger().ping(HOST, &PingOptions::new());
+        manual.turn().unwrap();
+        let request = manual.wire().take().remove(0);
+        (ping, request)
+    };
+    let (patient, unanswered) = exchange(&mut manual);
+    // All numbers, and that of the first once more.
+    for _ in 0..=1 << 16 {
+        let (ping, request) = exchange(&mut manual);
+        manual.wire().push(request.socket, reply(&request));
+        manual.turn().unwrap();
+        outcome(ping).unwrap();
+    }
+    manual.wire().push(unanswered.socket, reply(&unanswered));
+    manual.turn().unwrap();
+    outcome(patient).unwrap();
+    manual.audit().unwrap();
+}
+
+/// An entry of the error queue as the kernel makes it: HOST is unreachable, says somebody, about a request that nobody sent.
+fn forged_error() -> Message {
+    let mut name = [0; NAME_BYTES];
+    let len = write_name((HOST, 0).into(), &mut name);
+    const ORIGIN_ICMP: u8 = 2;
+    let extended = [&[0, 0, 0, 0, ORIGIN_ICMP, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &name[..len]].concat();
+    let mut controls = vec![0; 64];
+    let used = control::write(&mut controls, 0, libc::IPPROTO_IP, libc::IP_RECVERR, &extended).unwrap();
+    controls.truncate(used);
+    Message { name: name[..len].to_vec(), controls, bytes: vec![8, 0, 0, 0, 0, 0, 0xFF, 0xFF] }
+}
+
+#[test]
+fn a_flood_of_forged_errors_keeps_no_timeout_waiting() {
+    const ERRORS: u64 = 20_000;
+    let mut manual = manual();
+    let ping = manual.pinger().ping(HOST, &PingOptions::new().timeout(SECOND));
+    manual.turn().unwrap();
+    let socket = manual.wire().take().remove(0).socket;
+    (0..ERRORS).for_each(|_| manual.wire().push_error(socket, forged_error()));
+    manual.stall(2 * SECOND);
+    manual.engine.turn().unwrap();
+    let counted = manual.pinger().tally().unmatched_errors;
+    assert!(0 < counted && counted < ERRORS / 10, "{counted} in one turn");
+    assert!(matches!(outcome(ping), Err(PingError::Timeout { .. })), "before the rest of them");
+    manual.turn().unwrap();
+    assert_eq!(manual.pinger().tally().unmatched_errors, ERRORS);
+}
+
+#[test]
+fn what_rests_is_bounded_however_fast_pings_are_cancelled() {
+    const NUMBERS_MAX: usize = 2 << 16;
+    let mut manual = ManualPinger::with(Settings { in_flight_max: 1, ..Settings::default() }).unwrap();
+    let hour = PingOptions::new().timeout(3600 * SECOND);
+    for number in 0..=NUMBERS_MAX {
+        let mut ping = manual.pinger().ping(HOST, &hour);
+        manual.turn().unwrap();
+        let refused = Future::poll(pin!(&mut ping), &mut now());
+        assert_eq!(refused.is_ready(), number == NUMBERS_MAX, "{refused:?}");
+        manual.wire().take();
+    }
+    assert_eq!((manual.wire().sockets().len(), manual.numbers_in_use()), (2, NUMBERS_MAX));
+    manual.advance(3601 * SECOND).unwrap();
+    assert_eq!(manual.numbers_in_use(), 0);
+    manual.audit().unwrap();
+}
+
+#[test]
+fn a_host_without_ipv6_fails_the_pings_that_need_it_and_no_other() {
+    let mut manual = manual();
+    manual.wire().refuse_v6(libc::EAFNOSUPPORT);
+    let options = PingOptions::new();
+    let (six, four) = (manual.pinger().ping("::1", &options), manual.pinger().ping(HOST, &options));
+    manual.turn().unwrap();
+    let error = outcome(six).unwrap_err();
+    assert!(matches!(error, PingError::SendFailed { errno: libc::EAFNOSUPPORT, .. }) && !error.is_final(), "{error:?}");
+    let request = manual.wire().take().remove(0);
+    manual.wire().push(request.socket, reply(&request));
+    manual.turn().unwrap();
+    outcome(four).unwrap();
+}
+
+#[test]
+fn a_stream_wants_no_more_at_once_than_its_pinger_may_have() {
+    let mut manual = ManualPinger::with(Settings { in_flight_max: 3, ..Settings::default() }).unwrap();
+    let mut stream = manual.pinger().ping_many([HOST; 10], &PingOptions::new()).at_most(usize::MAX);
+    let mut answered = 0;
+    loop {
+        match stream.poll_answer(&mut now()) {
+            Poll::Ready(None) => break,
+            Poll::Ready(Some(answer)) => {
+                answer.outcome.unwrap();
+                answered += 1;
+            }
+            Poll::Pending => {
+                manual.turn().unwrap();
+                let requests = manual.wire().take();
+                requests.iter().for_each(|request| manual.wire().push(request.socket, reply(request)));
+                manual.turn().unwrap();
+            }
+        }
+    }
+    assert_eq!(answered, 10);
+}
+
+#[test]
+fn absurd_numbers_of_everything_make_a_pinger_all_the_same() {
+    let pinger = Pinger::builder().keep_strays(usize::MAX).in_flight_max(usize::MAX).receive_buffer(u32::MAX);
+    assert_eq!((pinger.settings.strays_kept, pinger.settings.in_flight_max), (1 << 20, 1 << 24));
+    let mut manual = ManualPinger::with(pinger.settings).unwrap();
+    let options = PingOptions::new().timeout(Duration::MAX);
+    let absurd = manual.pinger().ping_many([HOST; 3], &options).every(Duration::MAX).told_within(Duration::MAX);
+    let mut absurd = absurd.together(Duration::MAX).at_most(usize::MAX);
+    assert!(absurd.poll_answer(&mut now()).is_pending());
+    manual.advance(10 * SECOND).unwrap();
+    manual.audit().unwrap();
+    drop(absurd);
+    assert_eq!(manual.pinger().in_flight(), 0);
 }
 
 /// A resolver that answers with `HOST`, once it is told to, and how often it has been asked.

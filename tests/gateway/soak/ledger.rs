@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use echogate::control::Stats;
 use echogate::lab::{Lab, MACHINES_QUEUES};
 
-use super::faults::Stage;
+use super::faults::{CLIENTS, Stage};
 use super::slope::Sample;
+use super::way::OWN_SOCKETS;
 use crate::process::Echogate;
 
 /// A process that is younger has not touched all of its memory yet.
@@ -24,7 +25,19 @@ impl Drops {
         let mut drops = lab.drops().expect("the lab's counters");
         // Other labs on this machine have a part in these; what is dropped there counts at the device, too.
         drops.remove(MACHINES_QUEUES);
+        let own = lab.clients()[..CLIENTS].iter().map(|client| {
+            drops.remove(&format!("{}: raw sockets, receive buffer full", client.namespace.name())).unwrap_or(0)
+        });
+        let own = own.sum();
+        drops.insert(OWN_SOCKETS.to_owned(), own);
         Drops(drops)
+    }
+
+    /// The same when the load is over, whose sockets went with it and had dropped so many.
+    pub(super) fn after_load(lab: &Lab, own: u64) -> Drops {
+        let mut drops = Drops::of(lab);
+        drops.0.insert(OWN_SOCKETS.to_owned(), own);
+        drops
     }
 
     pub(super) fn since(&self, before: &Drops) -> BTreeMap<String, u64> {
@@ -47,10 +60,6 @@ pub(super) fn sum(mut one: BTreeMap<String, u64>, other: BTreeMap<String, u64>) 
         *one.entry(name).or_default() += count;
     }
     one
-}
-
-pub(super) fn count(drops: &BTreeMap<String, u64>) -> u64 {
-    drops.values().sum()
 }
 
 /// What the gateway has dropped, by name.

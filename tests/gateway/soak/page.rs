@@ -9,6 +9,7 @@ use echogate::lab::load::LoadReport;
 use super::faults::Fault;
 use super::ledger::sum;
 use super::slope::{Sample, Slope};
+use super::way::SECTIONS;
 use super::{HEAL, Round, Soak, UNDER_WAY};
 
 /// In less time a buffer that is used for the first time looks like growth.
@@ -68,10 +69,14 @@ impl Soak {
         for round in self.rounds.iter().filter(|round| round.judged.unexplained > 0) {
             let (from, to) = (round.window.0.as_secs_f64(), round.window.1.as_secs_f64());
             faults.push(format!(
-                "{} losses are unexplained beside: {} ({from:.2} s to {to:.2} s of its round); they left at {:?}",
+                "{} losses are unexplained beside: {} ({from:.2} s to {to:.2} s of its round); they left at {:?}; missing on the way: {:?}; \
+                 counted: {:?}; came too late: {}",
                 round.judged.unexplained,
                 round.fault.name(),
                 round.load.losses.spells(Duration::from_millis(100)),
+                round.missing,
+                round.dropped,
+                round.load.stray - round.load.duplicates,
             ));
         }
         for (what, count) in [
@@ -118,11 +123,12 @@ impl Soak {
             page,
             "| echoes | |\n| --- | ---: |\n| sent | {sent} |\n| answered, every byte as it was sent | {} |\n| lost | {lost} |\n\
              | in the window of a fault that may cost some | {} |\n| to a queue of the kernel's that was full, counted by it in this lab | \
-             {} |\n| **unexplained** | **{}** |\n| to another client, altered, twice | {}, {}, {} |\n| after they were given up | {} |\n\
+             {} |\n| to lateness, beside a full queue | {} |\n| **unexplained** | **{}** |\n| to another client, altered, twice | {}, {}, {} |\n| after they were given up | {} |\n\
              | ICMP errors to the load's clients | {} |\n| beside it, without a gateway: sent, lost | {}, {} |\n",
             self.total(|round| round.load.received),
             self.total(|round| round.judged.by_fault),
             self.total(|round| round.judged.by_queues),
+            self.total(|round| round.judged.by_lateness),
             self.total(|round| round.judged.unexplained),
             self.total(|round| round.load.wrong_client),
             self.total(|round| round.load.altered),
@@ -132,8 +138,30 @@ impl Soak {
             control(|report| report.sent),
             control(|report| report.lost),
         )?;
+        self.write_sections(page)?;
         self.write_faults(page)?;
         self.write_lines(page)
+    }
+
+    /// Where packets are missing.
+    fn write_sections(&self, page: &mut String) -> std::fmt::Result {
+        writeln!(
+            page,
+            "Where packets are missing, by the kernel's counts along their way in all rounds, and what the queues there have counted. Not the \
+             load's alone: another client's flood is lost in the gateway, forged replies are more than were sent. Sockets count too many.\n\n\
+             | on the way | missing | counted by queues | in rounds of faults that may cost nothing | counted by queues |\n\
+             | --- | ---: | ---: | ---: | ---: |"
+        )?;
+        for (number, section) in SECTIONS.iter().enumerate() {
+            let of = |rounds: &dyn Fn(&&Round) -> bool| {
+                let rounds = || self.rounds.iter().filter(rounds);
+                let missing: i64 = rounds().map(|round| round.missing[number]).sum();
+                (missing, rounds().map(|round| section.counted(&round.dropped)).sum::<u64>())
+            };
+            let (all, free) = (of(&|_| true), of(&|round| !round.fault.may_cost()));
+            writeln!(page, "| {} | {} | {} | {} | {} |", section.name, all.0, all.1, free.0, free.1)?;
+        }
+        writeln!(page)
     }
 
     fn write_faults(&self, page: &mut String) -> std::fmt::Result {
@@ -154,7 +182,8 @@ impl Soak {
             let total = |value: fn(&Round) -> u64| rounds.iter().map(|round| value(round)).sum::<u64>();
             let after = rounds.iter().map(|round| round.judged.after).max().unwrap_or_default();
             let dropped = rounds.iter().fold(BTreeMap::new(), |dropped, round| {
-                sum(dropped, sum(round.told.dropped_by_gateway.clone(), round.told.dropped_then.clone()))
+                let by_kernel = round.told.at_last.since(&round.told.at_first);
+                sum(dropped, sum(round.told.dropped_by_gateway.clone(), by_kernel))
             });
             let dropped: Vec<String> = dropped.iter().map(|(name, count)| format!("{name} {count}")).collect();
             writeln!(

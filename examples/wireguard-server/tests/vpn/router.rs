@@ -14,7 +14,11 @@ fn traceroute_shows_the_server_the_router_beyond_it_and_the_remote() {
     let line = format!("traceroute -n -I -q 1 -w 10 {}", scene.remote(0));
     let printed = run(scene.client(0), &line);
     let hops: Vec<&str> = printed.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
-    assert_eq!(hops, ["198.18.0.1", "198.18.0.254", "198.18.1.2"], "{printed}");
+    // Sixteen probes leave at once, and each hop is asked by one of them: one that is lost is seen. Who has lost it is known to
+    // nobody afterwards, so whoever may have is asked now. (It has happened once, in a run of everything, and in none of some 2,000 that
+    // were to show why.)
+    let shown = hops == ["198.18.0.1", "198.18.0.254", "198.18.1.2"];
+    assert!(shown, "{printed}{}", scene.account());
 }
 
 #[test]

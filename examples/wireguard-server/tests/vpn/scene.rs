@@ -19,7 +19,7 @@ use std::{env, fs, thread};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use boringtun::x25519::{PublicKey, StaticSecret};
-use echogate::lab::{Lab, LabOptions, Namespace};
+use echogate::lab::{Lab, LabOptions, Namespace, responder};
 use tempfile::TempDir;
 
 use crate::process::{Ended, Process};
@@ -230,6 +230,24 @@ impl Scene {
     /// What the server's processes have said so far.
     pub(crate) fn said(&self) -> String {
         [&self.server, &self.gateway].into_iter().flatten().map(Process::said).collect()
+    }
+
+    /// Where a packet may have been lost, for the message of a test that misses one: what the kernel has dropped in the lab, the
+    /// echoes that each host has seen, and the server's own totals at its end.
+    pub(crate) fn account(self) -> String {
+        let dropped = self.lab.drops().map(|drops| {
+            let some = drops.into_iter().filter(|(_, count)| *count > 0);
+            some.map(|(place, count)| format!("{place} {count}; ")).collect::<String>()
+        });
+        let hosts = [self.client(0), self.host()].into_iter().chain(self.lab.routers()).chain([self.internet()]);
+        let seen: String = hosts
+            .map(|host| {
+                let messages = run(host, "grep IcmpMsg: /proc/net/snmp || true");
+                format!("{}: {:?}\n{messages}", host.name(), responder::counters(host))
+            })
+            .collect();
+        let said = self.stop().server.complaints;
+        format!("\ndropped by the kernel (the CPUs' queues since the machine started): {dropped:?}\n{seen}{said}")
     }
 
     /// The processor time that the server's process has used so far.
