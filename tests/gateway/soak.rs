@@ -34,7 +34,7 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use self::faults::{CLIENTS, Fault, Stage};
-use self::ledger::{Drops, Watched};
+use self::ledger::{Drops, Memory, Watched};
 use self::way::{Counts, Missing};
 use crate::restarts::{ending, setting};
 use crate::scene::Scene;
@@ -162,6 +162,8 @@ struct Soak {
     elapsed: Duration,
     rounds: Vec<Round>,
     watched: Watched,
+    /// What the processes have with everything used once, before the first round and after the last.
+    filled: [Memory; 2],
 }
 
 /// Rounds until the time is over, and after each of them the page so far, each fault once before any comes again.
@@ -171,8 +173,10 @@ fn soak(plan: Plan) -> Soak {
     control.route_back().expect("a route");
     let scene = Scene::alone(CLIENTS + 1);
     let mut stage = Stage::on(&scene);
+    stage.use_all(&mut rng);
+    let filled = [Memory::of(stage.gateway()); 2];
     let (start, mut deck) = (Instant::now(), Vec::new());
-    let mut soak = Soak { plan, elapsed: Duration::ZERO, rounds: Vec::new(), watched: Watched::new(start) };
+    let mut soak = Soak { plan, elapsed: Duration::ZERO, rounds: Vec::new(), watched: Watched::new(start), filled };
     while soak.elapsed < plan.length {
         if deck.is_empty() {
             deck = Fault::ALL.to_vec();
@@ -184,6 +188,10 @@ fn soak(plan: Plan) -> Soak {
         let round = labs.round(&mut stage, &plan, fault, &mut rng, &mut soak.watched);
         soak.rounds.push(round);
         soak.elapsed = start.elapsed();
+        if soak.elapsed >= plan.length {
+            stage.use_all(&mut rng);
+            soak.filled[1] = Memory::of(stage.gateway());
+        }
         if let Some(path) = env::var_os("ECHOGATE_SOAK_REPORT") {
             fs::write(path, soak.page()).expect("it can be written");
         }

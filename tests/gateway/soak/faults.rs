@@ -21,6 +21,9 @@ use crate::sys;
 /// Clients that the load comes from; the one after them is the one that means ill.
 pub(super) const CLIENTS: usize = 2;
 
+/// Idents of each of the load's clients that take nearly all that an outside address has.
+const FILLED: u16 = 32_000;
+
 /// A second after which most of what was taken away is given back.
 const HELD: Duration = Duration::from_secs(1);
 
@@ -267,6 +270,37 @@ impl Stage<'_> {
             }
             Fault::Garbage => self.garbage(rng),
         }
+    }
+
+    /// Uses whatever is used now and then only, so that its memory is there: a packet process that has waited for its turn, and with
+    /// that process all that others throw at it and nearly every ident, which the load's own are among.
+    pub(super) fn use_all(&mut self, rng: &mut StdRng) {
+        for fault in [
+            Fault::TunDown,
+            Fault::Reload,
+            Fault::Restart,
+            Fault::ClientFloods,
+            Fault::ForgedErrors,
+            Fault::ForgedReplies,
+            Fault::Garbage,
+        ] {
+            self.inflict(fault, rng);
+        }
+        let options = LoadOptions {
+            echoes_per_client: Some(FILLED.into()),
+            duration: Duration::from_secs(20),
+            rate: Some(20_000),
+            window: FILLED.into(),
+            idents: FILLED,
+            one_remote_an_ident: true,
+            first_sequence: 0x8000,
+            ..LoadOptions::default()
+        };
+        let lab = self.lab();
+        let report = load::run(&lab.clients()[..CLIENTS], lab.remotes(), &options, |_| ControlFlow::Continue(()));
+        let report = report.expect("it runs");
+        assert_eq!((report.wrong_client, report.altered), (0, 0), "{report:?}");
+        assert_eq!(report.sent, u64::from(FILLED) * CLIENTS as u64, "{report:?}");
     }
 
     /// Five times a client's share, for a second.

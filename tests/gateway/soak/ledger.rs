@@ -70,6 +70,20 @@ pub(super) fn stats(gateway: &Echogate) -> BTreeMap<String, u64> {
     stats.unwrap_or_else(|error| panic!("{error}")).drops
 }
 
+/// What the gateway's processes have resident, in KiB.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Memory {
+    pub(super) keeper: f64,
+    pub(super) packets: f64,
+}
+
+impl Memory {
+    pub(super) fn of(gateway: &Echogate) -> Memory {
+        let [keeper, packets] = [gateway.id(), gateway.packets_id()].map(|id| resident(id).expect("it runs"));
+        Memory { keeper, packets }
+    }
+}
+
 /// Samples of the gateway's processes over the whole soak.
 pub(super) struct Watched {
     start: Instant,

@@ -12,8 +12,10 @@ use super::slope::{Sample, Slope};
 use super::way::SECTIONS;
 use super::{HEAL, Round, Soak, UNDER_WAY};
 
-/// In less time a buffer that is used for the first time looks like growth.
+/// A process that is younger than this has not used all that it has: its slope says nothing.
 const JUDGED_FROM: Duration = Duration::from_secs(600);
+/// What a process's resident memory may be larger at the end, in KiB, by any measure.
+const MEMORY_FLOOR: f64 = 1024.0;
 
 /// Something that must not grow.
 struct Line {
@@ -34,12 +36,16 @@ impl Soak {
         let twice = |samples: &[Sample]| Slope::overall(samples).map_or(0.0, |slope| slope.mean);
         let line = |name, slope, floor| Line { name, slope, floor };
         vec![
-            line("keeper: resident KiB, within each process's life", Slope::of_each(&watched.keeper_memory), 1024.0),
+            line(
+                "keeper: resident KiB, within each process's life",
+                Slope::of_each(&watched.keeper_memory),
+                MEMORY_FLOOR,
+            ),
             line("keeper: resident KiB, from one to the next", Slope::of_means(&watched.keeper_memory), 2048.0),
             line(
                 "packet process: resident KiB, within each process's life",
                 Slope::of_each(&watched.packets_memory),
-                1024.0,
+                MEMORY_FLOOR,
             ),
             line(
                 "packet process: resident KiB, from one to the next",
@@ -57,6 +63,12 @@ impl Soak {
         let at = |number: usize| self.elapsed.as_secs_f64() * number as f64 / self.rounds.len() as f64;
         let sample = |(number, round)| Sample { of: 0, at: at(number), value: value(round) };
         self.rounds.iter().enumerate().map(sample).collect()
+    }
+
+    /// What each process has had when everything had been used once, before the first round and after the last, in KiB.
+    fn filled(&self) -> [(&'static str, f64, f64); 2] {
+        let [before, after] = self.filled;
+        [("the keeper", before.keeper, after.keeper), ("the packet process", before.packets, after.packets)]
     }
 
     fn total(&self, value: impl Fn(&Round) -> u64) -> u64 {
@@ -92,6 +104,11 @@ impl Soak {
         for line in self.lines().iter().filter(|_| self.elapsed >= JUDGED_FROM) {
             if line.slope.is_some_and(|slope| slope.grows(seconds, line.floor)) {
                 faults.push(format!("it grows: {}", line.name));
+            }
+        }
+        for (process, before, after) in self.filled() {
+            if after > before + MEMORY_FLOOR {
+                faults.push(format!("{process} has {after} KiB where it had {before} KiB with everything used once"));
             }
         }
         faults
@@ -205,15 +222,23 @@ impl Soak {
     fn write_lines(&self, page: &mut String) -> std::fmt::Result {
         writeln!(
             page,
-            "\nSlopes by least squares, with what they are within at 95% as far as samples err independently; of packet processes from \
-             20 s on, and of keepers from 20 s after they have first replaced one; from one process to the \
-             next there is one sample each, its mean. It grows if the least that the slope can be makes more of it than the floor in the whole time, if that is ten minutes or more.\n\n\
-             | | samples | mean | an hour | within | floor |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+            "\nResident memory when everything had been used once: a process that had waited for its turn, nearly every mapping, fragments, \
+             errors, refusals, a link that went.\n\n| KiB | before | after | difference | floor |\n| --- | ---: | ---: | ---: | ---: |"
+        )?;
+        for (process, before, after) in self.filled() {
+            writeln!(page, "| {process} | {before:.0} | {after:.0} | {:+.0} | {MEMORY_FLOOR:.0} |", after - before)?;
+        }
+        writeln!(
+            page,
+            "\nSlopes: the median of those between any two samples of one process, and what it is at least at 97.5% as far as samples err \
+             independently; of packet processes from 20 s on, and of keepers from 20 s after they have first replaced one; from one process to \
+             the next there is one sample each, its mean. It grows if the least makes more of it than the floor in the whole time, if that is \
+             ten minutes or more.\n\n| | samples | mean | an hour | at least | floor |\n| --- | ---: | ---: | ---: | ---: | ---: |"
         )?;
         for Line { name, slope, floor } in self.lines() {
             match slope {
-                Some(Slope { samples, mean, per_hour, within }) => {
-                    writeln!(page, "| {name} | {samples} | {mean:.1} | {per_hour:+.1} | {within:.1} | {floor:.1} |")?;
+                Some(Slope { samples, mean, per_hour, least }) => {
+                    writeln!(page, "| {name} | {samples} | {mean:.1} | {per_hour:+.1} | {least:+.1} | {floor:.1} |")?;
                 }
                 None => writeln!(page, "| {name} | too few | | | | {floor:.1} |")?,
             }
