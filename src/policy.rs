@@ -318,6 +318,19 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_covers_itself_and_its_parts() {
+        for (one, other, covers) in [
+            ("10.66.0.0/24", "10.66.0.0/24", true),
+            ("10.0.0.0/8", "10.66.0.0/24", true),
+            ("10.66.0.0/24", "10.66.0.0/23", false),
+            ("10.66.0.0/24", "10.66.1.0/24", false),
+            ("10.66.0.0/24", "10.66.1.0/32", false),
+        ] {
+            assert_eq!(prefix(one).covers(prefix(other)), covers, "{one} and {other}");
+        }
+    }
+
+    #[test]
     fn who_may_ping_whom() {
         let own = Ipv4Addr::new(198, 18, 0, 1);
         let policy = Policy::new(
@@ -364,6 +377,7 @@ mod tests {
         assert_eq!(policy.place(Ipv4Addr::new(192, 168, 7, 3)), 259);
         let stranger = Ipv4Addr::new(192, 168, 7, 4);
         assert_eq!((policy.place_of(stranger), policy.place(stranger)), (None, 0));
+        assert!(policy.is_inside(Ipv4Addr::new(192, 168, 7, 3)) && !policy.is_inside(stranger));
         assert_eq!(prefix("0.0.0.0/0").addresses(), 1 << 32);
     }
 
@@ -371,9 +385,9 @@ mod tests {
     fn the_longest_override_decides_what_a_client_may_do() {
         let special =
             |text, mappings| Override { prefix: prefix(text), allowance: Limits { mappings, ..ORDINARY }.into() };
-        let overrides = [special("10.66.0.0/25", 1), special("10.66.0.8/32", 2), special("10.66.0.0/30", 3)];
+        let overrides = [special("10.66.0.8/32", 1), special("10.66.0.0/25", 2), special("10.66.0.0/30", 3)];
         let policy = Policy::new(&[prefix("10.66.0.0/24")], ORDINARY.into(), &overrides, Remotes::new(&[], &[]));
-        for (host, class, mappings_max) in [(200, 0, 256), (100, 1, 1), (8, 2, 2), (3, 3, 3)] {
+        for (host, class, mappings_max) in [(200, 0, 256), (8, 1, 1), (100, 2, 2), (3, 3, 3)] {
             let (found, allowance) = policy.allowance(Ipv4Addr::new(10, 66, 0, host));
             assert_eq!((found, allowance.mappings_max), (class, mappings_max));
         }

@@ -206,4 +206,14 @@ mod tests {
         let bytes = echo_request(CLIENT, REMOTE, 1, 1, 64, &vec![0; 65_507]);
         assert_eq!(Ipv4::check(&bytes[..]).unwrap().total_len(), 65_535);
     }
+
+    #[test]
+    fn the_last_fragment_offset_is_built_and_the_next_is_not() {
+        let at = |fragment_offset| Datagram { fragment_offset, ..Datagram::new(CLIENT, REMOTE, UDP, vec![9; 5]) };
+        let bytes = at(65_528).build();
+        let packet = Ipv4::check(&bytes[..]).unwrap();
+        assert_eq!((packet.fragment_offset(), packet.more_fragments()), (65_528, false));
+        // In the header it would be offset 0 with MF.
+        assert!(std::panic::catch_unwind(|| at(65_536).build()).is_err());
+    }
 }

@@ -17,11 +17,11 @@ use crate::checksum;
 /// The headers before the quote: IPv4 without options, and ICMP.
 pub const HEADERS_LEN: usize = HEADER_LEN_MIN + ICMP_HEADER_LEN;
 
-/// The most bytes that an error quotes.
-pub const QUOTE_LEN_MAX: usize = 576 - HEADERS_LEN;
-
 /// The most bytes that an error has.
-pub const LEN_MAX: usize = HEADERS_LEN + QUOTE_LEN_MAX;
+pub const LEN_MAX: usize = 576;
+
+/// The most bytes that an error quotes.
+pub const QUOTE_LEN_MAX: usize = LEN_MAX - HEADERS_LEN;
 
 const ICMP_HEADER_LEN: usize = 8;
 

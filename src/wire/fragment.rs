@@ -61,7 +61,7 @@ mod tests {
 
     use super::*;
     use crate::wire::build::Datagram;
-    use crate::wire::ipv4::ICMP;
+    use crate::wire::ipv4::{HEADER_LEN_MIN, ICMP};
 
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
     const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
@@ -130,5 +130,26 @@ mod tests {
             assert_eq!(pieces(&whole.build(), mtu), None);
         }
         assert_eq!(pieces(&whole.build(), 28).map(|pieces| pieces.len()), Some(250));
+        // With all options that a header can have.
+        let full = Datagram { options: vec![1; 40], ..whole }.build();
+        assert_eq!(pieces(&full, MTU_MIN - 1), None);
+        assert_eq!(pieces(&full, MTU_MIN).map(|pieces| pieces.len()), Some(250));
+    }
+
+    #[test]
+    fn what_no_header_can_say_or_has_no_room_is_not_written() {
+        for (fragment_offset, part, room) in [
+            // In mid-unit; behind the last unit that has a number; behind the payload.
+            (0, 4..12, 8),
+            (65_528, 8..16, 8),
+            (0, 8..24, 16),
+            // Too little room, and too much.
+            (0, 0..8, 7),
+            (0, 0..8, 9),
+        ] {
+            let whole = Datagram { fragment_offset, ..Datagram::new(CLIENT, REMOTE, ICMP, vec![7; 16]) }.build();
+            let mut piece = vec![0xEE; HEADER_LEN_MIN + room];
+            assert!(!write(&Ipv4::check(&whole[..]).unwrap(), part.clone(), &mut piece), "{part:?} into {room}");
+        }
     }
 }

@@ -379,12 +379,9 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Ipv4<B> {
             // The word that holds it begins at an even offset, as the header does.
             let word = byte & !1;
             let old = word_at(self.bytes.as_ref(), word);
-            let new = if byte == word {
-                old & 0xFF | u16::from(option::NONE) << 8
-            } else {
-                old & 0xFF00 | u16::from(option::NONE)
-            };
-            self.set_word(word, new);
+            self.bytes.as_mut()[byte] = option::NONE;
+            let new = word_at(self.bytes.as_ref(), word);
+            self.set_header_checksum(checksum::update(self.header_checksum(), old, new));
         }
     }
 
@@ -416,6 +413,7 @@ mod tests {
 
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
     const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
     fn datagram(options_len: usize, payload_len: usize) -> Vec<u8> {
         Datagram { options: vec![1; options_len], ..Datagram::new(CLIENT, REMOTE, ICMP, vec![0xA5; payload_len]) }
@@ -506,7 +504,7 @@ mod tests {
         assert_eq!(packet.total_len(), 28);
         assert_eq!(packet.payload(), [0xA5; 8]);
         packet.payload_mut().fill(0);
-        assert_eq!(packet.bytes[28..], [0xEE; 18]);
+        assert_eq!(packet.bytes[HEADER_LEN_MIN..], [&[0; 8][..], &[0xEE; 18]].concat());
     }
 
     #[test]
@@ -558,12 +556,88 @@ mod tests {
             (&[7, 7, 4, 131, 3, 4, 0], false),
             // After the end of the options, or of what can be read.
             (&[0, 131, 3, 4], false),
+            (&[0, 2, 131, 3], false),
             (&[7, 0, 131, 3], false),
             (&[7, 1, 131, 3], false),
             (&[7, 200, 131, 3], false),
             (&[1, 1, 1, 7], false),
         ] {
             assert_eq!(with(options), found, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn a_setter_makes_what_could_have_been_built_so() {
+        let sent = Datagram {
+            identification: 0x1234,
+            dont_fragment: true,
+            options: vec![1; 4],
+            ..Datagram::new(CLIENT, REMOTE, ICMP, vec![0xA5; 8])
+        };
+        let set = |setter: fn(&mut Ipv4<Vec<u8>>)| {
+            let mut packet = Ipv4::check(sent.build()).unwrap();
+            setter(&mut packet);
+            packet.bytes
+        };
+        for (made, expected) in [
+            (set(|packet| packet.set_source(GATEWAY)), Datagram { source: GATEWAY, ..sent.clone() }),
+            (set(|packet| packet.set_destination(GATEWAY)), Datagram { destination: GATEWAY, ..sent.clone() }),
+            (set(|packet| packet.set_ttl(1)), Datagram { ttl: 1, ..sent.clone() }),
+            (set(|packet| packet.set_ttl(0)), Datagram { ttl: 0, ..sent.clone() }),
+            (set(Ipv4::decrement_ttl), Datagram { ttl: 63, ..sent.clone() }),
+            (set(Ipv4::clear_dont_fragment), Datagram { dont_fragment: false, ..sent.clone() }),
+            (set(|packet| packet.set_identification(7)), Datagram { identification: 7, ..sent.clone() }),
+            (
+                set(|packet| packet.set_source_anew(GATEWAY, 7)),
+                Datagram { source: GATEWAY, identification: 7, ..sent.clone() },
+            ),
+        ] {
+            assert_eq!(made, expected.build());
+        }
+    }
+
+    #[test]
+    fn what_has_no_hop_left_does_not_get_255() {
+        let mut packet = Ipv4::check(datagram(0, 8)).unwrap();
+        packet.set_ttl(0);
+        packet.decrement_ttl();
+        assert_eq!((packet.ttl(), packet.header_is_intact()), (0, true));
+    }
+
+    #[test]
+    fn a_renewed_header_checksum_vouches_for_what_is_there() {
+        for options_len in [0, 40] {
+            let mut bytes = datagram(options_len, 8);
+            bytes[field::TTL] -= 1;
+            let mut packet = Ipv4::check(bytes).unwrap();
+            assert!(!packet.header_is_intact());
+            packet.renew_header_checksum();
+            assert!(packet.header_is_intact());
+        }
+    }
+
+    #[test]
+    fn what_later_fragments_need_not_have_becomes_no_operation() {
+        for (options, left) in [
+            // Up to the last byte of the header.
+            ([7, 2, 7, 2], [1, 1, 1, 1]),
+            ([1, 7, 3, 4], [1, 1, 1, 1]),
+            // To be copied.
+            ([0x87, 2, 7, 2], [0x87, 2, 1, 1]),
+            // After the end of the options.
+            ([0, 4, 7, 2], [0, 4, 7, 2]),
+            // A length that is beyond the header, that is missing, or that makes no sense.
+            ([7, 5, 7, 2], [7, 5, 7, 2]),
+            ([1, 1, 1, 7], [1, 1, 1, 7]),
+            ([7, 1, 7, 2], [7, 1, 7, 2]),
+            ([7, 0, 7, 2], [7, 0, 7, 2]),
+        ] {
+            let with = |options: [u8; 4]| {
+                Datagram { options: options.to_vec(), ..Datagram::new(CLIENT, REMOTE, ICMP, vec![0xA5; 8]) }.build()
+            };
+            let mut packet = Ipv4::check(with(options)).unwrap();
+            packet.blank_uncopied_options();
+            assert_eq!(packet.bytes, with(left), "{options:?}");
         }
     }
 

@@ -39,14 +39,15 @@ mod field {
 /// The fragment offset's bits.
 const FRAGMENT_UNITS: u16 = 0x1FFF;
 
-/// Why a message is not an error about an echo request. The first that applies, in this order.
+/// Why a message is not an error about an echo request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Malformed {
     /// Another type of ICMP message.
     NotError,
     /// The quote ends before the eighth byte of the message that it quotes, or states an impossible header length.
     Truncated,
-    /// About something else than an echo request, or about a later fragment of one.
+    /// About something else than an echo request, even if no more than the quoted IP header tells so, or about a later
+    /// fragment of one.
     NotEchoRequest,
 }
 
@@ -180,9 +181,10 @@ mod tests {
                 let mut error = build::error_message(icmp_type, 4, 1400, &rewritten);
                 let mut quote = Quote::check(&mut error[..]).unwrap();
                 assert_eq!((quote.source(), quote.destination()), (GATEWAY, REMOTE));
-                assert_eq!((quote.ident(), quote.sequence(), quote.is_intact()), (0xBEEF, 7, true));
+                assert_eq!((quote.ident(), quote.sequence()), (0xBEEF, 7));
+                assert!(quote.is_intact() && quote.header_is_intact());
                 quote.restore(CLIENT, 1);
-                assert!(quote.is_intact());
+                assert!(quote.is_intact() && quote.header_is_intact());
                 let original = request(CLIENT, 1, options_len, b"payload");
                 assert_eq!(error, build::error_message(icmp_type, 4, 1400, &original));
             }
@@ -208,6 +210,19 @@ mod tests {
     }
 
     #[test]
+    fn a_hop_taken_off_and_not_mended_is_damage_to_the_quoted_header_alone() {
+        for options_len in [0, 40] {
+            let mut quoted = request(GATEWAY, 1, options_len, b"payload");
+            quoted[8] -= 1;
+            let mut error = build::error_message(TIME_EXCEEDED, 0, 0, &quoted);
+            let mut quote = Quote::check(&mut error[..]).unwrap();
+            assert_eq!((quote.is_intact(), quote.header_is_intact()), (true, false));
+            quote.restore(CLIENT, 7);
+            assert_eq!((quote.is_intact(), quote.header_is_intact()), (true, false));
+        }
+    }
+
+    #[test]
     fn every_truncation_is_told() {
         for options_len in [0, 4, 40] {
             let rewritten = request(GATEWAY, 1, options_len, b"payload");
@@ -230,7 +245,9 @@ mod tests {
             assert_eq!(Quote::check(&error).err(), expected, "{icmp_type}");
         }
         let reply = build::echo_reply(GATEWAY, REMOTE, 1, 1, 64, b"");
-        let udp = Datagram::new(GATEWAY, REMOTE, UDP, vec![8; 16]).build();
+        // From port 0x0800, which looks like an echo request; its header alone says that it is none.
+        let udp = Datagram::new(GATEWAY, REMOTE, UDP, build::echo_message(EchoKind::Request, 1, 7, b"")).build();
+        let udp_header = udp[..HEADER_LEN_MIN].to_vec();
         let later = |units: u16| {
             let mut quoted = request(GATEWAY, 1, 0, b"");
             crate::wire::put_word(&mut quoted, 6, units);
@@ -238,7 +255,7 @@ mod tests {
         };
         let mut six = request(GATEWAY, 1, 0, b"");
         six[0] = 0x65;
-        for quoted in [reply, udp, later(1), later(0x1FFF), six] {
+        for quoted in [reply, udp, udp_header, later(1), later(0x1FFF), six] {
             assert_eq!(Quote::check(of(&quoted)).err(), Some(Malformed::NotEchoRequest), "{quoted:02x?}");
         }
         // DF, and the first of several fragments.
@@ -270,6 +287,7 @@ mod tests {
                 error[2] ^= 1 << (bit % 8);
             }
             let before = Quote::check(&error[..]).unwrap().is_intact();
+            prop_assert_eq!(before, !(16..32).contains(&bit));
             let mut there = error.clone();
             let mut quote = Quote::check(&mut there[..]).unwrap();
             quote.restore(client.into(), client_ident);

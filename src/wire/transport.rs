@@ -1,10 +1,6 @@
 //! The little that is read of UDP and TCP: which port a packet goes to.
 
 use super::ipv4::{self, Ipv4};
-use super::word_at;
-
-/// Where both UDP (RFC 768) and TCP (RFC 9293) have the destination port.
-const DESTINATION_PORT: usize = 2;
 
 /// The UDP or TCP port that the packet goes to. None for other protocols, for later fragments (the port is in the
 /// first) and for a payload that ends before it.
@@ -13,8 +9,9 @@ pub fn destination_port<B: AsRef<[u8]>>(packet: &Ipv4<B>) -> Option<u16> {
     if !matches!(packet.protocol(), ipv4::UDP | ipv4::TCP) || packet.is_later_fragment() {
         return None;
     }
-    let payload = packet.payload();
-    (payload.len() >= DESTINATION_PORT + 2).then(|| word_at(payload, DESTINATION_PORT))
+    // Both UDP (RFC 768) and TCP (RFC 9293) begin with the port it comes from and the port it goes to.
+    let [_, _, high, low] = packet.payload().first_chunk()?;
+    Some(u16::from_be_bytes([*high, *low]))
 }
 
 #[cfg(test)]
