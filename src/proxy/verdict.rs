@@ -315,3 +315,16 @@ impl From<Refused> for Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_stands_at_its_number_and_is_called_what_it_is() {
+        for (number, reason) in Reason::ALL.into_iter().enumerate() {
+            let words = reason.name().split('_').map(|word| word[..1].to_uppercase() + &word[1..]);
+            assert_eq!((reason as usize, words.collect::<String>()), (number, format!("{reason:?}")));
+        }
+    }
+}

@@ -173,6 +173,8 @@ mod tests {
         addresses.replace(1, c);
         addresses.set_lost(1, false);
         assert_eq!((addresses.number_of(b), addresses.number_of(c), addresses.lost()), (None, Some(1), 0));
+        assert_eq!((addresses.list(), addresses.len(), addresses.is_empty()), (vec![a, c], 2, false));
+        assert!(Addresses::new(&[]).is_empty());
     }
 
     #[test]
@@ -182,8 +184,10 @@ mod tests {
         addresses.set_draining(2, true);
         let marks = |number| (addresses.is_lost(number), addresses.is_draining(number), addresses.is_closed(number));
         assert_eq!([0, 1, 2].map(marks), [(false, false, false), (true, false, true), (false, true, true)]);
-        addresses.set_lost(2, true);
         addresses.set_draining(2, false);
-        assert_eq!((marks(2), addresses.lost()), ((true, false, true), 0b110));
+        for _ in 0..2 {
+            addresses.set_lost(2, true);
+            assert_eq!((marks(2), addresses.lost()), ((true, false, true), 0b110), "however often it is said");
+        }
     }
 }

@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_line_is_one_cache_line() {
-        assert_eq!(LINE_BYTES, 64);
+        assert_eq!((LINE_BYTES, Clients::new(3).bytes()), (64, 192));
     }
 
     #[test]
@@ -398,7 +398,10 @@ mod tests {
             assert_eq!(clients.charge(clients.index(place), &one, 84, at(0)), Ok(()));
         }
         assert_eq!(clients.charge(clients.index(7), &one, 84, at(0)), Err(Over::Packets));
-        assert_eq!(Clients::new(1 << 24).index((1 << 18) + 5), ClientIndex(5), "of too many, some share");
+        let too_many = Clients::new(1 << 24);
+        for (place, line) in [(5, 5), ((1 << 18) - 1, (1 << 18) - 1), (1 << 18, 0), ((1 << 18) + 5, 5)] {
+            assert_eq!(too_many.index(place), ClientIndex(line), "of too many, some share: {place}");
+        }
     }
 
     #[test]

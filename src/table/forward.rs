@@ -133,6 +133,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_client_and_ident_has_an_entry_of_its_own() {
+        let map = Forward::new(0);
+        let guard = map.guard();
+        let ends = [(0, 0), (0, 1), (0, u16::MAX), (1, 0), (1, 1), (1 << 16, 0), (1 << 31, 0), (u32::MAX, u16::MAX)];
+        let entries = ends.map(|(client, ident)| (Ipv4Addr::from(client), ident)).into_iter().zip((0..).map(SlotIndex));
+        assert!(map.is_empty());
+        for ((client, ident), index) in entries.clone() {
+            assert_eq!(map.try_insert(client, ident, index, &guard), Ok(()));
+        }
+        assert_eq!((map.len(), map.is_empty()), (ends.len(), false));
+        for ((client, ident), index) in entries {
+            assert_eq!(map.get(client, ident, &guard), Some(index));
+        }
+    }
+
     /// What the tables rely on in papaya, many threads on few keys, from a capacity that must grow.
     #[test]
     fn an_entry_is_there_until_its_own_removal_whatever_others_do() {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::clock::Instant;
 use crate::policy::{Allowance, Rate};
 use crate::proxy::{Handle, Inbound, Outbound, Passing, Proxy, Reason, Settings, Ttl};
-use crate::table::fragments::{DECISION_TIME, EARLY_MAX};
+use crate::table::fragments::{DECISION_TIME, EARLY_MAX, worker_of};
 use crate::wire::build::{self, Datagram};
 use crate::wire::fragment;
 use crate::wire::icmpv4::{Echo, EchoKind};
@@ -91,7 +91,10 @@ fn offer(bench: &mut Bench, fragments: &[Vec<u8>]) -> Vec<Vec<u8>> {
     for fragment in fragments {
         let mut fragment = fragment.clone();
         match bench.outbound(&mut fragment) {
-            Outbound::Hold => held.push(fragment),
+            Outbound::Hold => {
+                assert!(!bench.handle.batch(bench.now).is_decided(&fragment));
+                held.push(fragment);
+            }
             Outbound::Forward { .. } => {
                 forwards += 1;
                 sent.push(fragment);
@@ -407,6 +410,7 @@ fn each_requests_fragments_are_judged_by_one_worker() {
         });
         let judge: Vec<_> = judge.collect();
         assert!(judge.iter().all(|judges| *judges == judge[0] && judges.len() == 1), "{judge:?}");
+        assert_eq!(judge[0], [worker_of(CLIENT, destination, proxy.fragment_seed(), 4)], "to whom the TUN gives them");
         judges[judge[0][0]] += 1;
     }
     assert!(judges.iter().all(|judged| *judged > 25), "{judges:?}");

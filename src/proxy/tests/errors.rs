@@ -241,9 +241,13 @@ fn an_error_with_extensions_is_told_with_them() {
 
 #[test]
 fn without_icmp_errors_none_is_told() {
-    let mut bench = Bench::new(&Settings { icmp_errors: false, ..settings() });
-    let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
-    assert_eq!(bench.inbound(&mut error_about(&sent, ROUTER, 11, 0)), Inbound::Drop(Reason::NotEchoReply));
+    for icmp_errors in [false, true] {
+        let mut bench = Bench::new(&Settings { icmp_errors, ..settings() });
+        let (sent, _) = bench.send(CLIENT, REMOTE, 1, 1);
+        let verdict = bench.inbound(&mut error_about(&sent, ROUTER, 11, 0));
+        assert_eq!(verdict == Inbound::Drop(Reason::NotEchoReply), !icmp_errors);
+        assert_eq!(bench.proxy.icmp_errors(), icmp_errors);
+    }
 }
 
 /// RFC 1812, section 5.2.7.1.

@@ -92,19 +92,20 @@ fn when_the_idents_are_used_up_the_new_is_refused_and_the_live_go_on() {
 /// RFC 6888 REQ-2.
 #[test]
 fn a_client_keeps_its_address_of_several() {
-    let addresses: Vec<Ipv4Addr> = (1..=3).map(|host| Ipv4Addr::new(198, 18, 7, host)).collect();
+    let addresses: Vec<Ipv4Addr> = (1..=4).map(|host| Ipv4Addr::new(198, 18, 7, host)).collect();
     let mut bench = Bench::new(&Settings { addresses: addresses.clone(), ..settings() });
-    let mut used = std::collections::HashSet::new();
+    let mut used = std::collections::HashMap::new();
     for host in 0..=255 {
         let client = Ipv4Addr::new(10, 66, 0, host);
         let of_first = Ipv4::check(&bench.send(client, REMOTE, 1, 1).0[..]).unwrap().source();
         let (second, _) = bench.send(client, OTHER_REMOTE, 2, 1);
         assert_eq!(Ipv4::check(&second[..]).unwrap().source(), of_first);
-        used.insert(of_first);
+        *used.entry(of_first).or_insert(0) += 1;
         let mut reply = answer(&second, 60);
         assert!(matches!(bench.inbound(&mut reply), Inbound::Deliver { client: to, .. } if to == client));
     }
-    assert_eq!(used.len(), 3);
+    // They are spread: a quarter of them is 64.
+    assert!(addresses.iter().all(|address| used.get(address).is_some_and(|clients| *clients > 32)), "{used:?}");
 }
 
 /// RFC 6888 REQ-15.
@@ -190,4 +191,31 @@ fn a_mapping_lives_a_minute_unless_it_is_configured_otherwise() {
         bench.pass(Duration::from_secs(ends - lives));
         assert_eq!(bench.handle.mappings(), 0, "{mapping_idle:?}");
     }
+}
+
+/// The client's own ident is ready in one worker's pool only. That one may have none left: then whoever is asked next takes
+/// any of its own.
+#[test]
+fn where_idents_are_preserved_a_request_is_for_the_worker_that_owns_its_ident() {
+    let idents = IdentPolicy { preserve: true, ..IdentPolicy::default() };
+    let proxy = Proxy::new(&Settings { workers: 3, idents, ..settings() }).unwrap();
+    let mut handles = [0, 1, 2].map(|worker| proxy.handle(worker).unwrap());
+    let owner_of = |ident: u16| usize::from(ident) % SHARDS % 3;
+    for ident in [0, 1, 2, 3, 62, 63, 64, 65_535] {
+        let original = build::echo_request(CLIENT, REMOTE, ident, 1, 64, b"payload");
+        let owner = owner_of(ident);
+        for other in (0..3).filter(|worker| *worker != owner) {
+            let mut packet = original.clone();
+            let verdict = handles[other].batch(Instant::START).outbound(&mut packet);
+            assert_eq!((verdict, packet), (Outbound::BelongsTo { worker: owner }, original.clone()));
+        }
+        let mut packet = original;
+        let verdict = handles[owner].batch(Instant::START).outbound(&mut packet);
+        assert!(matches!(verdict, Outbound::Forward { .. }), "{verdict:?}");
+        assert_eq!(ident_of(&packet), ident);
+    }
+    let mut packet = build::echo_request(OTHER_CLIENT, REMOTE, 1, 1, 64, b"payload");
+    let verdict = handles[0].batch(Instant::START).outbound_again(&mut packet);
+    assert!(matches!(verdict, Outbound::Forward { .. }), "{verdict:?}");
+    assert_eq!(owner_of(ident_of(&packet)), 0);
 }
