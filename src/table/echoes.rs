@@ -681,7 +681,9 @@ mod tests {
     fn a_sweep_keeps_to_its_slice_of_its_shard() {
         let echoes = table(18);
         for remote in 0..100 {
-            [4, 5, 6].map(|ident| echoes.record(key(ident, 0, remote), at(0)));
+            for ident in [4, 5, 6] {
+                echoes.record(key(ident, 0, remote), at(0));
+            }
         }
         let all = echoes.shard_buckets();
         let is_behind = |remote: &u32| echoes.bucket(key(5, 0, *remote)).0 % all >= all / 2;
