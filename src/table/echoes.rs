@@ -430,8 +430,10 @@ mod tests {
     /// One more than a bucket holds.
     fn crowd(echoes: &Echoes) -> Vec<EchoKey> {
         let bucket = echoes.bucket(key(64, 0, 0));
-        let same = (0..).map(|remote| key(64, 0, remote)).filter(|&key| echoes.bucket(key) == bucket);
-        same.take(WAYS + 1).collect()
+        let same = (0..10_000).map(|remote| key(64, 0, remote)).filter(|&key| echoes.bucket(key) == bucket);
+        let crowd: Vec<EchoKey> = same.take(WAYS + 1).collect();
+        assert_eq!(crowd.len(), WAYS + 1, "one in 32 is of the same bucket");
+        crowd
     }
 
     /// Found by the simulator (seed 1041): the old echo passed for the new one, and when that could not be sent, a reply to the old
