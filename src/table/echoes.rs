@@ -407,6 +407,8 @@ mod tests {
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_secs(60);
+    const KEY: EchoKey =
+        EchoKey { index: SlotIndex::new(3, 0x1234), sequence: 0x5678, remote: Ipv4Addr::new(198, 18, 0, 2) };
 
     fn table(words_log2: u32) -> Echoes {
         Echoes::new(words_log2, TIMEOUT, &mut StdRng::seed_from_u64(7))
@@ -418,6 +420,20 @@ mod tests {
 
     fn at(seconds: u64) -> Instant {
         Instant::START + Duration::from_secs(seconds)
+    }
+
+    /// A table whose keys scramble nothing: a key's lower 57 bits are its tag.
+    fn unscrambled() -> Echoes {
+        Echoes::with_buckets(Storage::own(buckets(14)), 5, TIMEOUT, [0; 4])
+    }
+
+    /// One more than a bucket holds.
+    fn crowd(echoes: &Echoes) -> Vec<EchoKey> {
+        let bucket = echoes.bucket(key(64, 0, 0));
+        let same = (0..10_000).map(|remote| key(64, 0, remote)).filter(|&key| echoes.bucket(key) == bucket);
+        let crowd: Vec<EchoKey> = same.take(WAYS + 1).collect();
+        assert_eq!(crowd.len(), WAYS + 1, "one in 32 is of the same bucket");
+        crowd
     }
 
     /// Found by the simulator (seed 1041): the old echo passed for the new one, and when that could not be sent, a reply to the old
@@ -434,6 +450,7 @@ mod tests {
     #[test]
     fn a_bucket_is_one_cache_line() {
         assert_eq!((size_of::<Bucket>(), align_of::<Bucket>()), (64, 64));
+        assert_eq!(table(14).bytes(), 8 << 14, "a word each and no more");
     }
 
     #[test]
@@ -461,20 +478,60 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_the_key_counts() {
+    fn every_bit_of_the_key_counts() {
         let echoes = table(20);
-        let recorded = EchoKey { index: SlotIndex::new(3, 0x1234), sequence: 5, remote: Ipv4Addr::new(198, 18, 0, 2) };
-        echoes.record(recorded, at(0));
-        for other in [
-            EchoKey { index: SlotIndex::new(2, 0x1234), ..recorded },
-            EchoKey { index: SlotIndex::new(3, 0x1235), ..recorded },
-            EchoKey { index: SlotIndex::new(3, 0x1274), ..recorded }, // the same shard
-            EchoKey { sequence: 6, ..recorded },
-            EchoKey { remote: Ipv4Addr::new(198, 18, 0, 3), ..recorded },
-        ] {
+        echoes.record(KEY, at(0));
+        let indexes = (0..20).map(|bit| EchoKey { index: SlotIndex(KEY.index.0 ^ 1 << bit), ..KEY });
+        let sequences = (0..16).map(|bit| EchoKey { sequence: KEY.sequence ^ 1 << bit, ..KEY });
+        let remotes = (0..32).map(|bit| EchoKey { remote: (u32::from(KEY.remote) ^ 1 << bit).into(), ..KEY });
+        for other in indexes.chain(sequences).chain(remotes) {
             assert_eq!(echoes.consume(other, at(1)), Consumed::Unknown, "{other:?}");
         }
-        assert_eq!(echoes.consume(recorded, at(1)), Consumed::Matched);
+        assert_eq!(echoes.consume(KEY, at(1)), Consumed::Matched);
+    }
+
+    /// Others read the words that this version has written: another number here is another layout (`LAYOUT`, in
+    /// `crate::state`).
+    #[test]
+    fn a_word_and_its_bucket_are_those_of_the_layout() {
+        let keys = [0x0123_4567_89ab_cdef, 0x2345_6789_abcd_ef01, 0x4567_89ab_cdef_0123, 0x6789_abcd_ef01_2345];
+        let echoes = Echoes::with_buckets(Storage::own(buckets(14)), 5, TIMEOUT, keys);
+        echoes.record(KEY, at(1000));
+        let BucketIndex(bucket) = echoes.bucket(KEY);
+        assert_eq!((bucket, echoes.buckets[bucket].0[0].load(Ordering::Relaxed)), (1683, 0xd065_b1ec_9ac0_7b7d));
+    }
+
+    #[test]
+    fn a_word_of_zeroes_but_for_its_first_bit_is_told_from_an_empty_one() {
+        let echoes = unscrambled();
+        let zeroes = key(0, 0, 0);
+        assert_eq!(echoes.consume(zeroes, at(0)), Consumed::Unknown, "none yet");
+        assert_eq!(echoes.record(zeroes, at(0)), Recorded::New);
+        assert!(echoes.is_outstanding(zeroes, at(0)));
+        assert_eq!((echoes.occupied(), echoes.take_stock(at(0)).outstanding), (1, 1));
+        assert_eq!(echoes.consume(zeroes, at(0)), Consumed::Matched);
+    }
+
+    /// The memory of a table outlives its user, who leaves it to another.
+    #[test]
+    fn who_takes_a_table_up_finds_its_echoes_if_it_has_its_keys() {
+        let memory: &'static [Bucket] = Vec::leak((0..buckets(14)).map(|_| Bucket::default()).collect());
+        let user = |seed| Echoes::over(memory, TIMEOUT, round_keys(&mut StdRng::seed_from_u64(seed)));
+        assert_eq!(user(1).shard_buckets(), table(14).shard_buckets());
+        user(1).record(KEY, at(0));
+        assert_eq!(user(2).consume(KEY, at(1)), Consumed::Unknown);
+        assert_eq!(user(1).consume(KEY, at(1)), Consumed::Matched);
+        user(1).record(KEY, at(0));
+        user(2).forget();
+        assert_eq!(user(1).occupied(), 0);
+    }
+
+    #[test]
+    fn the_keys_that_scramble_are_odd_so_that_none_leaves_its_round_out() {
+        for seed in 0..8 {
+            let keys = round_keys(&mut StdRng::seed_from_u64(seed));
+            assert!(keys.iter().all(|key| key % 2 == 1), "{keys:x?}");
+        }
     }
 
     #[test]
@@ -490,10 +547,64 @@ mod tests {
     }
 
     #[test]
+    fn all_who_look_at_an_echo_agree_on_the_moment_when_its_life_is_over() {
+        let over = Instant::START + table(14).longest_life();
+        let last = Instant::from_nanos(over.as_nanos() - 1);
+        for (now, in_time) in [(last, true), (over, false)] {
+            let recorded = |keys: &[EchoKey]| {
+                let echoes = table(14);
+                keys.iter().for_each(|key| assert_eq!(echoes.record(*key, at(0)), Recorded::New));
+                echoes
+            };
+            let one = key(64, 0, 0);
+            let [outstanding, unanswered] = [in_time, !in_time].map(u64::from);
+            assert_eq!(recorded(&[one]).is_outstanding(one, now), in_time);
+            let consumed = if in_time { Consumed::Matched } else { Consumed::Late };
+            assert_eq!(recorded(&[one]).consume(one, now), consumed);
+            let again = if in_time { Recorded::Again } else { Recorded::OverExpired };
+            assert_eq!(recorded(&[one]).record(one, now), again);
+            assert_eq!(recorded(&[one]).sweep(0, 0, 32, now), unanswered);
+            assert_eq!(recorded(&[one]).take_stock(now), Stock { outstanding, unanswered });
+            let crowd = crowd(&table(14));
+            let room = recorded(&crowd[..WAYS]).record(crowd[WAYS], now);
+            assert!(
+                if in_time { matches!(room, Recorded::Evicted(_)) } else { room == Recorded::OverExpired },
+                "{room:?}"
+            );
+        }
+    }
+
+    /// The request is stamped one batch after an ending that it did not see, and its reply is judged in a batch that began
+    /// one before the ident is another's.
+    #[test]
+    fn the_shortest_hold_down_outlasts_every_echo_and_no_longer() {
+        let (echoes, batch) = (table(20), Duration::from_millis(500));
+        let before = |now: Instant, time: Duration| Instant::START + now.since(Instant::START + time);
+        // At the beginning of a tick of the stamps, where an echo lives longest.
+        let sent = Instant::START + echoes.longest_life() * 2;
+        let freed = before(sent, batch) + echoes.hold_down_min(batch);
+        let judged = before(freed, batch);
+        echoes.record(KEY, sent);
+        assert!(echoes.is_outstanding(KEY, before(judged, Duration::from_nanos(1))));
+        assert_eq!(echoes.consume(KEY, judged), Consumed::Late);
+    }
+
+    #[test]
+    fn a_timeout_of_nothing_or_of_centuries_makes_a_table_too() {
+        for timeout in [Duration::ZERO, Duration::MAX] {
+            let echoes = Echoes::new(14, timeout, &mut StdRng::seed_from_u64(7));
+            assert_eq!(echoes.record(KEY, at(1)), Recorded::New);
+            assert_eq!(echoes.consume(KEY, at(1)), Consumed::Matched);
+        }
+    }
+
+    #[test]
     fn a_stamp_wraps_no_sooner_than_four_timeouts() {
         for words_log2 in WORDS_LOG2 {
             for timeout in [1, 7, 60, 600].map(Duration::from_secs) {
-                let echoes = Echoes::new(words_log2, timeout, &mut StdRng::seed_from_u64(1));
+                // Without its memory, which would be half a gigabyte.
+                let shard_buckets_log2 = words_log2 - WAYS.ilog2() - SHARDS.ilog2();
+                let echoes = Echoes::with_buckets(Storage::own(0), shard_buckets_log2, timeout, [1; 4]);
                 let wrap = (echoes.stamp_mask() + 1) << echoes.tick_shift;
                 assert!(u128::from(wrap) >= timeout.as_nanos() * 4, "2^{words_log2} words, {timeout:?}");
                 assert!(u128::from(wrap) < timeout.as_nanos() * 8 + u128::from(echoes.stamp_mask()) + 1);
@@ -509,11 +620,19 @@ mod tests {
     }
 
     #[test]
+    fn a_stamp_is_just_ahead_up_to_half_a_timeout_and_beyond_that_ancient() {
+        let echoes = table(20);
+        let half = echoes.timeout_ticks / 2;
+        for (ticks, consumed) in [(half, Consumed::Matched), (half + 1, Consumed::Late)] {
+            echoes.record(KEY, at(10) + Duration::from_nanos(ticks << echoes.tick_shift));
+            assert_eq!(echoes.consume(KEY, at(10)), consumed, "{ticks} ticks ahead");
+        }
+    }
+
+    #[test]
     fn a_full_bucket_evicts_its_oldest_and_says_how_old_it_was() {
         let echoes = table(14);
-        let bucket = echoes.place(key(64, 0, 0)).0;
-        let mut same = (0..).map(|remote| key(64, 0, remote)).filter(|&key| echoes.place(key).0 == bucket);
-        let keys: Vec<EchoKey> = same.by_ref().take(WAYS + 1).collect();
+        let keys = crowd(&echoes);
         for (second, &key) in keys[..WAYS].iter().enumerate() {
             assert_eq!(echoes.record(key, at(second as u64 * 5)), Recorded::New);
         }
@@ -541,6 +660,15 @@ mod tests {
     }
 
     #[test]
+    fn taking_stock_overlooks_no_bucket_whose_words_cancel_each_other_out() {
+        let echoes = unscrambled();
+        for remote in [1, 2, 4, 7] {
+            echoes.record(key(0, 0, remote), at(0));
+        }
+        assert_eq!(echoes.take_stock(at(1)), Stock { outstanding: 4, unanswered: 0 });
+    }
+
+    #[test]
     fn the_sweep_removes_the_unanswered_and_only_those() {
         let echoes = table(18);
         for remote in 0..100 {
@@ -551,6 +679,23 @@ mod tests {
         assert_eq!(echoes.occupied(), 100);
         assert_eq!(echoes.sweep(6, 0, echoes.shard_buckets(), at(200)), 0, "another shard's");
         assert_eq!(echoes.consume(key(5, 1, 99), at(80)), Consumed::Matched);
+    }
+
+    #[test]
+    fn a_sweep_keeps_to_its_slice_of_its_shard() {
+        let echoes = table(18);
+        for remote in 0..100 {
+            for ident in [4, 5, 6] {
+                echoes.record(key(ident, 0, remote), at(0));
+            }
+        }
+        let all = echoes.shard_buckets();
+        let is_behind = |remote: &u32| echoes.bucket(key(5, 0, *remote)).0 % all >= all / 2;
+        let behind = (0..100).filter(is_behind).count() as u64;
+        // The end first; what would go beyond it ends there.
+        assert_eq!(echoes.sweep(5, all / 2, all, at(80)), behind);
+        assert_eq!(echoes.sweep(5, 0, all / 2, at(80)), 100 - behind);
+        assert_eq!(echoes.occupied(), 200, "the neighbours'");
     }
 
     #[test]

@@ -209,7 +209,8 @@ impl Entry {
         if last {
             self.end = end;
         }
-        Ok(self.end != 0 && self.ranges == 1 && self.gone[0] == (0, self.end))
+        // No range is empty, and none lies beyond the end: where one reaches it from the beginning it is the only one.
+        Ok(self.gone[0] == (0, self.end))
     }
 }
 
@@ -393,6 +394,7 @@ mod tests {
     const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
     const CARRIED: Decision = Decision::Carried { address: 0, identification: 9 };
     const NOW: Instant = Instant::from_nanos(5_000_000_000);
+    const MOMENT: Duration = Duration::from_nanos(1);
 
     fn series(identification: u16) -> Series {
         Series { client: CLIENT, remote: REMOTE, identification }
@@ -430,6 +432,7 @@ mod tests {
         assert_eq!(fragments.decision(1, series(2), NOW), None);
         assert_eq!(fragments.decision(1, Series { remote: CLIENT, ..series(1) }, NOW), None);
         assert_eq!(fragments.decision(1, Series { client: REMOTE, ..series(1) }, NOW), None);
+        assert_eq!(fragments.decision(1, series(1), NOW + (DECISION_TIME - MOMENT)), Some(CARRIED));
         assert_eq!(fragments.decision(1, series(1), NOW + DECISION_TIME), None);
     }
 
@@ -519,6 +522,18 @@ mod tests {
         fragments.decide(1, series(1), part(0, 8, true), CARRIED, now);
         assert!(fragments.take_awaited() && !fragments.take_awaited());
         assert_eq!(fragments.decision(1, series(1), now), Some(CARRIED));
+        fragments.decide(1, series(1), part(0, 8, true), CARRIED, now);
+        assert!(!fragments.take_awaited(), "the first came twice: who waited has been called");
+    }
+
+    #[test]
+    fn early_ones_wait_for_their_time_and_no_longer() {
+        for (time, awaited) in [(EARLY_TIME - MOMENT, true), (EARLY_TIME, false)] {
+            let mut fragments = Fragments::new(256);
+            assert!(fragments.may_wait(1, series(1), NOW));
+            fragments.decide(1, series(1), part(0, 8, true), CARRIED, NOW + time);
+            assert_eq!(fragments.take_awaited(), awaited, "{time:?}");
+        }
     }
 
     #[test]
@@ -549,6 +564,47 @@ mod tests {
         assert_eq!(fragments.note(1, series(5), part(65_000, 400, true), NOW).map_err(|_| ()), Ok(()));
         assert!(fragments.may_begin(2, part(0, 60_000, true), NOW), "another client");
         assert!(!begin(&mut fragments, 7, NOW + KEPT_TIME / 10) && begin(&mut fragments, 7, NOW + KEPT_TIME / 4));
+    }
+
+    #[test]
+    fn a_client_may_leave_unfinished_exactly_as_much_as_is_said() {
+        let mut fragments = Fragments::new(256);
+        // With what a host needs beside its bytes each of them occupies 8 KiB, and 48 of them all there is.
+        let piece = |number: usize| part(number * 7168, 7168, true);
+        for identification in 0..6 {
+            fragments.decide(1, series(identification), piece(0), CARRIED, NOW);
+            for number in 1..8 {
+                assert_eq!(fragments.note(1, series(identification), piece(number), NOW), Ok(()));
+            }
+        }
+        assert_eq!(fragments.note(1, series(0), piece(8), NOW), Err(Refused::Unfinished));
+        assert!(!fragments.may_begin(1, part(0, 8, true), NOW));
+    }
+
+    #[test]
+    fn a_table_occupies_what_is_said() {
+        assert_eq!(bytes(SETS_MAX as u64), (2 << 20) + (256 << 10), "2.25 MiB");
+        assert_eq!((bytes(1) * SETS_MAX, bytes(u64::MAX)), (bytes(SETS_MAX as u64), bytes(SETS_MAX as u64)));
+    }
+
+    /// The steering program computes the same, or each later fragment takes a detour: see `crate::io::steering`.
+    #[test]
+    fn the_worker_of_two_hosts_is_the_one_that_the_steering_program_chooses() {
+        const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);
+        const SEED: u64 = 0x0123_4567_89ab_cdef;
+        let remote = |host| Ipv4Addr::new(198, 18, 0, host);
+        // Of so many workers that each has one value of the hash, and of three.
+        for (source, destination, seed, hash, of_three) in [
+            (CLIENT, remote(2), SEED, 0x2083, 1),
+            (CLIENT, remote(15), SEED, 0x2090, 2),
+            (CLIENT, remote(16), SEED, 0x3e56, 1),
+            (OTHER_CLIENT, remote(2), SEED, 0x7adb, 2),
+            (CLIENT, remote(2), 0, 0x0cc0, 0),
+            (CLIENT, Ipv4Addr::new(203, 0, 113, 255), 0xfedc_ba98_7654_3210, 0x0bb8, 0),
+        ] {
+            assert_eq!(worker_of(source, destination, seed, 1 << 16), hash);
+            assert_eq!(worker_of(source, destination, seed, 3), of_three);
+        }
     }
 
     /// What the ranges ought to be: every unit by itself.

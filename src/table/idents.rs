@@ -548,8 +548,11 @@ mod tests {
         let mut now = Instant::START;
         let guard = mappings.forward.guard();
         for ident in 0..1024 {
+            assert!(idents.is_ready(0));
             idents.make(&mappings, 0, asker(&mappings, 1, ident), now, &guard).unwrap();
         }
+        assert!(!idents.is_ready(0), "none is left");
+        assert!(!idents.is_ready(1), "there is no such address");
         assert_eq!(idents.make(&mappings, 0, asker(&mappings, 2, 0), now, &guard), Err(Refused::NoIdent));
         now = now + LIFETIMES.idle;
         assert_eq!(idents.expire(&mappings, now, 32, &guard), 32, "no more than its share of a batch");
@@ -651,10 +654,12 @@ mod tests {
         for ident in 0..1000 {
             idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap();
         }
-        let mut now = Instant::START;
+        let (mut now, mut wakes) = (Instant::START, 0);
         while idents.live() > 0 {
             now = now + idents.sleep_max(now).unwrap();
             idents.expire(&mappings, now, 32, &guard);
+            wakes += 1;
+            assert!(wakes < 100, "32 for the endings, and four a second");
         }
         let late = now.since(Instant::START + LIFETIMES.idle);
         assert!(late <= LIFETIMES.idle / WALKS_PER_IDLE + SLICE, "{late:?}");
@@ -662,20 +667,47 @@ mod tests {
 
     #[test]
     fn a_walk_takes_its_time_however_often_it_is_looked_at() {
+        let walk = LIFETIMES.idle / WALKS_PER_IDLE;
+        let mut latest = Duration::ZERO;
         for unused in 0..100 {
             let (mappings, mut idents) = owner();
             let guard = mappings.forward.guard();
             let make = |ident| idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap();
             let made: Vec<SlotIndex> = (0..100).map(make).collect();
             // One is due every 10 ms: a look every 19 ms passes one, and nearly two.
-            let mut now = Instant::START;
+            let (mut now, mut late) = (Instant::START, Duration::ZERO);
             while idents.live() == 100 {
                 now = now + Duration::from_millis(19);
                 made.iter().filter(|index| **index != made[unused]).for_each(|index| mappings.slots.touch(*index, now));
                 idents.expire(&mappings, now, 32, &guard);
+                late = now.since(Instant::START + LIFETIMES.idle);
+                assert!(late <= walk + SLICE, "{late:?}");
             }
-            let late = now.since(Instant::START + LIFETIMES.idle);
-            assert!(late <= LIFETIMES.idle / WALKS_PER_IDLE + SLICE, "{late:?}");
+            latest = latest.max(late);
+        }
+        assert!(latest > walk / 2, "{latest:?}: it is spread over its time, not run through at once");
+    }
+
+    #[test]
+    fn an_audit_tells_of_each_contradiction() {
+        type Fault = fn(&Mappings, &mut Idents, SlotIndex);
+        let faults: [(&str, Fault); 3] = [
+            ("an ident is ready and somebody's", |mappings, idents, _| {
+                let ready = idents.ready[0].list[0];
+                mappings.slots.occupy(ready, client(2), mappings.clients.index(2), 1, Instant::START);
+            }),
+            ("a live one is not in the map", |mappings, _, live| {
+                mappings.forward.remove(client(1), 1, live, &mappings.forward.guard());
+            }),
+            ("one is listed twice", |_, idents, live| idents.live.push(live)),
+        ];
+        for (what, fault) in faults {
+            let (mappings, mut idents) = owner();
+            let asker = asker(&mappings, 1, 1);
+            let live = idents.make(&mappings, 0, asker, Instant::START, &mappings.forward.guard()).unwrap();
+            assert_eq!(idents.audit(&mappings), Ok(()));
+            fault(&mappings, &mut idents, live);
+            assert!(idents.audit(&mappings).is_err(), "{what}");
         }
     }
 
@@ -687,6 +719,7 @@ mod tests {
             let make = |shard: usize| {
                 let mut idents =
                     Idents::new(1, &[shard], &IdentPolicy::default(), LIFETIMES, generator(Some(shard as u64)));
+                idents.announce(&mappings.addresses);
                 let guard = mappings.forward.guard();
                 let made: Vec<SlotIndex> = (0..64)
                     .map(|ident| idents.make(&mappings, 0, asker(&mappings, 1, ident), Instant::START, &guard).unwrap())
@@ -700,6 +733,7 @@ mod tests {
             assert_eq!(first, second);
             assert_eq!((mappings.forward.len(), a.live() + b.live()), (64, 64));
             assert_eq!(mappings.clients.mappings_sum(), 64);
+            assert_eq!(mappings.addresses.ready(0), 2 * 1024 - 64);
             assert_eq!((a.audit(&mappings), b.audit(&mappings)), (Ok(()), Ok(())));
         }
     }

@@ -299,10 +299,18 @@ mod tests {
     const INDEX: SlotIndex = SlotIndex::new(0, 0xbeef);
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
     const LINE: ClientIndex = ClientIndex::from_word(3);
+    const SEAL_KEY: u64 = 0x0123_4567_89ab_cdef;
 
     #[test]
     fn a_slot_is_one_cache_line() {
         assert_eq!(SLOT_BYTES, 64);
+    }
+
+    #[test]
+    fn an_address_has_a_slot_for_each_ident() {
+        let [none, two] = [0, 2].map(Slots::new);
+        assert_eq!((none.len(), none.is_empty()), (0, true));
+        assert_eq!((two.len(), two.is_empty()), (2 << 16, false));
     }
 
     #[test]
@@ -349,5 +357,51 @@ mod tests {
         slots.touch(INDEX, before_wrap + Duration::from_millis(20));
         assert_eq!(slots.idle_ms(INDEX, before_wrap + Duration::from_millis(20)), 0);
         assert_eq!(slots.idle_ms(INDEX, before_wrap), 0, "a use in the future is a use now");
+    }
+
+    #[test]
+    fn half_of_what_32_bits_tell_is_the_past_and_the_other_half_the_future() {
+        let slots = Slots::new(1);
+        slots.occupy(INDEX, CLIENT, LINE, 7, Instant::START);
+        for (now, idle) in [(u32::MAX / 2, u32::MAX / 2), (u32::MAX / 2 + 1, 0)] {
+            assert_eq!(slots.idle_ms(INDEX, Instant::START + Duration::from_millis(now.into())), idle);
+        }
+    }
+
+    fn seal(key: u64, index: SlotIndex, identity: Identity) -> u64 {
+        Slots { seal_key: key, ..Slots::new(0) }.seal(index, identity)
+    }
+
+    #[test]
+    fn a_seal_fits_one_slot_and_mapping_under_one_key_whatever_its_state() {
+        let (index, live) = (SlotIndex::new(3, 0xbeef), Identity::new(CLIENT, 0xffff, 9, State::Live));
+        let own = seal(SEAL_KEY, index, live);
+        for state in [State::Held, State::Resting] {
+            assert_eq!(seal(SEAL_KEY, index, Identity::new(CLIENT, 0xffff, 9, state)), own);
+        }
+        for bit in 0..64 {
+            assert_ne!(seal(SEAL_KEY ^ 1 << bit, index, live), own, "bit {bit} of the key");
+        }
+        for bit in 0..20 {
+            assert_ne!(seal(SEAL_KEY, SlotIndex(index.0 ^ 1 << bit), live), own, "bit {bit} of the slot's number");
+        }
+        for bit in STATE_BITS..64 {
+            assert_ne!(seal(SEAL_KEY, index, Identity(live.0 ^ 1 << bit)), own, "bit {bit} of the identity");
+        }
+    }
+
+    /// Others read what this version has sealed: another number here is another layout (`LAYOUT`, in `crate::state`).
+    #[test]
+    fn the_way_of_sealing_is_that_of_the_layout() {
+        let identity = Identity::new(CLIENT, 0xffff, 9, State::Live);
+        assert_eq!(seal(SEAL_KEY, SlotIndex::new(3, 0xbeef), identity), 0x3ddd_9c79_23fb_d54f);
+    }
+
+    #[test]
+    fn no_seal_is_that_of_a_slot_that_nobody_has_written() {
+        // Under these keys all bits of this slot's seal would be zero, or all but the lowest.
+        for key in [0, 0x0059_6ca1_2330_4294] {
+            assert_ne!(seal(key, SlotIndex::new(0, 0), Identity(0)), 0);
+        }
     }
 }

@@ -151,7 +151,7 @@ impl Found<'_> {
         }
         // No limit: what it has it keeps. Where it has mappings on two addresses one of them drains: the other is its own.
         let own = |pairing: Pairing| match pairing.address() {
-            Some(other) if pairing.mappings() > 0 && addresses.is_draining(index.address()) => other,
+            Some(other) if addresses.is_draining(index.address()) => other,
             _ => index.address(),
         };
         let _ = clients.enter(line, &Allowance::UNLIMITED, self.now, own);
@@ -207,14 +207,24 @@ mod tests {
 
     impl Memory {
         fn new() -> Memory {
-            let slots: Vec<Slot> = (0..1 << 16).map(|_| Slot::default()).collect();
+            Memory::of_addresses(1)
+        }
+
+        /// The first one or two addresses.
+        fn of_addresses(count: usize) -> Memory {
+            let slots: Vec<Slot> = (0..count << 16).map(|_| Slot::default()).collect();
             let words = |values: [u32; 2]| &*Box::leak(Box::new(values.map(AtomicU32::new)));
-            Memory { slots: Vec::leak(slots), addresses: &words([0xc612_0001, 0])[..1], marks: words([0, 0]) }
+            let addresses = &words([0xc612_0001, 0xc612_0002])[..count];
+            Memory { slots: Vec::leak(slots), addresses, marks: words([0, 0]) }
+        }
+
+        fn mappings(&self) -> Mappings {
+            let addresses = Addresses::over(Storage::Lent(self.addresses), Storage::Lent(self.marks));
+            Mappings::over(Slots::over(self.slots, KEY), addresses, 256)
         }
 
         fn take_up(&self, now: Instant, policy: &IdentPolicy, clients: &[u8]) -> User {
-            let addresses = Addresses::over(Storage::Lent(self.addresses), Storage::Lent(self.marks));
-            let mappings = Mappings::over(Slots::over(self.slots, KEY), addresses, 256);
+            let mappings = self.mappings();
             let line = |client: Ipv4Addr| {
                 let host = client.octets()[3];
                 clients.contains(&host).then(|| mappings.clients.index(host.into()))
@@ -234,10 +244,14 @@ mod tests {
 
     impl User {
         fn make(&mut self, host: u8, client_ident: u16, now: Instant) -> SlotIndex {
+            self.make_on(0, host, client_ident, now)
+        }
+
+        fn make_on(&mut self, address: u8, host: u8, client_ident: u16, now: Instant) -> SlotIndex {
             let line = self.mappings.clients.index(host.into());
-            self.mappings.clients.enter(line, &Allowance::UNLIMITED, now, |_| 0).unwrap();
+            self.mappings.clients.enter(line, &Allowance::UNLIMITED, now, |_| address).unwrap();
             let asker = Asker { client: client(host), line, client_ident };
-            self.idents.make(&self.mappings, 0, asker, now, &self.mappings.forward.guard()).unwrap()
+            self.idents.make(&self.mappings, address, asker, now, &self.mappings.forward.guard()).unwrap()
         }
 
         fn find(&self, host: u8, client_ident: u16) -> Option<SlotIndex> {
@@ -354,6 +368,54 @@ mod tests {
             assert_eq!(next.recovered, Recovered { mappings: 1, held: 1, torn: 0 });
             assert_eq!((next.find(1, 7), next.mappings_of(1)), (Some(both[later]), 1));
         }
+    }
+
+    #[test]
+    fn a_client_with_mappings_on_two_addresses_belongs_to_the_one_that_does_not_drain() {
+        for drains in [0, 1] {
+            let memory = Memory::of_addresses(2);
+            let mut first = memory.used_by(at(0));
+            first.make_on(0, 1, 7, at(0));
+            first.make_on(1, 1, 8, at(0));
+            first.mappings.addresses.set_draining(drains, true);
+            drop(first);
+            let clients = memory.used_by(at(1)).mappings.clients;
+            let pairing = clients.pairing(clients.index(1));
+            assert_eq!((pairing.mappings(), pairing.address()), (2, Some(1 - drains)));
+        }
+    }
+
+    #[test]
+    fn a_mapping_counts_on_the_line_that_its_client_has_now() {
+        let memory = Memory::new();
+        memory.used_by(at(0)).make(1, 7, at(0));
+        let (mappings, policy) = (memory.mappings(), IdentPolicy::default());
+        let line = mappings.clients.index(99);
+        let (mut idents, _) =
+            Idents::recover(&mappings, &SHARDS, &policy, LIFETIMES, generator(Some(7)), at(1), |_| Some(line));
+        assert_eq!(mappings.clients.mappings(line), 1);
+        assert_eq!(idents.expire(&mappings, at(61), 32, &mappings.forward.guard()), 1);
+        assert_eq!(mappings.clients.mappings(line), 0);
+    }
+
+    /// Nothing is allocated later, and nothing in vain.
+    #[test]
+    fn there_is_room_for_all_idents_in_every_state_whatever_was_found() {
+        let memory = Memory::of_addresses(2);
+        memory.used_by(at(0)).make(1, 7, at(0));
+        let idents = memory.used_by(at(1)).idents;
+        let all = 2 * SHARDS.len() * 1024;
+        let ready = idents.ready.iter().map(|ready| ready.list.capacity()).sum();
+        for room in [ready, idents.live.capacity(), idents.held.capacity()] {
+            assert!((all..2 * all).contains(&room), "{room} for {all}");
+        }
+    }
+
+    #[test]
+    fn what_several_owners_have_found_adds_up() {
+        let mut found = Recovered { mappings: 1, held: 2, torn: 3 };
+        found += Recovered { mappings: 10, held: 20, torn: 30 };
+        assert_eq!(found, Recovered { mappings: 11, held: 22, torn: 33 });
     }
 
     #[test]
