@@ -12,7 +12,7 @@ use super::slope::{Sample, Slope};
 use super::way::SECTIONS;
 use super::{HEAL, Round, Soak, UNDER_WAY};
 
-/// A process that is younger than this has not used all that it has: its slope says nothing.
+/// In less time chance, a buffer used for the first time, a huge page, looks like growth.
 const JUDGED_FROM: Duration = Duration::from_secs(600);
 /// What a process's resident memory may grow by within its life, in KiB.
 const MEMORY_FLOOR: f64 = 1024.0;
@@ -108,7 +108,7 @@ impl Soak {
                 faults.push(format!("it grows: {}", line.name));
             }
         }
-        for (process, before, after) in self.filled() {
+        for (process, before, after) in self.filled().into_iter().filter(|_| self.elapsed >= JUDGED_FROM) {
             if after > before + TWO_HUGE_PAGES {
                 faults.push(format!("{process} has {after} KiB where it had {before} KiB with everything used once"));
             }
