@@ -71,7 +71,7 @@ pub(super) fn stats(gateway: &Echogate) -> BTreeMap<String, u64> {
 }
 
 /// What the gateway's processes have resident, in KiB.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Memory {
     pub(super) keeper: f64,
     pub(super) packets: f64,
