@@ -1,7 +1,7 @@
 //! The gateway for hours: a load all the time, once a round something goes wrong, and each loss has its reason.
 //!
 //! A round is a load of its own, with one fault in it. Its losses are told by when they left. One in a fault's window (from a
-//! second before it to `HEAL` after all was given back) is that fault's, if it is one that may cost anything; for any other a queue of
+//! second before it to `HEAL` after all was given back) is that fault's, as far as it may cost so many (`Cost`); for any other a queue of
 //! the kernel's in this lab, a device's or a socket's, must have been full and have counted a drop, on the section of the way where
 //! the packet is missing (`way`). The gateway's own drops are told, but excuse nothing: what it drops without a fault is what a soak
 //! is to find. A reply that comes after its echo was given up is excused if a queue was full in its round: nowhere else can one
@@ -33,7 +33,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-use self::faults::{CLIENTS, Fault, Stage};
+use self::faults::{CLIENTS, Cost, Fault, Stage};
 use self::ledger::{Drops, Memory, Watched};
 use self::way::{Counts, Missing};
 use crate::restarts::{ending, setting};
@@ -129,9 +129,9 @@ struct Judged {
 type Window = (Duration, Duration, Duration);
 
 impl Judged {
-    /// `excused`: what queues account for, of a fault that may cost something besides its window, of another in the whole round.
-    /// `late`: replies that came too late.
-    fn of(may_cost: bool, (came, lifted, healed): Window, losses: &Losses, excused: u64, late: u64) -> Judged {
+    /// `allowed`: what the fault may cost. `excused`: what queues account for, of a fault that may cost something besides its window,
+    /// of another in the whole round. `late`: replies that came too late.
+    fn of(allowed: u64, (came, lifted, healed): Window, losses: &Losses, excused: u64, late: u64) -> Judged {
         let (from, to) = (came.saturating_sub(UNDER_WAY), healed);
         let (mut then, mut besides, mut last) = (0, 0, lifted);
         for (moment, count) in losses.moments() {
@@ -142,7 +142,7 @@ impl Judged {
                 besides += count;
             }
         }
-        let by_fault = if may_cost { then } else { 0 };
+        let by_fault = then.min(allowed);
         let others = then + besides - by_fault;
         let by_queues = others.min(excused);
         let by_lateness = if excused > 0 { late.min(others - by_queues) } else { 0 };
@@ -243,8 +243,8 @@ impl Labs<'_> {
         let window = (since(told.came), since(told.lifted));
         let excused = way::excused(&missing, if fault.may_cost() { &dropped_else } else { &dropped });
         let late = load.stray - load.duplicates;
-        let judged =
-            Judged::of(fault.may_cost(), (window.0, window.1, since(told.healed)), &load.losses, excused, late);
+        let allowed = fault.cost().at_most(plan.rate, told.lifted - told.came);
+        let judged = Judged::of(allowed, (window.0, window.1, since(told.healed)), &load.losses, excused, late);
         Round { fault, window, told, dropped, missing, load, control, judged }
     }
 
@@ -285,17 +285,21 @@ fn a_loss_is_its_faults_or_a_queues_or_nobodys() {
         losses
     };
     let window = [10, 11, 15].map(Duration::from_secs);
-    let judged = |may_cost, moments: &[(u64, u64)], excused, late| {
-        let judged = Judged::of(may_cost, window.into(), &at(moments), excused, late);
+    let judged = |allowed, moments: &[(u64, u64)], excused, late| {
+        let judged = Judged::of(allowed, window.into(), &at(moments), excused, late);
         [judged.by_fault, judged.by_queues, judged.by_lateness, judged.unexplained]
     };
-    assert_eq!(judged(true, &[(9_500, 1), (10_500, 2), (14_900, 3)], 0, 0), [6, 0, 0, 0]);
-    assert_eq!(judged(true, &[(8_900, 1), (15_100, 2)], 0, 0), [0, 0, 0, 3], "too early and too late");
-    assert_eq!(judged(true, &[(8_900, 1), (15_100, 2)], 2, 0), [0, 2, 0, 1]);
-    assert_eq!(judged(false, &[(10_500, 5)], 4, 0), [0, 4, 0, 1], "what costs nothing is judged as a whole");
-    assert_eq!(judged(false, &[(10_500, 5)], 9, 0), [0, 5, 0, 0]);
-    assert_eq!(judged(false, &[(10_500, 5)], 2, 9), [0, 2, 3, 0], "beside a full queue");
-    assert_eq!(judged(false, &[(10_500, 5)], 0, 9), [0, 0, 0, 5], "without one");
-    let after = Judged::of(true, window.into(), &at(&[(10_500, 1), (12_250, 1)]), 0, 0).after;
+    assert_eq!(judged(99, &[(9_500, 1), (10_500, 2), (14_900, 3)], 0, 0), [6, 0, 0, 0]);
+    assert_eq!(judged(99, &[(8_900, 1), (15_100, 2)], 0, 0), [0, 0, 0, 3], "too early and too late");
+    assert_eq!(judged(5, &[(9_500, 1), (10_500, 2), (14_900, 3)], 0, 0), [5, 0, 0, 1], "more than it may cost");
+    assert_eq!(judged(99, &[(8_900, 1), (15_100, 2)], 2, 0), [0, 2, 0, 1]);
+    assert_eq!(judged(0, &[(10_500, 5)], 4, 0), [0, 4, 0, 1], "what costs nothing is judged as a whole");
+    assert_eq!(judged(0, &[(10_500, 5)], 9, 0), [0, 5, 0, 0]);
+    assert_eq!(judged(0, &[(10_500, 5)], 2, 9), [0, 2, 3, 0], "beside a full queue");
+    assert_eq!(judged(0, &[(10_500, 5)], 0, 9), [0, 0, 0, 5], "without one");
+    let after = Judged::of(2, window.into(), &at(&[(10_500, 1), (12_250, 1)]), 0, 0).after;
     assert_eq!(after, Duration::from_millis(1250));
+    let lasted = Duration::from_millis(1500);
+    assert_eq!(Cost::Until(Duration::from_secs(1)).at_most(30_000, lasted), 75_000);
+    assert_eq!((Cost::Packets(7).at_most(30_000, lasted), Cost::Nothing.at_most(30_000, lasted)), (7, 0));
 }

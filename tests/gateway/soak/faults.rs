@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use echogate::io::Sizes;
 use echogate::lab::forger::{self, Forgery};
 use echogate::lab::load::{self, LoadOptions};
 use echogate::lab::{GATEWAY_OUTSIDE, Lab};
@@ -26,6 +27,9 @@ const FILLED: u16 = 32_000;
 
 /// A second after which most of what was taken away is given back.
 const HELD: Duration = Duration::from_secs(1);
+
+/// Workers, whose buffers a killed packet process takes with it.
+const WORKERS: usize = 2;
 
 /// The host, and the gateway on it.
 pub(super) struct Stage<'a> {
@@ -111,19 +115,59 @@ impl Fault {
         }
     }
 
-    /// Whether it may cost any echo. What a planned change or somebody else's flood costs has no excuse.
-    pub(super) const fn may_cost(self) -> bool {
-        !matches!(
-            self,
-            Fault::Restart
-                | Fault::Reload
-                | Fault::Takeover
-                | Fault::FewCpus
-                | Fault::ClientFloods
-                | Fault::ForgedErrors
-                | Fault::ForgedReplies
-                | Fault::Garbage
-        )
+    /// What a planned change, a pause that queues bridge, or somebody else's flood costs has no excuse.
+    pub(super) fn cost(self) -> Cost {
+        match self {
+            Fault::PacketProcessStopped
+            | Fault::Restart
+            | Fault::Reload
+            | Fault::Takeover
+            | Fault::RulesetFlushed
+            | Fault::FewCpus
+            | Fault::ClientFloods
+            | Fault::ForgedErrors
+            | Fault::ForgedReplies
+            | Fault::Garbage => Cost::Nothing,
+            Fault::PacketProcessKilled => {
+                let pools = Sizes::for_mtu(1500);
+                Cost::Packets((WORKERS * (pools.inside.buffers + pools.outside.buffers)) as u64)
+            }
+            Fault::GatewayKilled
+            | Fault::TunDown
+            | Fault::RuleDeleted
+            | Fault::TableFlushed
+            | Fault::RemoteUnreachable
+            | Fault::RemoteSilent
+            | Fault::SlowWayOut => Cost::Until(Duration::from_secs(1)),
+            // The neighbours behind a link are asked for again, once a second.
+            Fault::ClientLinkDown | Fault::OutsideLinkDown | Fault::AddressRemoved => {
+                Cost::Until(Duration::from_secs(2))
+            }
+        }
+    }
+
+    pub(super) fn may_cost(self) -> bool {
+        !matches!(self.cost(), Cost::Nothing)
+    }
+}
+
+/// What a fault may cost at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cost {
+    Nothing,
+    Packets(u64),
+    /// What leaves as long as the fault lasts, and for so long after it.
+    Until(Duration),
+}
+
+impl Cost {
+    /// At so many echoes a second, of a fault that has lasted so long.
+    pub(super) fn at_most(self, rate: u64, lasted: Duration) -> u64 {
+        match self {
+            Cost::Nothing => 0,
+            Cost::Packets(count) => count,
+            Cost::Until(healed) => (rate as f64 * (lasted + healed).as_secs_f64()) as u64,
+        }
     }
 }
 
@@ -143,7 +187,7 @@ impl Stage<'_> {
         let without = "packets_per_second=0 bytes_per_second=0 mappings_per_second=0 mappings=0";
         let text = format!(
             "[inside]\nclients = [\"10.66.0.0/24\"]\ndivert = [\"g0\", \"g1\", \"g2\"]\n\
-             [outside]\naddresses = [\"{GATEWAY_OUTSIDE}\"]\n[run]\nworkers = 2\n\
+             [outside]\naddresses = [\"{GATEWAY_OUTSIDE}\"]\n[run]\nworkers = {WORKERS}\n\
              [limits]\npackets_burst = {}\noverrides = [\"10.66.0.2/32 {without}\", \"10.66.0.3/32 {without}\"]\n",
             2000 + self.reloads % 100
         );

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use echogate::lab::load::LoadReport;
 
-use super::faults::Fault;
+use super::faults::{Cost, Fault};
 use super::ledger::sum;
 use super::slope::{Sample, Slope};
 use super::way::SECTIONS;
@@ -210,7 +210,11 @@ impl Soak {
                 "| {} | {} | {} | {} | {} | {} | {:.2} | {} |",
                 fault.name(),
                 rounds.len(),
-                if fault.may_cost() { "yes" } else { "nothing" },
+                match fault.cost() {
+                    Cost::Nothing => "nothing".to_owned(),
+                    Cost::Packets(count) => format!("{count} echoes"),
+                    Cost::Until(healed) => format!("while it lasts and {} s", healed.as_secs()),
+                },
                 total(|round| round.load.lost),
                 total(|round| round.judged.by_queues),
                 total(|round| round.judged.unexplained),

@@ -119,9 +119,10 @@ impl Counts {
         loop {
             thread::sleep(Duration::from_millis(200));
             let now = Counts::of(lab);
-            if now == before || Instant::now() > patience {
+            if now == before {
                 return now;
             }
+            assert!(Instant::now() < patience, "something goes on moving: {before:?}, then {now:?}");
             before = now;
         }
     }
