@@ -56,11 +56,17 @@ pub enum Canary {
     NeverDrained,
     /// A slot that does not fit its seal is believed.
     BrokenSeal,
+    /// A request that may leave does not, and the drop has a name.
+    LostRequest,
+    /// Clients have half of their shares.
+    TooStrict,
+    /// What follows the first fragment of a request goes back to the TUN.
+    IntoTheTun,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 23] = [
+    pub const ALL: [Canary; 26] = [
         Canary::WrongClient,
         Canary::StaleIdent,
         Canary::ForgottenUse,
@@ -84,6 +90,9 @@ impl Canary {
         Canary::ChangedPassing,
         Canary::NeverDrained,
         Canary::BrokenSeal,
+        Canary::LostRequest,
+        Canary::TooStrict,
+        Canary::IntoTheTun,
     ];
 }
 

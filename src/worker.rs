@@ -381,6 +381,14 @@ impl<I: PacketIo> Turn<'_, I> {
     /// Does with an outbound packet what the proxy says. `refusals`: how many other workers had no ident for it.
     fn carry_out(&mut self, verdict: Outbound, mut frame: Frame, refusals: usize) {
         match verdict {
+            Outbound::Forward { recorded, .. } if is_loose(Canary::LostRequest) => {
+                self.count_recorded(recorded);
+                self.counters.drop(Reason::OverPackets);
+            }
+            Outbound::Carry { .. } if is_loose(Canary::IntoTheTun) => {
+                Note::Reinjected.put_on(&mut frame);
+                self.io.send_inside(frame);
+            }
             Outbound::Forward { address, remote, length, recorded } => {
                 self.count_recorded(recorded);
                 if recorded == Recorded::Again {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use echogate::io::FallThrough;
 use echogate::io::memory::Faults;
 use echogate::policy::{Limits, ORDINARY};
-use echogate::proxy::{Proxy, Settings, Ttl};
+use echogate::proxy::{Settings, Ttl};
 use echogate::table::clients::Allowance;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -37,6 +37,10 @@ pub(super) struct Game {
     pub(super) trouble: bool,
     /// The time that a round of packets lasts.
     pub(super) round: Duration,
+    /// Clients send some requests in fragments.
+    pub(super) fragments: bool,
+    /// Idents are few.
+    few_idents: bool,
 }
 
 pub(super) fn gateway(number: u8) -> Ipv4Addr {
@@ -54,7 +58,32 @@ pub(super) fn is_client(address: Ipv4Addr) -> bool {
 }
 
 impl Game {
+    /// The game of a seed.
     pub(super) fn from_seed(seed: u64) -> Game {
+        let mut game = Game::first_kind(seed);
+        game.vary();
+        game
+    }
+
+    /// Most games go without damage to requests, under which the model knows less; some without fragments, which may wait, so that what a
+    /// client has left is known exactly; and some shares are of bytes.
+    fn vary(&mut self) {
+        let rng = &mut StdRng::seed_from_u64(self.seed ^ 0x7661_7279);
+        if rng.random_bool(0.6) {
+            self.inside.corruption = 0.0;
+        }
+        self.fragments = rng.random_bool(0.7);
+        if let Some(limits) = &mut self.limits
+            && rng.random_bool(0.4)
+        {
+            (limits.bytes_per_second, limits.bytes_burst) =
+                (rng.random_range(500..20_000), rng.random_range(1500..6000));
+            self.settings.allowance = Allowance::from(*limits);
+        }
+    }
+
+    /// As games were before there was [`Game::vary`], so that those that found something are played as they were then.
+    pub(super) fn first_kind(seed: u64) -> Game {
         let rng = &mut StdRng::seed_from_u64(seed ^ 0x6563_686f);
         let addresses = rng.random_range(1..=3);
         let gateways: Vec<_> = (0..addresses).map(gateway).collect();
@@ -106,26 +135,32 @@ impl Game {
             hostile: rng.random_bool(0.7),
             trouble: rng.random_bool(0.7),
             round: Duration::from_millis(rng.random_range(2..40)),
+            fragments: true,
+            few_idents,
             settings,
         }
     }
 
-    /// What the model must know.
-    pub(super) fn rules(&self, proxy: &Proxy) -> Rules {
-        let batches = echogate::proxy::BATCH_TIME_MAX * 2;
+    /// What the model must know. The times are those that are promised, not those that the gateway has worked out.
+    pub(super) fn rules(&self) -> Rules {
         let settings = &self.settings;
-        let own = Settings { hold_down: None, ..settings.clone() };
-        let shortest = Proxy::new(&own).map_or(proxy.sizes().hold_down, |proxy| proxy.sizes().hold_down);
+        // A sixteenth later at most is nothing matched; an ident rests for a second more than its echoes wait.
+        let (echo_life, rest) =
+            (settings.echo_timeout + settings.echo_timeout / 16, settings.echo_timeout + Duration::from_secs(1));
         Rules {
             gateways: settings.addresses.clone(),
             echo_timeout: settings.echo_timeout,
-            echo_life: shortest - batches,
+            echo_life,
             idle: settings.mapping_idle,
-            hold_down: proxy.sizes().hold_down,
+            hold_down: settings.hold_down.unwrap_or(rest),
             limits: self.limits,
             icmp_errors: settings.icmp_errors,
             hops: u8::from(settings.ttl == Ttl::Decrement),
             inside_mtu: settings.inside_mtu,
+            outside_mtu: self.outside.mtu,
+            ample: !self.few_idents && !settings.idents.preserve,
+            reinjects: self.fall_through == FallThrough::Reinject,
+            pass_own: settings.pass_own,
             damage: self.inside.corruption > 0.0,
             is_client,
         }

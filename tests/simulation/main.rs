@@ -1,11 +1,12 @@
 //! The whole gateway (workers, proxy, tables) over in-memory I/O and virtual time, from a seed.
 //!
 //! A [`game::Game`] is what a seed stands for. The [`world`] plays clients, remotes, routers and people who mean ill, over
-//! wires that lose, repeat, reorder, delay and damage packets and on which every send can fail with every errno; links go, addresses are lost, workers
-//! stop and start again, the gateway dies and another one goes on over its tables, some of them torn. The [`model`] knows the truth and judges every packet that leaves the gateway: a request carries
-//! what its client asked, once; a reply reaches who asked, unaltered, once, in time, if and only if it is asked for; no
-//! ident changes hands before it has rested; nobody has more than his share. In the end every packet is accounted for,
-//! every buffer is back, and no table holds anything.
+//! wires that lose, repeat, reorder, delay and damage packets and on which every send can fail with every errno; links go, addresses are
+//! lost, workers stop and start again, the gateway dies and another one goes on over its tables, some of them torn. The [`model`] knows
+//! the truth and judges every packet that leaves the gateway, and each that should: a request carries what its client asked, as often as
+//! it came, and leaves if its client has anything left of its share; a reply reaches who asked, unaltered, once, in time, if and only if
+//! it is asked for; no ident changes hands before it has rested; nobody has more than his share. In the end every packet is accounted
+//! for, every buffer is back, and no table holds anything.
 //!
 //! A failure names its seed: `ECHOGATE_SEED=7 cargo test --test simulation` plays that game again, the same
 //! to the last packet. `scripts/simulate` plays many.
@@ -23,7 +24,8 @@ use std::time::{Duration, Instant};
 
 #[cfg(debug_assertions)]
 use echogate::canary::{Canary, let_loose};
-use world::{Outcome, play};
+use game::Game;
+use world::{Outcome, play, play_game};
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
@@ -44,7 +46,8 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
     }
     println!(
         "simulated: {} packets in {seeds} games from seed {first} on, {:.2} virtual days, 0 violations, in {:.0} s\n\
-         requests left {}, {} of them in fragments; replies delivered {} and refused {}; errors told {} and made {}\n\
+         requests left {}, {} of them in fragments; {} had to leave, {} of them within a share\n\
+         replies delivered {} and refused {}, {} of them where an echo had given way; errors told {} and made {}\n\
          fell through {}; worker restarts {}, deaths of the gateway {}\n\
          drops: {}",
         sum.packets,
@@ -52,8 +55,11 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
         began.elapsed().as_secs_f64(),
         sum.left,
         sum.in_fragments,
+        sum.had_to_leave,
+        sum.within_share,
         sum.delivered,
         sum.refused_replies,
+        sum.gave_way,
         sum.told,
         sum.told_by_gateway,
         sum.passed,
@@ -63,10 +69,24 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
     );
     // A slice in which nothing happens would pass.
     if seeds > 10 {
-        let all = [sum.left, sum.in_fragments, sum.delivered, sum.refused_replies, sum.told, sum.told_by_gateway];
+        let all = [
+            sum.left,
+            sum.in_fragments,
+            sum.had_to_leave,
+            sum.within_share,
+            sum.delivered,
+            sum.refused_replies,
+            sum.told,
+            sum.told_by_gateway,
+        ];
         assert!(all.iter().all(|count| *count > 100) && sum.restarts > 0 && sum.deaths > 0, "{sum:?}");
+        let missing: Vec<_> = HAPPENS.iter().filter(|name| !sum.drops.contains_key(**name)).collect();
+        assert!(missing.is_empty(), "nothing was dropped as {missing:?}: {sum:?}");
     }
 }
+
+/// What is dropped in any slice that is worth the name.
+const HAPPENS: [&str; 0] = [];
 
 #[derive(Debug, Default)]
 struct Sum {
@@ -74,6 +94,9 @@ struct Sum {
     time: Duration,
     left: u64,
     in_fragments: u64,
+    had_to_leave: u64,
+    within_share: u64,
+    gave_way: u64,
     delivered: u64,
     refused_replies: u64,
     told: u64,
@@ -91,6 +114,9 @@ impl Sum {
         self.time += outcome.time;
         self.left += seen.left;
         self.in_fragments += seen.in_fragments;
+        self.had_to_leave += seen.had_to_leave;
+        self.within_share += seen.within_share;
+        self.gave_way += seen.gave_way;
         self.delivered += seen.delivered;
         self.refused_replies += seen.refused_replies;
         self.told += seen.told;
@@ -109,7 +135,7 @@ impl Sum {
 #[test]
 fn what_was_found_once_stays_mended() {
     for seed in [36, 47, 1041, 28050, 40667] {
-        play(seed, 10_000).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+        play_game(Game::first_kind(seed), 10_000).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     }
 }
 
@@ -120,7 +146,16 @@ fn equal_seeds_play_equal_games() {
     }
 }
 
-/// Each fault that can be let loose is caught: the model sees what it says that it sees. (They exist where debug assertions do.)
+/// What the model says of each fault. (They exist where debug assertions do.)
+#[cfg(debug_assertions)]
+fn says(canary: Canary) -> &'static [&'static str] {
+    match canary {
+        Canary::LostRequest | Canary::TooStrict => &["a request that has to leave does not"],
+        _ => &[""],
+    }
+}
+
+/// Each fault that can be let loose is caught, and for what it is; without it the same game goes well.
 #[cfg(debug_assertions)]
 #[test]
 fn every_canary_is_caught() {
@@ -135,10 +170,13 @@ fn every_canary_is_caught() {
         });
         let_loose(None);
         match caught {
-            Some((seed, what)) => println!("{canary:?}: caught with seed {seed}: {}", what.get(..160).unwrap_or(&what)),
-            None => free.push(canary),
+            Some((seed, what)) if says(canary).iter().any(|words| what.contains(words)) => {
+                println!("{canary:?}: caught with seed {seed}: {}", what.get(..160).unwrap_or(&what));
+                play(seed, packets).unwrap_or_else(|what| panic!("{canary:?}, seed {seed}, not loose: {what}"));
+            }
+            other => free.push((canary, other)),
         }
     }
     println!("canaries caught: {} of {}", Canary::ALL.len() - free.len(), Canary::ALL.len());
-    assert!(free.is_empty(), "these were not caught: {free:?}");
+    assert!(free.is_empty(), "these were not caught, or not for what they are: {free:?}");
 }

@@ -3,7 +3,13 @@
 //! tables.
 //!
 //! Of a reply it knows whether it must be delivered, must not be, or may be (where sends failed under the same
-//! sequence, or an echo was evicted, or its time is just over). Everything else is exact.
+//! sequence, or its time is just over); of a whole request whether it must leave, must not, or may (where its client's share may be
+//! used up, idents are few, its address is lost). An echo that gives way to another is counted by the gateway and named by nobody: so
+//! many replies may be refused for it, and not one more.
+
+mod holders;
+mod leaving;
+mod shares;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -13,8 +19,12 @@ use echogate::clock::Instant;
 use echogate::io::memory::Written;
 use echogate::policy::Limits;
 
-use super::eyes::{ECHO_REPLY, ECHO_REQUEST, Echo, ICMP, Packet, is_intact, same_but, sum};
+use super::eyes::{ECHO_REPLY, ECHO_REQUEST, ICMP, Packet, is_intact, same_but, sum};
 use super::payload::{self, POISON};
+use holders::Holders;
+pub(super) use holders::Slot;
+use leaving::Assembly;
+use shares::{Comes, Shares};
 
 /// What clients ask. Its number is in its payload.
 #[derive(Clone, Debug)]
@@ -27,6 +37,8 @@ pub(super) struct Request {
     pub(super) packet: Vec<u8>,
     /// Nothing of it may leave.
     pub(super) forbidden: bool,
+    /// It is sent in fragments.
+    in_fragments: bool,
     /// How often it reached the gateway undamaged, and how often it left.
     pub(super) offered: u32,
     pub(super) left: u32,
@@ -49,6 +61,13 @@ pub(super) struct Rules {
     /// By how much the gateway lowers a TTL.
     pub(super) hops: u8,
     pub(super) inside_mtu: usize,
+    /// What is longer cannot leave in one piece.
+    pub(super) outside_mtu: Option<u16>,
+    /// There are idents for all who could want one, and any worker may have any of them.
+    pub(super) ample: bool,
+    /// What is none of the gateway's business goes back to the TUN; pings of its own addresses too.
+    pub(super) reinjects: bool,
+    pub(super) pass_own: bool,
     /// Packets are damaged on their way to the gateway.
     pub(super) damage: bool,
     pub(super) is_client: fn(Ipv4Addr) -> bool,
@@ -68,27 +87,6 @@ struct Outstanding {
     withdrawn_by: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Holder {
-    client: Ipv4Addr,
-    ident: u16,
-    last: Instant,
-}
-
-#[derive(Debug, Default)]
-struct Assembly {
-    since: Instant,
-    first: Option<(Key, usize)>,
-    parts: Vec<Vec<u8>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Budget {
-    packets: f64,
-    bytes: f64,
-    at: Instant,
-}
-
 /// What a model has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Seen {
@@ -100,26 +98,37 @@ pub(super) struct Seen {
     pub(super) told_by_gateway: u64,
     pub(super) refused_replies: u64,
     pub(super) passed: u64,
+    /// Whole requests that had to leave, and did.
+    pub(super) had_to_leave: u64,
+    /// Of those, by clients with shares.
+    pub(super) within_share: u64,
+    /// Replies and errors that were refused because their echo had given way.
+    pub(super) gave_way: u64,
 }
 
 pub(super) struct Model {
     pub(super) rules: Rules,
     pub(super) requests: HashMap<u64, Request>,
     outstanding: HashMap<Key, Outstanding>,
-    holders: HashMap<(u8, u16), Holder>,
-    mappings: HashMap<(Ipv4Addr, u16), (u8, u16, Instant)>,
+    held: Holders,
     passing: HashMap<Vec<u8>, u32>,
     failed: Vec<Vec<Key>>,
     assemblies: HashMap<(Ipv4Addr, Ipv4Addr, u16), Assembly>,
-    budgets: HashMap<Ipv4Addr, Budget>,
+    shares: Shares,
     /// When each address was lost: mappings on it end early.
     pub(super) lost: Vec<Vec<Instant>>,
-    /// When a slot was left torn: its ident is nobody's, and rests.
-    torn: HashMap<(u8, u16), Instant>,
+    /// Which are lost now.
+    pub(super) gone: Vec<bool>,
     /// When something last left under an ident, whole or not: its mapping was there then.
-    last_left: HashMap<(u8, u16), Instant>,
+    last_left: HashMap<Slot, Instant>,
     /// Which addresses drain: no new mapping is made on them.
     pub(super) draining: Vec<bool>,
+    /// Echoes that have given way to others, and no refused reply has been one of them yet.
+    gave_way: u64,
+    /// Whether so few came to each worker in its last turn that none of them waits.
+    few: Vec<bool>,
+    /// How often each request has left in this turn.
+    left_now: HashMap<u64, u32>,
     pub(super) seen: Seen,
     number: u64,
 }
@@ -134,8 +143,19 @@ pub(super) struct Turn {
     pub(super) outside: Vec<Written>,
     /// The worker is ending: what it read, it may have given up.
     pub(super) ending: bool,
-    /// Echoes were evicted.
-    pub(super) evicted: bool,
+    /// It has not stood still lately.
+    pub(super) calm: bool,
+    /// So many echoes have been evicted since the last turn.
+    pub(super) evicted: u64,
+}
+
+/// What has come from inside.
+enum Came {
+    /// The request of this number, which has to leave in this turn.
+    MustLeave(u64),
+    /// One of this client's that leaves, or not, or later.
+    MayLeave(Ipv4Addr),
+    Other,
 }
 
 /// What remotes hear: a whole request, and whether it reached them.
@@ -146,25 +166,27 @@ pub(super) struct Heard {
 
 type Judged<T> = Result<T, String>;
 
-/// A remote waits this long for a datagram's missing fragments.
-const ASSEMBLY_TIME: Duration = Duration::from_secs(15);
+/// No more new mappings than this can have to wait for the worker's next turn.
+const FEW: usize = 16;
 
 impl Model {
     pub(super) fn new(rules: Rules, workers: usize) -> Model {
         Model {
             lost: vec![Vec::new(); rules.gateways.len()],
-            torn: HashMap::new(),
+            gone: vec![false; rules.gateways.len()],
             last_left: HashMap::new(),
             draining: vec![false; rules.gateways.len()],
+            gave_way: 0,
+            left_now: HashMap::new(),
             rules,
             requests: HashMap::new(),
             outstanding: HashMap::new(),
-            holders: HashMap::new(),
-            mappings: HashMap::new(),
+            held: Holders::default(),
             passing: HashMap::new(),
             failed: vec![Vec::new(); workers],
             assemblies: HashMap::new(),
-            budgets: HashMap::new(),
+            shares: Shares::default(),
+            few: vec![true; workers],
             seen: Seen::default(),
             number: 0,
         }
@@ -179,7 +201,7 @@ impl Model {
         self.number
     }
 
-    pub(super) fn asks(&mut self, number: u64, packet: Vec<u8>, forbidden: bool) -> Judged<()> {
+    pub(super) fn asks(&mut self, number: u64, packet: Vec<u8>, forbidden: bool, in_fragments: bool) -> Judged<()> {
         let seen = Packet::see(&packet).ok_or("a client sends no packet")?;
         let echo = seen.echo().ok_or("a client sends no echo")?;
         let request = Request {
@@ -189,6 +211,7 @@ impl Model {
             remote: seen.destination,
             packet: packet.clone(),
             forbidden,
+            in_fragments,
             offered: 0,
             left: 0,
             too_large: 0,
@@ -205,9 +228,7 @@ impl Model {
                 self.outstanding.remove(&key);
             }
         }
-        if turn.evicted {
-            self.nobody_is_sure();
-        }
+        self.gave_way += turn.evicted;
         let mut written = turn.inside.into_iter().peekable();
         for arrived in &turn.from_outside {
             let next = written.peek().map(|written| &written.bytes[..]);
@@ -219,8 +240,15 @@ impl Model {
                 written.next();
             }
         }
+        let few = turn.from_inside.len() <= FEW;
+        let at_once = std::mem::replace(&mut self.few[turn.worker], few) && few && turn.calm;
+        let (mut due, mut others) = (Vec::new(), Vec::new());
         for arrived in turn.from_inside {
-            self.came_from_inside(arrived);
+            match self.came_from_inside(arrived, turn.now, at_once) {
+                Came::MustLeave(number) => due.push(number),
+                Came::MayLeave(client) if !at_once || !self.rules.ample => others.push(client),
+                Came::MayLeave(_) | Came::Other => {}
+            }
         }
         for Written { bytes, .. } in written {
             let passing = self.passing.get_mut(&bytes).filter(|count| **count > 0);
@@ -228,20 +256,34 @@ impl Model {
             self.seen.passed += 1;
         }
         let mut heard = Vec::new();
+        self.left_now.clear();
         for written in turn.outside {
             let what = self.left_for_outside(turn.worker, turn.now, &written);
             heard.extend(what.map_err(|what| format!("{what}: {} left", brief(&written.bytes)))?);
         }
-        if turn.evicted {
-            // Also what has just left may have given way to what left after it.
-            self.nobody_is_sure();
+        for number in due.into_iter().filter(|_| !turn.ending) {
+            let left = self.left_now.get_mut(&number).filter(|left| **left > 0);
+            *left.ok_or_else(|| {
+                let packet = self.requests.get(&number).map(|request| brief(&request.packet)).unwrap_or_default();
+                format!("a request that has to leave does not: {packet}")
+            })? -= 1;
+            self.seen.had_to_leave += 1;
+            self.seen.within_share += u64::from(self.rules.limits.is_some());
         }
+        // They may wait for an ident, and are charged when they have one.
+        others.into_iter().for_each(|client| self.shares.waits(turn.now, client));
         Ok(heard)
     }
 
-    /// An echo was given up for another, and nobody says which.
-    fn nobody_is_sure(&mut self) {
-        self.outstanding.values_mut().for_each(|echo| echo.sure = false);
+    /// Whether this may be because an echo has given way to another: once for each that has.
+    fn may_have_given_way(&mut self, key: Key) -> bool {
+        let may = self.gave_way > 0;
+        if may {
+            self.gave_way -= 1;
+            self.seen.gave_way += 1;
+            self.outstanding.entry(key).and_modify(|echo| echo.sure = false);
+        }
+        may
     }
 
     /// Judges what came from outside, by what was written next. Whether that is what became of it.
@@ -263,7 +305,7 @@ impl Model {
             if delivered.is_ok() {
                 self.seen.delivered += 1;
                 self.outstanding.remove(&key);
-            } else if must && !ending {
+            } else if must && !ending && !self.may_have_given_way(key) {
                 return delivered
                     .map_err(|what| format!("a reply is not delivered to who waits for it: {what}"))
                     .map(|()| false);
@@ -281,7 +323,7 @@ impl Model {
         let told = next.ok_or_else(nothing).and_then(|next| self.is_error_told(&packet, owner, &next));
         if told.is_ok() {
             self.seen.told += 1;
-        } else if must && !ending && quoted.payload.len() >= 8 {
+        } else if must && !ending && quoted.payload.len() >= 8 && !self.may_have_given_way(key) {
             return told.map_err(|what| format!("an error is not told to whom it concerns: {what}")).map(|()| false);
         }
         Ok(told.is_ok())
@@ -351,352 +393,73 @@ impl Model {
         Ok(())
     }
 
-    fn came_from_inside(&mut self, arrived: Vec<u8>) {
-        let packet = Packet::see_long(&arrived);
-        let request = packet.filter(|packet| (self.rules.is_client)(packet.source)).and_then(|packet| {
-            let echo = packet.echo().filter(|echo| (echo.icmp_type, echo.code) == (ECHO_REQUEST, 0))?;
-            let number = payload::number_of(echo.body)?;
-            Some((packet, number))
-        });
-        if let Some((packet, number)) = request
-            && let Some(request) = self.requests.get_mut(&number)
-        {
-            let is_whole = packet.bytes == request.packet;
-            if is_whole || packet.is_fragment() && sum(packet.header) == 0 {
-                request.offered += 1;
-            }
-            if is_whole && !request.forbidden {
-                return;
-            }
-        }
-        *self.passing.entry(arrived).or_default() += 1;
-    }
-
-    /// Judges what leaves for outside. The whole request that it is, or completes.
-    fn left_for_outside(&mut self, worker: usize, now: Instant, written: &Written) -> Judged<Option<Heard>> {
-        let Written { bytes, way, errno, .. } = written;
-        let packet = Packet::see(bytes).ok_or("no IPv4 packet, or more bytes than one")?;
-        if !is_intact(packet.header) {
-            return Err("the header's checksum is wrong".into());
-        }
-        let Some((address, to)) = *way else { return Err("it leaves nowhere".into()) };
-        if self.rules.gateways.get(usize::from(address)) != Some(&packet.source) || to != packet.destination {
-            return Err("it leaves by another way than its header says".into());
-        }
-        if packet.protocol != ICMP {
-            return Err("not ICMP".into());
-        }
-        let body = packet.payload.get(8..).unwrap_or_default();
-        if packet.echo().is_some_and(|echo| echo.icmp_type != ECHO_REQUEST) && !packet.is_fragment() {
-            return self.error_of_the_gateway(&packet).map(|()| None);
-        }
-        if body.windows(2).any(|pair| pair == [POISON, POISON]) {
-            return Err("bytes of a buffer that was free leak".into());
-        }
-        if packet.is_fragment() {
-            return self.fragment(worker, now, address, &packet, *errno);
-        }
-        let echo = packet.echo().filter(|echo| echo.code == 0).ok_or("no echo request")?;
-        let key = (address, echo.ident, echo.sequence, packet.destination);
-        let number = payload::number_of(echo.body);
-        let intact = is_intact(packet.payload);
-        let number = if intact { number } else { None };
-        self.leaves(worker, now, key, *errno, packet.more_fragments)?;
-        if !intact {
-            return if self.rules.damage { Ok(None) } else { Err("the gateway has damaged it".into()) };
-        }
-        self.whole(now, key, number, &packet, &echo, *errno)?;
-        Ok(Some(Heard { packet: bytes.clone(), reached: *errno == 0 }))
-    }
-
-    /// Something leaves under this key, undamaged or not.
-    fn leaves(&mut self, worker: usize, now: Instant, key: Key, errno: i32, cut: bool) -> Judged<()> {
-        let before = self.last_left.insert((key.0, key.1), now);
-        // Nothing can be new under it any sooner.
-        let rested = self.rules.idle + self.rules.hold_down;
-        if self.draining[usize::from(key.0)] && before.is_none_or(|before| now.since(before) >= rested) {
-            return Err("a new mapping on an address that drains".into());
-        }
-        let valid = self.outstanding.get(&key).filter(|echo| now.since(echo.since) < self.rules.echo_life).copied();
-        let next = match valid {
-            // Maybe the pieces of what was too large just now, and has been outstanding since then; maybe not.
-            Some(before) if cut && !before.sure => Outstanding { since: now, withdrawn_by: None, ..before },
-            Some(before) => {
-                Outstanding { since: now, sure: before.sure && errno == 0, withdrawn_by: None, owner: before.owner }
-            }
-            None if errno == 0 => Outstanding { since: now, owner: None, sure: true, withdrawn_by: None },
-            None if errno == EMSGSIZE => Outstanding { since: now, owner: None, sure: false, withdrawn_by: None },
-            None => {
-                self.failed[worker].push(key);
-                Outstanding { since: now, owner: None, sure: false, withdrawn_by: Some(worker) }
-            }
+    fn came_from_inside(&mut self, arrived: Vec<u8>, now: Instant, at_once: bool) -> Came {
+        let Some(packet) = Packet::see_long(&arrived) else {
+            *self.passing.entry(arrived).or_default() += u32::from(self.rules.reinjects);
+            return Came::Other;
         };
-        self.outstanding.insert(key, next);
-        Ok(())
-    }
-
-    /// A request has left undamaged.
-    fn whole(
-        &mut self,
-        now: Instant,
-        key: Key,
-        number: Option<u64>,
-        packet: &Packet<'_>,
-        echo: &Echo<'_>,
-        errno: i32,
-    ) -> Judged<()> {
-        let (address, ident, sequence, remote) = key;
-        let request = number.and_then(|number| self.requests.get_mut(&number)).ok_or("nobody asked that")?;
-        if request.forbidden {
-            return Err("it must not leave".into());
+        let echo = packet.echo().filter(|echo| (echo.icmp_type, echo.code) == (ECHO_REQUEST, 0));
+        let ours = packet.protocol == ICMP
+            && !(self.rules.is_client)(packet.destination)
+            && !(self.rules.pass_own && self.address(packet.destination).is_some());
+        let (client, bytes) = (packet.source, packet.bytes.len());
+        let from_client = (self.rules.is_client)(client) && sum(packet.header) == 0;
+        let mut came = Came::Other;
+        if from_client && ours {
+            let ident = echo.map(|echo| echo.ident);
+            let live = ident.is_some_and(|ident| self.is_live(now, client, ident));
+            let fits = self.rules.limits.is_none_or(|limits| {
+                self.shares.comes(limits, self.rules.idle, now, Comes { client, bytes, ident, live })
+            });
+            if packet.is_fragment() {
+                // It may wait for the first one.
+                self.shares.waits(now, client);
+            }
+            let open = !self.gone.contains(&true) && !self.draining.contains(&true);
+            let fits = fits && (live || self.rules.ample && open && at_once);
+            let number = echo.and_then(|echo| payload::number_of(echo.body));
+            if let Some((number, request)) = number.and_then(|number| Some((number, self.requests.get_mut(&number)?))) {
+                let is_whole = packet.bytes == request.packet;
+                if is_whole || packet.is_fragment() {
+                    request.offered += 1;
+                }
+                let in_one_piece = self.rules.outside_mtu.is_none_or(|mtu| bytes <= usize::from(mtu));
+                came = if is_whole && !request.forbidden && fits && in_one_piece {
+                    Came::MustLeave(number)
+                } else {
+                    Came::MayLeave(client)
+                };
+            }
         }
-        let asked = Packet::see(&request.packet).ok_or("a client sent no packet")?;
-        if (request.sequence, request.remote) != (sequence, remote) {
-            return Err(format!("{} asked {} sequence {}", request.client, request.remote, request.sequence));
+        // A request to outside is proxied or dropped, whoever sends it; of a client's fragments nobody can tell more than its first one
+        // does, which may have been damaged.
+        let never = ours && if packet.is_fragment() { from_client && !self.rules.damage } else { echo.is_some() };
+        if self.rules.reinjects && !never {
+            *self.passing.entry(arrived).or_default() += 1;
         }
-        if asked.echo().is_none_or(|asked| asked.body != echo.body) {
-            return Err("the payload is changed".into());
-        }
-        let kept = (asked.tos, &asked.header[20..], asked.ttl - self.rules.hops);
-        if kept != (packet.tos, &packet.header[20..], packet.ttl) {
-            return Err("TOS, TTL or options are changed".into());
-        }
-        let whole = !asked.is_fragment() && asked.dont_fragment;
-        if whole && (!packet.dont_fragment || packet.identification != asked.identification) {
-            return Err("DF or the identification of what has DF is changed".into());
-        }
-        // What was too large is the same packet when it comes again, in pieces.
-        if request.too_large > 0 && packet.more_fragments {
-            request.too_large -= 1;
-        } else {
-            request.left += 1;
-        }
-        if errno == EMSGSIZE {
-            request.too_large += 1;
-        }
-        if request.left > request.offered {
-            return Err("it leaves more often than it came".into());
-        }
-        let (client, client_ident, bytes) = (request.client, request.ident, request.packet.len());
-        if let Some(echo) = self.outstanding.get_mut(&key) {
-            echo.owner = number;
-        }
-        self.seen.left += 1;
-        self.holds(now, (address, ident), client, client_ident)?;
-        self.spends(now, client, bytes)
+        came
     }
 
     /// The idents that are or were somebody's, in an order that is always the same.
-    pub(super) fn held(&self) -> Vec<(u8, u16)> {
-        let mut held: Vec<_> = self.holders.keys().copied().collect();
-        held.sort_unstable();
-        held
+    pub(super) fn held(&self) -> Vec<Slot> {
+        self.held.all()
     }
 
     /// The gateway dies between two turns, and leaves these slots torn. What it had not taken back yet stays outstanding; shares begin
     /// anew; nobody gets what was asked for by a torn slot.
-    pub(super) fn dies(&mut self, now: Instant, torn: &[(u8, u16)]) {
+    pub(super) fn dies(&mut self, now: Instant, torn: &[Slot]) {
         for key in self.failed.iter_mut().flat_map(std::mem::take) {
             if let Some(echo) = self.outstanding.get_mut(&key) {
                 echo.withdrawn_by = None;
             }
         }
-        self.budgets.clear();
+        self.shares.begin_anew();
         // Another process may hit upon an identification that is under way.
         self.assemblies.clear();
         for slot in torn {
-            self.torn.insert(*slot, now);
-            self.mappings.retain(|_, (address, ident, _)| (*address, *ident) != *slot);
+            self.held.tear(*slot, now);
             self.outstanding.retain(|(address, ident, ..), _| (*address, *ident) != *slot);
         }
-    }
-
-    /// Whose ident it is: nobody else's until it has rested; and a client's ident has one at a time.
-    fn holds(&mut self, now: Instant, slot: (u8, u16), client: Ipv4Addr, ident: u16) -> Judged<()> {
-        let holder = self.holders.insert(slot, Holder { client, ident, last: now });
-        // A mapping whose address was lost has ended then, the first time after it was used.
-        let lost = |slot: u8, used: Instant| self.lost[usize::from(slot)].iter().find(|lost| **lost >= used);
-        if let Some(before) = holder.filter(|before| (before.client, before.ident) != (client, ident)) {
-            let ends = before.last + self.rules.idle;
-            let ended = lost(slot.0, before.last).map_or(ends, |lost| ends.min(*lost));
-            let ended =
-                self.torn.get(&slot).filter(|torn| **torn >= before.last).map_or(ended, |torn| ended.min(*torn));
-            if now.since(ended) + MILLISECOND < self.rules.hold_down {
-                return Err(format!(
-                    "ident {} of {} ident {} has rested {:?} only",
-                    slot.1,
-                    before.client,
-                    before.ident,
-                    now.since(ended)
-                ));
-            }
-        }
-        let before = self.mappings.insert((client, ident), (slot.0, slot.1, now));
-        if let Some((address, gateway_ident, last)) = before.filter(|before| (before.0, before.1) != slot)
-            && lost(address, last).is_none()
-            && now.since(last) + MILLISECOND < self.rules.idle
-        {
-            return Err(format!("{client} ident {ident} had ident {gateway_ident} {:?} ago", now.since(last)));
-        }
-        let Some(limits) = self.rules.limits.filter(|limits| limits.mappings > 0 && before.is_none()) else {
-            return Ok(());
-        };
-        // The gateway counts whole milliseconds, here as above.
-        let alive = self.mappings.iter().filter(|((of, _), (address, _, last))| {
-            *of == client && now.since(*last) + MILLISECOND < self.rules.idle && lost(*address, *last).is_none()
-        });
-        if alive.count() > limits.mappings as usize { Err("a client has too many mappings".into()) } else { Ok(()) }
-    }
-
-    /// What a client has sent is within its share.
-    fn spends(&mut self, now: Instant, client: Ipv4Addr, bytes: usize) -> Judged<()> {
-        let Some(limits) = self.rules.limits else { return Ok(()) };
-        let full = Budget { packets: limits.packets_burst.into(), bytes: limits.bytes_burst.into(), at: now };
-        let budget = self.budgets.entry(client).or_insert(full);
-        let passed = now.since(budget.at).as_secs_f64();
-        budget.packets = full.packets.min(budget.packets + passed * f64::from(limits.packets_per_second)) - 1.0;
-        budget.bytes = full.bytes.min(budget.bytes + passed * f64::from(limits.bytes_per_second)) - bytes as f64;
-        budget.at = now;
-        let over = limits.packets_per_second > 0 && budget.packets < -2.0
-            || limits.bytes_per_second > 0 && budget.bytes < -3000.0;
-        if over { Err(format!("{client} has more than its share: {budget:?}")) } else { Ok(()) }
-    }
-
-    /// A fragment leaves. The request that it completes at its remote.
-    fn fragment(
-        &mut self,
-        worker: usize,
-        now: Instant,
-        address: u8,
-        packet: &Packet<'_>,
-        errno: i32,
-    ) -> Judged<Option<Heard>> {
-        let first = packet.echo().filter(|_| packet.offset == 0);
-        let key = first.map(|echo| (address, echo.ident, echo.sequence, packet.destination));
-        if let Some(key) = key {
-            self.leaves(worker, now, key, errno, true)?;
-        }
-        if errno != 0 {
-            // It may come again in pieces, under the same identification.
-            return Ok(None);
-        }
-        let datagram = (packet.source, packet.destination, packet.identification);
-        let assembly = self.assemblies.entry(datagram).or_default();
-        if now.since(assembly.since) > ASSEMBLY_TIME {
-            *assembly = Assembly { since: now, ..Assembly::default() };
-        }
-        if let Some(key) = key {
-            assembly.first = Some((key, packet.header.len()));
-        }
-        assembly.parts.push(packet.bytes.to_vec());
-        let mut parts: Vec<_> = assembly.parts.iter().filter_map(|part| Packet::see(part)).collect();
-        parts.sort_by_key(|part| part.offset);
-        let mut payload = Vec::new();
-        for part in &parts {
-            if part.offset < payload.len() {
-                return Err(format!("fragments overlap under {datagram:?}: two clients' are one"));
-            }
-            if part.offset > payload.len() {
-                return Ok(None);
-            }
-            payload.extend_from_slice(part.payload);
-        }
-        let (Some(last), Some((key, header_len))) = (parts.last(), assembly.first) else { return Ok(None) };
-        if last.more_fragments {
-            return Ok(None);
-        }
-        let mut bytes = [parts[0].header, &payload].concat();
-        let total = u16::try_from(bytes.len()).map_err(|_| "fragments of more than a datagram")?;
-        bytes[2..4].copy_from_slice(&total.to_be_bytes());
-        bytes[6..8].fill(0);
-        bytes[10..12].fill(0);
-        let check = !sum(&bytes[..header_len]);
-        bytes[10..12].copy_from_slice(&check.to_be_bytes());
-        self.assemblies.remove(&datagram);
-        self.seen.in_fragments += 1;
-        let whole = Packet::see(&bytes).ok_or("fragments make no datagram")?;
-        let echo = whole.echo().ok_or("fragments make no echo")?;
-        if !is_intact(whole.payload) {
-            return if self.rules.damage { Ok(None) } else { Err("fragments make a damaged request".into()) };
-        }
-        self.put_together(key, &whole, &echo)?;
-        Ok(Some(Heard { packet: bytes, reached: true }))
-    }
-
-    /// A request has arrived at its remote in fragments, undamaged: perhaps a while after the first of them left.
-    fn put_together(&mut self, key: Key, whole: &Packet<'_>, echo: &Echo<'_>) -> Judged<()> {
-        let number = payload::number_of(echo.body);
-        let request = match number.and_then(|number| self.requests.get_mut(&number)) {
-            None if self.rules.damage => return Ok(()),
-            request => request.ok_or("nobody asked that")?,
-        };
-        let asked = Packet::see(&request.packet).ok_or("a client sent no packet")?;
-        // Damage to two of its fragments can cancel itself out in the one sum that they share.
-        if self.rules.damage
-            && asked.echo().is_none_or(|asked| asked.body != echo.body || asked.sequence != echo.sequence)
-        {
-            return Ok(());
-        }
-        if request.forbidden {
-            return Err("it must not leave".into());
-        }
-        if (request.sequence, request.remote) != (echo.sequence, whole.destination)
-            || asked.echo().is_none_or(|asked| asked.body != echo.body)
-        {
-            return Err("fragments make another request".into());
-        }
-        if asked.tos != whole.tos || asked.ttl - self.rules.hops != whole.ttl {
-            return Err("TOS or TTL are changed".into());
-        }
-        if request.too_large > 0 {
-            request.too_large -= 1;
-        } else {
-            request.left += 1;
-        }
-        if request.left > request.offered {
-            return Err("it leaves more often than it came".into());
-        }
-        if let Some(echo) = self.outstanding.get_mut(&key) {
-            echo.owner = number;
-        }
-        self.seen.left += 1;
-        Ok(())
-    }
-
-    /// An error that the gateway itself has made: about the client's own request.
-    fn error_of_the_gateway(&mut self, packet: &Packet<'_>) -> Judged<()> {
-        let (quoted, echo) = packet.quoted().ok_or("neither a request nor an error about one")?;
-        if !is_intact(packet.payload) {
-            return Err("an error is damaged".into());
-        }
-        if quoted.source != packet.destination || !(self.rules.is_client)(packet.destination) {
-            return Err("an error about somebody else's request".into());
-        }
-        if packet.bytes.len() > 576 {
-            return Err("an error is longer than 576 bytes".into());
-        }
-        let request = payload::number_of(echo.body).and_then(|number| self.requests.get_mut(&number));
-        let Some(request) = request else {
-            return if self.rules.damage || echo.body.len() < 8 {
-                Ok(())
-            } else {
-                Err("an error about what nobody asked".into())
-            };
-        };
-        let asked = (request.client, request.ident, request.sequence, request.remote);
-        let matches = asked == (quoted.source, echo.ident, echo.sequence, quoted.destination);
-        let body = Packet::see(&request.packet).and_then(|asked| asked.echo()).map(|echo| echo.body.to_vec());
-        let quotes = body.is_some_and(|body| body.starts_with(echo.body));
-        if !(self.rules.damage || matches && quotes) {
-            return Err("an error quotes what its client did not ask".into());
-        }
-        request.told += 1;
-        // One for each that came; and damaged ones, which are counted nowhere.
-        if request.told > request.offered && !self.rules.damage {
-            return Err("more errors than requests".into());
-        }
-        self.seen.told_by_gateway += 1;
-        Ok(())
     }
 
     pub(super) fn address(&self, address: Ipv4Addr) -> Option<u8> {
@@ -704,15 +467,12 @@ impl Model {
         u8::try_from(number).ok()
     }
 
-    /// Whole requests that reached the gateway undamaged and did not leave.
+    /// Requests that reached the gateway undamaged and did not leave.
     pub(super) fn kept_back(&self) -> u64 {
         let allowed = self.requests.values().filter(|request| !request.forbidden);
         allowed.map(|request| u64::from(request.offered.saturating_sub(request.left))).sum()
     }
 }
-
-const EMSGSIZE: i32 = 90;
-const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// A packet in a line.
 fn brief(bytes: &[u8]) -> String {
