@@ -66,19 +66,27 @@ impl Game {
     }
 
     /// Most games go without damage to requests, under which the model knows less; some without fragments, which may wait, so that what a
-    /// client has left is known exactly; and some shares are of bytes.
+    /// client has left is known exactly; some shares are of bytes; and some tables are so small that echoes give way to others.
     fn vary(&mut self) {
         let rng = &mut StdRng::seed_from_u64(self.seed ^ 0x7661_7279);
         if rng.random_bool(0.6) {
             self.inside.corruption = 0.0;
         }
-        self.fragments = rng.random_bool(0.7);
+        self.fragments = rng.random_bool(if self.limits.is_some() { 0.4 } else { 0.8 });
         if let Some(limits) = &mut self.limits
             && rng.random_bool(0.4)
         {
             (limits.bytes_per_second, limits.bytes_burst) =
                 (rng.random_range(500..20_000), rng.random_range(1500..6000));
             self.settings.allowance = Allowance::from(*limits);
+        }
+        if rng.random_bool(0.3) {
+            self.settings.echo_words_log2 = 14;
+            if rng.random_bool(0.5) {
+                // Hardly anybody is answered.
+                self.outside.loss = 0.9;
+                self.repeats = false;
+            }
         }
     }
 
@@ -141,16 +149,20 @@ impl Game {
         }
     }
 
+    /// By how much later than it is waited for a reply may be matched: stamps are the coarser, the smaller the table is.
+    pub(super) fn late_at_most(&self) -> Duration {
+        self.settings.echo_timeout / (4 << (self.settings.echo_words_log2 - 14))
+    }
+
     /// What the model must know. The times are those that are promised, not those that the gateway has worked out.
     pub(super) fn rules(&self) -> Rules {
         let settings = &self.settings;
-        // A sixteenth later at most is nothing matched; an ident rests for a second more than its echoes wait.
-        let (echo_life, rest) =
-            (settings.echo_timeout + settings.echo_timeout / 16, settings.echo_timeout + Duration::from_secs(1));
+        // An ident rests for a second more than its echoes can be matched.
+        let rest = settings.echo_timeout + Duration::from_secs(1);
         Rules {
             gateways: settings.addresses.clone(),
             echo_timeout: settings.echo_timeout,
-            echo_life,
+            echo_life: settings.echo_timeout + self.late_at_most(),
             idle: settings.mapping_idle,
             hold_down: settings.hold_down.unwrap_or(rest),
             limits: self.limits,

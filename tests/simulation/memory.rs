@@ -1,4 +1,4 @@
-//! Tables that outlive those who use them, as the gateway's do: one memory for each number of addresses, for game after game.
+//! Tables that outlive those who use them, as the gateway's do: one memory for each size, for game after game.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ const SLOT_BYTES: u64 = 64;
 
 thread_local! {
     /// Memory is never given back: a game gets that of another one, emptied.
-    static ALL: RefCell<HashMap<usize, Rc<State>>> = RefCell::default();
+    static ALL: RefCell<HashMap<(usize, u32), Rc<State>>> = RefCell::default();
 }
 
 pub(super) struct Memory {
@@ -34,9 +34,10 @@ impl Memory {
     pub(super) fn new(settings: &Settings, seed: u64) -> Result<Memory, String> {
         let shape = Shape { echo_words_log2: settings.echo_words_log2, echo_timeout: settings.echo_timeout };
         let make = || State::create(&shape, &settings.addresses).map(Rc::new).map_err(|error| error.to_string());
-        let state = ALL.with_borrow_mut(|all| match all.get(&settings.addresses.len()) {
+        let size = (settings.addresses.len(), settings.echo_words_log2);
+        let state = ALL.with_borrow_mut(|all| match all.get(&size) {
             Some(state) => Ok(Rc::clone(state)),
-            None => make().inspect(|state| drop(all.insert(settings.addresses.len(), Rc::clone(state)))),
+            None => make().inspect(|state| drop(all.insert(size, Rc::clone(state)))),
         })?;
         let file = state.as_fd().try_clone_to_owned().map(File::from).map_err(|error| error.to_string())?;
         let slots_at = ECHOES_AT + (8 << settings.echo_words_log2);

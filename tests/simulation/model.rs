@@ -102,7 +102,8 @@ pub(super) struct Seen {
     pub(super) had_to_leave: u64,
     /// Of those, by clients with shares.
     pub(super) within_share: u64,
-    /// Replies and errors that were refused because their echo had given way.
+    /// Echoes that gave way to others, and replies and errors that were refused because theirs was one of those.
+    pub(super) evicted: u64,
     pub(super) gave_way: u64,
 }
 
@@ -229,6 +230,7 @@ impl Model {
             }
         }
         self.gave_way += turn.evicted;
+        self.seen.evicted += turn.evicted;
         let mut written = turn.inside.into_iter().peekable();
         for arrived in &turn.from_outside {
             let next = written.peek().map(|written| &written.bytes[..]);

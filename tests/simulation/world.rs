@@ -99,7 +99,7 @@ impl<'c> World<'c> {
         let (proxy, _) = Proxy::over(&game.settings, tables, now, now).map_err(fault)?;
         let rules = game.rules();
         let (least, rests) = (rules.hold_down, proxy.sizes().hold_down);
-        if rests < least || game.settings.hold_down.is_none() && rests > least + game.settings.echo_timeout / 16 {
+        if rests < least || game.settings.hold_down.is_none() && rests > least + game.late_at_most() {
             return Err(format!("idents rest for {rests:?}, and should for {least:?}"));
         }
         for number in 0..u8::try_from(game.settings.addresses.len()).map_err(|_| "at most 16 addresses")? {
