@@ -66,18 +66,22 @@ impl Game {
     }
 
     /// Most games go without damage to requests, under which the model knows less; some without fragments, which may wait, so that what a
-    /// client has left is known exactly; some shares are of bytes; and some tables are so small that echoes give way to others.
+    /// client has left is known exactly; some shares are of bytes, or bound new mappings more than mappings; and some tables are so small that echoes give way to others.
     fn vary(&mut self) {
         let rng = &mut StdRng::seed_from_u64(self.seed ^ 0x7661_7279);
         if rng.random_bool(0.6) {
             self.inside.corruption = 0.0;
         }
         self.fragments = rng.random_bool(if self.limits.is_some() { 0.4 } else { 0.8 });
-        if let Some(limits) = &mut self.limits
-            && rng.random_bool(0.4)
-        {
-            (limits.bytes_per_second, limits.bytes_burst) =
-                (rng.random_range(500..20_000), rng.random_range(1500..6000));
+        if let Some(limits) = &mut self.limits {
+            if rng.random_bool(0.4) {
+                (limits.bytes_per_second, limits.bytes_burst) =
+                    (rng.random_range(500..20_000), rng.random_range(1500..6000));
+            }
+            if rng.random_bool(0.5) {
+                (limits.mappings_per_second, limits.mappings_burst) = (rng.random_range(1..5), rng.random_range(1..8));
+                limits.mappings = rng.random_range(10..100);
+            }
             self.settings.allowance = Allowance::from(*limits);
         }
         if rng.random_bool(0.3) {
