@@ -2,9 +2,9 @@
 //! threads and every value that the memory model lets a load return. The code is the tables' own, but for the map
 //! (`forward_model.rs`) and for sizes: two words a bucket, one or two slots.
 //!
-//! A model that explores nothing passes, and one that explores less than it did shows less: so each says how many executions it has. The checker
-//! remembers one last access to a word, so a thread that loads a word before it stores to it hides an earlier load by
-//! another thread, and with it an interleaving to try; so each model runs with its threads in every order.
+//! The checker remembers one last access to a word, so a thread that loads a word before it stores to it hides an earlier load by
+//! another thread, and with it an interleaving to try; so each model runs with its threads in every order. How it is explored, and
+//! why each says how many executions it has: `src/models.rs`.
 //!
 //! What they assume: a batch lasts at most [`BATCH`], and what a thread did longer ago than that the others see. Where
 //! the order in time matters, a model ends its threads and begins new ones, later.
@@ -26,6 +26,7 @@ use super::forward::Forward;
 use super::idents::{Asker, IdentPolicy, Idents, Lifetimes, Mappings};
 use super::slots::{Identity, Slots, State};
 use crate::clock::Instant;
+use crate::models::explore;
 
 const ASKER: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 const SOMEBODY_ELSE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);
@@ -109,22 +110,6 @@ impl<S: 'static, T: 'static, F: FnOnce(&S) -> T + 'static> Racer<S, F, T> {
     fn join(self) -> T {
         self.thread.expect("started").join().expect("did not panic")
     }
-}
-
-/// Runs the model in every way there is, from each of these orders, as many ways as are `expected`.
-fn explore(orders: &[Order], expected: usize, model: impl Fn(Order) + Send + Sync + 'static) {
-    let executions = Arc::new(AtomicUsize::new(0));
-    let model = Arc::new(model);
-    for &order in orders {
-        let (executions, model) = (Arc::clone(&executions), Arc::clone(&model));
-        loom::model(move || {
-            executions.fetch_add(1, Ordering::Relaxed); // std's: the checker does not see it
-            model(order);
-        });
-    }
-    let executions = executions.load(Ordering::Relaxed);
-    println!("{executions} executions");
-    assert_eq!(executions, expected, "another model than was thought about: look again what it explores");
 }
 
 fn at(seconds: u64) -> Instant {
