@@ -4,6 +4,7 @@
 mod pinger;
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::net::Ipv4Addr;
@@ -88,14 +89,14 @@ thread_local! {
 const HISTORIES: u32 = 1000;
 
 /// A history: each step is a byte that says what, and what follows it. Whatever comes, what goes out is a request of a client
-/// under the gateway's name, what comes in reaches only a client that waits for it, what is dropped is as it was, the tables
-/// contradict nothing, and in the end nothing is left in them.
+/// under the gateway's name, what comes in reaches who asked for it, in time, and a reply once; what is dropped is as it was, the
+/// tables contradict nothing, and in the end nothing is left in them.
 pub(crate) fn proxy(bytes: &[u8]) {
     let (mut handle, now, histories) = PROXY.take().unwrap_or_else(|| {
         let proxy = Proxy::new(&settings()).expect("settings that are possible");
         (ManuallyDrop::new(proxy.handle(0).expect("nobody has it")), Instant::START, 0)
     });
-    let mut history = History { now, sent: Vec::new() };
+    let mut history = History::new(now, true);
     history.steps(&mut handle, bytes);
     handle.audit().expect("tables that agree");
     history.let_all_end(&mut handle);
@@ -135,9 +136,11 @@ pub(crate) fn restart(bytes: &[u8]) {
             let over = Proxy::over(&settings(), memory.tables(), used, now);
             over.expect("whatever is in the tables, a proxy can be made of them").0.handle(0).expect("nobody has it")
         };
-        let mut history = History { now: Instant::START, sent: Vec::new() };
+        let mut history = History::new(Instant::START, true);
         history.steps(&mut take_up(history.now, history.now), before);
         let used = history.now;
+        // What was asked before may be answered still. Who gets that then depends on what has been torn.
+        history = History { sent: history.sent, ..History::new(used, false) };
         for write in torn.chunks_exact(11) {
             let place = u16::from_le_bytes([write[0], write[1]]);
             let what = &write[3..];
@@ -154,12 +157,42 @@ pub(crate) fn restart(bytes: &[u8]) {
     });
 }
 
+/// What names an echo outside: the gateway's ident, the sequence, the remote.
+type Key = (u16, u16, Ipv4Addr);
+
+/// A client, the ident that it chose, and when it asked last.
+type Asked = (Ipv4Addr, u16, Instant);
+
+/// No echo is answered later: the timeout, and a stamp's coarseness.
+const LIFE_MAX: Duration = Duration::from_millis(1100);
+
 struct History {
     now: Instant,
     sent: Vec<Vec<u8>>,
+    /// Who waits for what, by what left.
+    asked: HashMap<Key, Asked>,
+    /// Whether that is all that anybody waits for.
+    is_all: bool,
 }
 
 impl History {
+    fn new(now: Instant, is_all: bool) -> History {
+        History { now, sent: Vec::new(), asked: HashMap::new(), is_all }
+    }
+
+    /// Time passes, and as a worker would the handle sleeps no longer than its tables allow.
+    fn pass(&mut self, handle: &mut Handle, time: Duration) {
+        let until = self.now + time;
+        loop {
+            let left = until.since(self.now);
+            self.now = self.now + handle.sleep_max(self.now).map_or(left, |sleep| sleep.min(left));
+            handle.batch(self.now).expire();
+            if self.now >= until {
+                return;
+            }
+        }
+    }
+
     fn steps(&mut self, handle: &mut Handle, mut rest: &[u8]) {
         while let Some((&step, tail)) = rest.split_first() {
             let length = tail.first().map_or(0, |length| usize::from(*length)).min(tail.len().saturating_sub(1));
@@ -171,10 +204,7 @@ impl History {
 
     /// Passes the time until nothing is left, and then so much that nobody's share is of what was before.
     fn let_all_end(&mut self, handle: &mut Handle) {
-        for _ in 0..8 {
-            self.now = self.now + Duration::from_secs(5);
-            handle.batch(self.now).expire();
-        }
+        self.pass(handle, Duration::from_secs(40));
         assert_eq!((handle.mappings(), handle.held()), (0, 0), "mappings, and idents that rest");
         assert_eq!(handle.sleep_max(self.now), None, "nothing is left to be done");
     }
@@ -206,10 +236,7 @@ impl History {
                 let router = Ipv4Addr::new(203, 0, 113, 1);
                 self.inbound(handle, build::Datagram::new(router, GATEWAY, 1, message).build());
             }
-            _ => {
-                self.now = self.now + Duration::from_millis(u64::from(byte(0)) * 20);
-                handle.batch(self.now).expire();
-            }
+            _ => self.pass(handle, Duration::from_millis(u64::from(byte(0)) * 20)),
         }
     }
 
@@ -224,7 +251,10 @@ impl History {
                 if sent.is_later_fragment() {
                     return;
                 }
-                assert_eq!(Echo::check(sent.payload()).map(|echo| echo.kind()), Ok(EchoKind::Request));
+                let request = Ipv4::check(&before[..]).expect("what leaves came as a packet");
+                let [asked, echo] = [&request, &sent].map(|packet| Echo::check(packet.payload()).expect("an echo"));
+                assert_eq!((echo.kind(), echo.sequence()), (EchoKind::Request, asked.sequence()));
+                self.asked.insert((echo.ident(), echo.sequence(), remote), (request.source(), asked.ident(), self.now));
                 if self.sent.len() < 64 {
                     self.sent.push(packet);
                 }
@@ -235,14 +265,36 @@ impl History {
 
     fn inbound(&mut self, handle: &mut Handle, mut packet: Vec<u8>) {
         let before = packet.clone();
-        match handle.batch(self.now).inbound(&mut packet) {
-            Inbound::Deliver { client, length } | Inbound::Tell { client, length, .. } => {
-                let delivered = Ipv4::check(&packet[..length]).expect("what is delivered is a packet");
-                assert_eq!(delivered.destination(), client);
-                let [a, b, c, host] = client.octets();
-                assert!((a, b, c) == (10, 66, 0) && host < 16, "{client} is no client");
+        let verdict = handle.batch(self.now).inbound(&mut packet);
+        let (client, length) = match verdict {
+            Inbound::Deliver { client, length } | Inbound::Tell { client, length, .. } => (client, length),
+            Inbound::Drop(_) => return assert_eq!(packet, before, "what is dropped is changed"),
+        };
+        let came = Ipv4::check(&before[..]).expect("what is delivered came as a packet");
+        let delivered = Ipv4::check(&packet[..length]).expect("what is delivered is a packet");
+        assert_eq!((delivered.source(), length), (came.source(), came.total_len()));
+        assert_eq!(delivered.destination(), client);
+        let [a, b, c, host] = client.octets();
+        assert!((a, b, c) == (10, 66, 0) && host < 16, "{client} is no client");
+        // A reply uses up what it answers.
+        let (asked, told) = if matches!(verdict, Inbound::Deliver { .. }) {
+            let [came_as, echo] = [&came, &delivered].map(|packet| Echo::check(packet.payload()).expect("an echo"));
+            assert_eq!((echo.kind(), echo.sequence()), (EchoKind::Reply, came_as.sequence()));
+            assert_eq!(echo.payload(), came_as.payload());
+            (self.asked.remove(&(came_as.ident(), echo.sequence(), came.source())), (client, echo.ident()))
+        } else {
+            let [came_as, quote] = [&came, &delivered].map(|packet| Quote::check(packet.payload()).expect("a quote"));
+            assert_eq!(quote.destination(), came_as.destination());
+            assert_eq!((quote.source(), quote.sequence()), (client, came_as.sequence()));
+            let key = (came_as.ident(), quote.sequence(), quote.destination());
+            (self.asked.get(&key).copied(), (client, quote.ident()))
+        };
+        match asked {
+            Some((client, ident, since)) => {
+                assert_eq!(told, (client, ident), "what one asked for goes to another");
+                assert!(self.now.since(since) <= LIFE_MAX, "late by {:?}", self.now.since(since));
             }
-            Inbound::Drop(_) => assert_eq!(packet, before, "what is dropped is changed"),
+            None => assert!(!self.is_all, "nobody waits for what {told:?} gets"),
         }
     }
 }

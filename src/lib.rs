@@ -135,7 +135,7 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 0 | canary, checksum, clock, error |
+//! | 0 | canary, checksum, clock, error, models |
 //! | 1 | wire, table, sys |
 //! | 2 | policy, io |
 //! | 3 | proxy |
@@ -186,6 +186,9 @@ pub mod keeper;
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod metrics;
+#[cfg(test)]
+#[cfg(loom)]
+mod models;
 #[cfg(feature = "gateway")]
 pub mod outside;
 #[cfg(feature = "pinger")]

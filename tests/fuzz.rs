@@ -37,6 +37,33 @@ fn history(steps: Vec<(u8, Vec<u8>)>) -> Vec<u8> {
     steps.collect::<Vec<_>>().concat()
 }
 
+fn steps() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+    prop::collection::vec((0_u8..6, prop::collection::vec(any::<u8>(), 0..12)), 0..60)
+}
+
+/// The body `proxy` sees what it says that it sees: with one of these faults let loose random histories do not pass. (They exist
+/// where debug assertions do.)
+#[cfg(debug_assertions)]
+#[test]
+fn no_fault_passes_that_brings_a_packet_to_who_does_not_wait_for_it() {
+    use echogate::canary::{Canary, let_loose};
+    use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+
+    let config = Config { failure_persistence: None, max_shrink_iters: 0, ..Config::with_cases(1024) };
+    for canary in
+        [Canary::WrongClient, Canary::DoubleDelivery, Canary::WeakRemote, Canary::NeverLate, Canary::WeakQuote]
+    {
+        let_loose(Some(canary));
+        let rng = TestRng::deterministic_rng(RngAlgorithm::default());
+        let result = TestRunner::new_with_rng(config.clone(), rng).run(&steps(), |steps| {
+            bodies::proxy(&history(steps));
+            Ok(())
+        });
+        let_loose(None);
+        assert!(matches!(result, Err(TestError::Fail(..))), "{canary:?}: {result:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -51,7 +78,7 @@ proptest! {
     }
 
     #[test]
-    fn any_history_passes(steps in prop::collection::vec((0_u8..6, prop::collection::vec(any::<u8>(), 0..12)), 0..60)) {
+    fn any_history_passes(steps in steps()) {
         bodies::proxy(&history(steps));
     }
 

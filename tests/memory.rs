@@ -7,6 +7,12 @@
 //! is accounted for.
 //!
 //! A failure prints its seed; `ECHOGATE_SEED=n cargo test --test memory` plays that one again.
+//!
+//! The simulator (`tests/simulation`) is the same made whole: its world is worse, and its model knows when a reply must come and when an
+//! ident has rested, which this one does not. This one is the older and the smaller: one worker with ordinary settings, and a model that
+//! is read at one sitting and was written apart from the other. Where only one of the two complains, it may be the model that is wrong.
+//! And some cases that no game is about stand here by themselves: all 65,536 idents used up between two workers, a worker that polls
+//! before it sleeps, the order in which pieces leave.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what should not be")]
 

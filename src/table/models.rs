@@ -2,9 +2,9 @@
 //! threads and every value that the memory model lets a load return. The code is the tables' own, but for the map
 //! (`forward_model.rs`) and for sizes: two words a bucket, one or two slots.
 //!
-//! A model that explores nothing passes, and one that explores less than it did shows less: so each says how many executions it has. The checker
-//! remembers one last access to a word, so a thread that loads a word before it stores to it hides an earlier load by
-//! another thread, and with it an interleaving to try; so each model runs with its threads in every order.
+//! The checker remembers one last access to a word, so a thread that loads a word before it stores to it hides an earlier load by
+//! another thread, and with it an interleaving to try; so each model runs with its threads in every order. How it is explored, and
+//! why each says how many executions it has: `src/models.rs`.
 //!
 //! What they assume: a batch lasts at most [`BATCH`], and what a thread did longer ago than that the others see. Where
 //! the order in time matters, a model ends its threads and begins new ones, later.
@@ -26,6 +26,7 @@ use super::forward::Forward;
 use super::idents::{Asker, IdentPolicy, Idents, Lifetimes, Mappings};
 use super::slots::{Identity, Slots, State};
 use crate::clock::Instant;
+use crate::models::explore;
 
 const ASKER: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 2);
 const SOMEBODY_ELSE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 3);
@@ -109,22 +110,6 @@ impl<S: 'static, T: 'static, F: FnOnce(&S) -> T + 'static> Racer<S, F, T> {
     fn join(self) -> T {
         self.thread.expect("started").join().expect("did not panic")
     }
-}
-
-/// Runs the model in every way there is, from each of these orders, as many ways as are `expected`.
-fn explore(orders: &[Order], expected: usize, model: impl Fn(Order) + Send + Sync + 'static) {
-    let executions = Arc::new(AtomicUsize::new(0));
-    let model = Arc::new(model);
-    for &order in orders {
-        let (executions, model) = (Arc::clone(&executions), Arc::clone(&model));
-        loom::model(move || {
-            executions.fetch_add(1, Ordering::Relaxed); // std's: the checker does not see it
-            model(order);
-        });
-    }
-    let executions = executions.load(Ordering::Relaxed);
-    println!("{executions} executions");
-    assert_eq!(executions, expected, "another model than was thought about: look again what it explores");
 }
 
 fn at(seconds: u64) -> Instant {
@@ -270,6 +255,74 @@ fn an_echo_is_either_answered_or_evicted() {
     });
 }
 
+#[test]
+fn of_two_sweeps_one_takes_an_expired_echo() {
+    explore(OF_TWO, 36, |order| {
+        let (echoes, [key]) = echoes();
+        echoes.record(key, at(0));
+        let take = move |echoes: &Echoes| sweep(echoes, key, at(100));
+        let (a, b) = order.both(&echoes, take, take);
+        assert_eq!((a + b, echoes.occupied()), (1, 0));
+    });
+}
+
+#[test]
+fn an_error_finds_the_echo_that_is_being_renewed() {
+    explore(OF_TWO, 18, |order| {
+        let (echoes, [key]) = echoes();
+        echoes.record(key, at(0));
+        let request = move |echoes: &Echoes| echoes.record(key, at(5));
+        let both = order.both(&echoes, request, move |echoes| echoes.is_outstanding(key, at(5)));
+        assert_eq!(both, (Recorded::Again, true));
+    });
+}
+
+#[test]
+fn an_error_uses_up_no_echo_that_is_being_answered() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    explore(OF_TWO, 18, move |order| {
+        let (echoes, [key]) = echoes();
+        echoes.record(key, at(0));
+        let reply = move |echoes: &Echoes| echoes.consume(key, at(1));
+        let (consumed, outstanding) = order.both(&echoes, reply, move |echoes| echoes.is_outstanding(key, at(1)));
+        assert_eq!(consumed, Consumed::Matched);
+        assert!(!echoes.is_outstanding(key, at(1)));
+        count.fetch_add(usize::from(outstanding), Ordering::Relaxed);
+    });
+    assert!(told.load(Ordering::Relaxed) > 0, "no error was ever told");
+}
+
+#[test]
+fn an_error_finds_no_echo_that_is_over_whether_it_is_swept_or_not() {
+    explore(OF_TWO, 30, |order| {
+        let (echoes, [old, young]) = echoes();
+        echoes.record(old, at(0));
+        echoes.record(young, at(100));
+        let error = move |echoes: &Echoes| [old, young].map(|key| echoes.is_outstanding(key, at(100)));
+        let both = order.both(&echoes, move |echoes| sweep(echoes, old, at(100)), error);
+        assert_eq!(both, (1, [false, true]));
+    });
+}
+
+/// The slots alone: what they promise does not rest on the map. (The checker reorders no stores, but a load may return what there
+/// was before one.)
+#[test]
+fn who_sees_an_identity_sees_its_seal_and_the_time_it_began_with() {
+    explore(OF_TWO, 168, |order| {
+        let slots = Arc::new(Slots::with_len(1));
+        let line = Clients::new(1).index(0);
+        let begin = move |slots: &Slots| slots.occupy(FIRST, ASKER, line, CLIENT_IDENT, at(1));
+        let look = |slots: &Slots| {
+            assert!(slots.is_whole(FIRST));
+            let is_live = slots.identity(FIRST).is_live_for(ASKER, CLIENT_IDENT);
+            is_live.then(|| slots.idle_ms(FIRST, at(1)))
+        };
+        let ((), idle_ms) = order.both(&slots, begin, look);
+        assert_eq!(idle_ms.unwrap_or(0), 0, "idle since before it began");
+    });
+}
+
 /// Both kinds of table.
 struct Tables {
     mappings: Mappings,
@@ -316,15 +369,33 @@ impl Tables {
         let matched = self.echoes.consume(key, now) == Consumed::Matched;
         matched.then(|| self.mappings.slots.identity(key.index))
     }
+
+    /// That of an error about the echo.
+    fn told(&self, key: EchoKey, now: Instant) -> Option<Identity> {
+        let outstanding = self.echoes.is_outstanding(key, now);
+        outstanding.then(|| self.mappings.slots.identity(key.index))
+    }
 }
 
-/// An ident changes hands while a request leaves under it and its reply returns, each on a thread of its own: who matches
-/// the echo sees whose it is now, not whose it was.
+/// One of the two.
+type Judgement = fn(&Tables, EchoKey, Instant) -> Option<Identity>;
+
 #[test]
 fn who_matches_an_echo_sees_the_identity_that_it_left_under() {
-    let answered = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&answered);
-    explore(OF_THREE, 1014, move |order| {
+    an_ident_changes_hands(1014, Tables::answered);
+}
+
+#[test]
+fn who_finds_an_echo_outstanding_sees_the_identity_that_it_left_under() {
+    an_ident_changes_hands(1014, Tables::told);
+}
+
+/// An ident changes hands while a request leaves under it and its reply returns, or an error about it, each on a thread of its
+/// own: who finds the echo sees whose it is now, not whose it was.
+fn an_ident_changes_hands(executions: usize, judge: Judgement) {
+    let found = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&found);
+    explore(OF_THREE, executions, move |order| {
         let (tables, [mut owner], key) = Tables::new(|_| Duration::ZERO);
         tables.make(&mut owner, SOMEBODY_ELSE, at(0));
         assert_eq!(tables.expire(&mut owner, at(60)), 1);
@@ -337,24 +408,33 @@ fn who_matches_an_echo_sees_the_identity_that_it_left_under() {
                 tables.echoes.record(key, at(61));
             }
         };
-        let reply = move |tables: &Tables| tables.answered(key, at(61));
-        let ((), (), identity) = order.all(&tables, change_hands, request, reply);
+        let outside = move |tables: &Tables| judge(tables, key, at(61));
+        let ((), (), identity) = order.all(&tables, change_hands, request, outside);
         assert!(identity.is_none_or(|identity| identity.is_live_for(ASKER, CLIENT_IDENT)), "{identity:?}");
         count.fetch_add(usize::from(identity.is_some()), Ordering::Relaxed);
     });
-    assert!(answered.load(Ordering::Relaxed) > 0, "no reply was ever matched");
+    assert!(found.load(Ordering::Relaxed) > 0, "the echo was never found");
 }
 
-/// The whole life: the owner ends a mapping while a last request leaves under it; when the hold-down is over, the owner
-/// gives the ident to somebody else while the reply is judged. The reply reaches the one who asked, or nobody.
+#[test]
+fn a_reply_reaches_who_asked_or_nobody_however_late() {
+    a_whole_life(573, Tables::answered);
+}
+
+#[test]
+fn an_error_reaches_who_asked_or_nobody_however_late() {
+    a_whole_life(573, Tables::told);
+}
+
+/// The owner ends a mapping while a last request leaves under it; when the hold-down is over, the owner gives the ident to
+/// somebody else while the reply is judged, or an error. It reaches the one who asked, or nobody.
 ///
 /// The batches are as long as they may be, and the clocks as unlucky: the request is stamped one batch after the ending
 /// that it did not see, and the reply is judged in a batch that began one batch before the ident's new life.
-#[test]
-fn a_reply_reaches_who_asked_or_nobody_however_late() {
+fn a_whole_life(executions: usize, judge: Judgement) {
     let missed = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&missed);
-    explore(OF_TWO, 573, move |order| {
+    explore(OF_TWO, executions, move |order| {
         let (tables, [mut owner], key) = Tables::new(|echoes| echoes.hold_down_min(BATCH));
         let hold_down = tables.echoes.hold_down_min(BATCH);
         tables.make(&mut owner, ASKER, at(0));
@@ -383,22 +463,31 @@ fn a_reply_reaches_who_asked_or_nobody_however_late() {
             tables.expire(&mut owner, freed);
             assert_eq!(tables.make(&mut owner, SOMEBODY_ELSE, freed), FIRST);
         };
-        let reply = move |tables: &Tables| tables.answered(key, before(freed, BATCH));
-        let ((), identity) = order.both(&tables, change_hands, reply);
+        let outside = move |tables: &Tables| judge(tables, key, before(freed, BATCH));
+        let ((), identity) = order.both(&tables, change_hands, outside);
         assert!(identity.is_none_or(|identity| identity.client() == ASKER), "{identity:?}");
     });
     assert!(missed.load(Ordering::Relaxed) > 0, "no request left while its mapping was being ended");
 }
 
-/// As above, but the reply is in time: it comes while the mapping ends, and is delivered.
 #[test]
 fn a_reply_in_time_reaches_who_asked_although_the_mapping_ends() {
-    explore(OF_TWO, 18, |order| {
+    in_time(18, Tables::answered);
+}
+
+#[test]
+fn an_error_in_time_reaches_who_asked_although_the_mapping_ends() {
+    in_time(18, Tables::told);
+}
+
+/// What comes from outside comes while the mapping ends, in time, and is delivered.
+fn in_time(executions: usize, judge: Judgement) {
+    explore(OF_TWO, executions, move |order| {
         let (tables, [mut owner], key) = Tables::new(|echoes| echoes.hold_down_min(BATCH));
         tables.make(&mut owner, ASKER, at(0));
         tables.echoes.record(key, at(59));
-        let reply = move |tables: &Tables| tables.answered(key, at(60));
-        let (ended, identity) = order.both(&tables, move |tables| tables.expire(&mut owner, at(60)), reply);
+        let outside = move |tables: &Tables| judge(tables, key, at(60));
+        let (ended, identity) = order.both(&tables, move |tables| tables.expire(&mut owner, at(60)), outside);
         assert_eq!(ended, 1);
         let identity = identity.expect("in time");
         assert!(identity.client() == ASKER && identity.state() != State::Free, "{identity:?}");
@@ -418,6 +507,29 @@ fn of_two_that_make_the_same_mapping_one_wins_and_both_use_it() {
         assert_eq!(tables.find(ASKER), Some(a.0));
         assert_eq!((a.1.live() + b.1.live(), tables.mappings.clients.mappings_sum()), (1, 1));
         assert_eq!((a.1.audit(&tables.mappings), b.1.audit(&tables.mappings)), (Ok(()), Ok(())));
+    });
+}
+
+/// Each ends a mapping of its own and gives the ident back. They meet in the clients' line, which here both clients share, and in
+/// the count of what is ready.
+#[test]
+fn of_two_owners_each_ends_its_own_and_nothing_is_lost_count_of() {
+    explore(OF_TWO, 54, |order| {
+        let (mut tables, [mut first, mut second], _) = Tables::new(|_| Duration::ZERO);
+        Arc::get_mut(&mut tables).expect("nobody has it yet").mappings.clients = Clients::new(1);
+        first.announce(&tables.mappings.addresses);
+        second.announce(&tables.mappings.addresses);
+        tables.make(&mut first, ASKER, at(0));
+        tables.make(&mut second, SOMEBODY_ELSE, at(0));
+        let end = |mut owner: Idents| {
+            move |tables: &Tables| (tables.expire(&mut owner, at(60)), tables.expire(&mut owner, at(61)), owner)
+        };
+        let (first, second) = order.both(&tables, end(first), end(second));
+        for (ended, later, owner) in [first, second] {
+            assert_eq!((ended, later, owner.live(), owner.held()), (1, 0, 0, 0));
+            assert_eq!(owner.audit(&tables.mappings), Ok(()));
+        }
+        assert_eq!((tables.mappings.clients.mappings_sum(), tables.mappings.addresses.ready(0)), (0, 2));
     });
 }
 
@@ -494,5 +606,37 @@ fn two_that_enter_at_once_share_what_is_left() {
         let both = order.both(&clients, enter, enter);
         assert!(matches!(both, (Ok(0), Err(Over::Mappings)) | (Err(Over::Mappings), Ok(0))), "{both:?}");
         assert_eq!(clients.mappings(line), 1);
+    });
+}
+
+/// What a client may do once.
+fn once() -> Allowance {
+    Allowance { packets: Rate::new(1, 1), new_mappings: Rate::new(1, 1), mappings_max: 1, ..Allowance::UNLIMITED }
+}
+
+#[test]
+fn a_packet_and_a_mapping_are_charged_apart() {
+    explore(OF_TWO, 6, |order| {
+        let clients = Arc::new(Clients::new(1));
+        let line = clients.index(0);
+        let charge = move |clients: &Clients| clients.charge(line, &once(), 84, at(0));
+        let enter = move |clients: &Clients| clients.enter(line, &once(), at(0), |_| 0);
+        assert_eq!(order.both(&clients, charge, enter), (Ok(()), Ok(0)));
+        assert_eq!((charge(&clients), enter(&clients)), (Err(Over::Packets), Err(Over::Mappings)));
+        assert_eq!(clients.mappings(line), 1);
+    });
+}
+
+#[test]
+fn a_packet_is_charged_while_a_mapping_ends() {
+    explore(OF_TWO, 6, |order| {
+        let clients = Arc::new(Clients::new(1));
+        let line = clients.index(0);
+        let charge = move |clients: &Clients| clients.charge(line, &once(), 84, at(0));
+        assert_eq!(clients.enter(line, &once(), at(0), |_| 0), Ok(0));
+        let both = order.both(&clients, charge, move |clients| clients.leave(line));
+        assert_eq!(both, (Ok(()), ()));
+        assert_eq!((charge(&clients), clients.mappings(line)), (Err(Over::Packets), 0));
+        assert_eq!(clients.enter(line, &once(), at(0), |_| 0), Err(Over::NewMappings), "what was charged stays so");
     });
 }
