@@ -166,7 +166,10 @@ impl Cost {
         match self {
             Cost::Nothing => 0,
             Cost::Packets(count) => count,
-            Cost::Until(healed) => (rate as f64 * (lasted + healed).as_secs_f64()) as u64,
+            Cost::Until(healed) => {
+                let millis = u64::try_from((lasted + healed).as_millis()).expect("not for so long");
+                rate * millis / 1000
+            }
         }
     }
 }
