@@ -239,14 +239,14 @@ fn waited_for_a_cpu(process: u32) -> Duration {
     Duration::from_nanos(waited.sum())
 }
 
-/// What passes a host, with the kernel's time stamps, until dropped.
-struct Capture {
+/// The ICMP that passes a host, on every device, with the kernel's time stamps, until dropped.
+pub(crate) struct Capture {
     tcpdump: Child,
     printed: Pipe,
 }
 
 impl Capture {
-    fn of(namespace: &Namespace) -> Capture {
+    pub(crate) fn of(namespace: &Namespace) -> Capture {
         let mut command = Command::new("tcpdump");
         command.args(["-i", "any", "-n", "-tt", "-l", "-Z", "root", "--immediate-mode", "icmp"]);
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -259,7 +259,7 @@ impl Capture {
     }
 
     /// The times of the lines that say all of this, once there are so many.
-    fn times(&self, count: usize, words: [&str; 2]) -> Vec<Duration> {
+    pub(crate) fn times(&self, count: usize, words: [&str; 2]) -> Vec<Duration> {
         let times = || -> Vec<Duration> {
             let text = self.printed.text();
             // The last may not be whole yet.
@@ -269,6 +269,13 @@ impl Capture {
         };
         wait_until(&format!("{count} times {words:?}"), || times().len() >= count);
         times()
+    }
+
+    /// Where packets to this address have been seen so far: devices, and in which direction.
+    pub(crate) fn ways_to(&self, address: Ipv4Addr) -> Vec<String> {
+        let (text, to) = (self.printed.text(), format!(" > {address}: "));
+        let seen = text.lines().filter(|line| line.contains(&to));
+        seen.map(|line| line.split_whitespace().skip(1).take(2).collect::<Vec<_>>().join(" ")).collect()
     }
 }
 
