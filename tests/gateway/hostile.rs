@@ -334,14 +334,16 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
 fn hostile_guesses_at_a_reply_reach_nobody() {
     const WAITING: u16 = 1000;
     let guesses = u64::from(setting("ECHOGATE_HOSTILE_GUESSES", 10_000));
-    let rate = u64::from(setting("ECHOGATE_HOSTILE_RATE", 8000));
+    // Guesses that come when the echoes are over are refused whatever they are: all of them come in half of that time.
+    let timeout = Config::default().echo.timeout;
+    let rate = u64::from(setting("ECHOGATE_HOSTILE_RATE", 8000)).max(guesses.div_ceil(timeout.as_secs() / 2));
     let scene = Scene::alone(1);
     run(scene.internet(), "sysctl -w net.ipv4.icmp_echo_ignore_all=1");
     let gateway = scene.serve(&SETUP);
     let (own, remote) = (scene.client_address(0), scene.remote(0));
     let (asking, hearing) = (Injector::at(scene.client(0)), Ear::at(scene.client(0), own));
     let asked = Ear::at(scene.internet(), remote);
-    let mut last = None;
+    let (begun, mut last) = (Instant::now(), None);
     for sequence in 0..WAITING {
         asking.send(&build::echo_request(own, remote, 1, sequence, 64, b"true"), remote);
         last = Some(asked.next_request());
@@ -355,6 +357,11 @@ fn hostile_guesses_at_a_reply_reach_nobody() {
     let packets: Vec<Addressed> = (0..guesses.min(1 << 20)).map(guess).collect();
     let sent = flood(scene.internet(), &packets, rate, guesses);
     assert_eq!((sent.packets, sent.refused), (guesses, 0));
+    let took = begun.elapsed();
+    assert!(
+        took < timeout,
+        "asking and {guesses} guesses took {took:?}, and echoes wait for {timeout:?}: ask for fewer"
+    );
     // What comes first afterwards is true, unless a guess was right: one in 2^32 for each that waits.
     let mut right: u64 = 0;
     asked.reply(GATEWAY_OUTSIDE, last.ident, last.sequence, b"true");
@@ -367,6 +374,7 @@ fn hostile_guesses_at_a_reply_reach_nobody() {
     assert!(right as f64 <= 4.0 + 4.0 * chance, "{right} of {guesses}");
     let ended = gateway.stop();
     assert_eq!(ended.total("no_echo"), guesses - right, "{}", ended.printed);
+    assert_eq!(ended.total("echoes outstanding"), u64::from(WAITING) - 1 - right, "{}", ended.printed);
 }
 
 /// One client with a new ident in each packet, ten times as many as it may have; another begins pings meanwhile.
