@@ -1,16 +1,19 @@
 //! People who mean ill, inside and outside, all at once and with all that they have: who means well is served, nobody gets what is
 //! another's, and nobody gets more out of the gateway than he puts in.
 //!
-//! `ECHOGATE_HOSTILE_PACKETS`, `_RATE` and `_SEED` say how many packets, how many a second, and which; `scripts/hostile` asks for more
-//! than a test does. docs/testing.md has the table of threats, and which test is for which.
+//! `ECHOGATE_HOSTILE_PACKETS`, `_RATE` and `_SEED` say how many packets, how many a second, and which, `_GUESSES` how many replies are
+//! guessed at and `_FORGERIES` how many errors of each kind are made up (`forged`); `scripts/hostile` asks for more than a test does.
+//! docs/testing.md has the table of threats, and which test is for which.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use echogate::config::Config;
 use echogate::control::Stats;
 use echogate::io::buffers::POISON;
 use echogate::lab::forger::Forgery;
@@ -38,6 +41,8 @@ in_every_setup!(hostile_packets_of_every_kind_cost_nobody_else_anything,);
 const EVIL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
 /// In every payload that somebody outside made up.
 const FORGED: &[u8] = b"forged by somebody";
+/// In every request of the attacker's inside.
+const ASKED: &[u8] = &[0x61; 40];
 /// Packets of one kind that are different.
 const VARIANTS: u16 = 512;
 
@@ -50,7 +55,7 @@ fn from_inside(own: Ipv4Addr, other: Ipv4Addr, remote: Ipv4Addr, rng: &mut StdRn
     for variant in 0..VARIANTS {
         let request = |source, destination| {
             let (ident, sequence) = (variant % 16, variant);
-            build::echo_request(source, destination, ident, sequence, 64, &[0x61; 40])
+            build::echo_request(source, destination, ident, sequence, 64, ASKED)
         };
         // More than its share.
         packets.push((request(own, remote), remote));
@@ -73,7 +78,7 @@ fn from_inside(own: Ipv4Addr, other: Ipv4Addr, remote: Ipv4Addr, rng: &mut StdRn
         packets.push((garbage, remote));
         // Options of chance, source routes among them.
         let options = (0..rng.random_range(1..40)).map(|_| rng.random_range(0..=255) & 0x8f).collect();
-        let message = echo_message(EchoKind::Request, 7, variant, &[0x61; 40]);
+        let message = echo_message(EchoKind::Request, 7, variant, ASKED);
         packets.push((Datagram { options, ..Datagram::new(own, remote, ICMP, message.clone()) }.build(), remote));
         let strict = vec![137, 7, 4, 203, 0, 113, 9];
         packets
@@ -132,22 +137,24 @@ fn from_outside(remote: Ipv4Addr, rng: &mut StdRng) -> Vec<Addressed> {
 /// What a flood was.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Flood {
-    packets: u64,
+    /// Those that the sender's own kernel took.
+    pub(crate) packets: u64,
     bytes: u64,
     /// By the sender's own kernel.
     refused: u64,
 }
 
-/// Sends so many of these packets in turn, by the clock.
+/// Sends so many of these packets in turn, by the clock. What the sender's own kernel refuses is passed over and is none of them; of
+/// twice as many attempts the flood ends all the same.
 pub(crate) fn flood(from: &Namespace, packets: &[Addressed], rate: u64, count: u64) -> Flood {
     let open = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
     let socket = from.run(open).expect("it can be entered").expect("raw sockets take root");
     socket.set_broadcast(true).expect("it can be set");
     let (start, mut flood, mut place) = (Instant::now(), Flood::default(), 0);
-    while flood.packets + flood.refused < count {
-        let done = flood.packets + flood.refused;
+    while flood.packets < count && flood.packets + flood.refused < 2 * count {
         let due = u64::try_from(start.elapsed().as_micros()).expect("not for so long") * rate / 1_000_000 + 1;
-        let bunch = usize::try_from(due.min(count).saturating_sub(done)).expect("a few").min(MESSAGES_MAX);
+        let behind = due.saturating_sub(flood.packets + flood.refused).min(count - flood.packets);
+        let bunch = usize::try_from(behind).expect("a few").min(MESSAGES_MAX);
         if bunch == 0 {
             thread::sleep(Duration::from_micros(500));
             continue;
@@ -163,6 +170,56 @@ pub(crate) fn flood(from: &Namespace, packets: &[Addressed], rate: u64, count: u
         place = (place + passed) % packets.len();
     }
     flood
+}
+
+/// The queues on the first client's way, there and back, and no others: not those of the attackers' own links and sockets. Those that a
+/// client's and an attacker's packets pass in together cannot tell whose they have thrown away.
+///
+/// Where a full queue of a device is told to whoever sends, IP counts it: it is looked for there.
+const FIRST_CLIENTS_WAY: [&str; 15] = [
+    "client 1: eth0, sending",
+    "gateway: g0, receiving",
+    "gateway: IP, receiving, no room",
+    "gateway: echogate0, sending",
+    "gateway: IP, sending, no room",
+    "internet: eth0, receiving",
+    "internet: IP, receiving, no room",
+    "internet: ICMP, answering, no room",
+    "internet: eth0, sending",
+    "gateway: wan, receiving",
+    "gateway: raw sockets, receive buffer full",
+    "gateway: echogate0, receiving",
+    "gateway: g0, sending",
+    "client 1: eth0, receiving",
+    "client 1: IP, receiving, no room",
+];
+
+/// The queues between the internet and the raw sockets of the gateway.
+pub(crate) const LINK_FROM_OUTSIDE: [&str; 3] =
+    ["internet: eth0, sending", "gateway: wan, receiving", "gateway: IP, receiving, no room"];
+
+/// What the lab's queues have thrown away since it was made, by their names.
+pub(crate) struct Dropped(BTreeMap<String, u64>);
+
+impl Dropped {
+    pub(crate) fn so_far(scene: &Scene) -> Dropped {
+        Dropped(scene.lab().drops().expect("they can be counted"))
+    }
+
+    /// In these queues, since then.
+    pub(crate) fn since(&self, before: &Dropped, queues: &[&str]) -> u64 {
+        queues.iter().map(|queue| self.since_in(before, queue)).sum()
+    }
+
+    /// In all of them.
+    fn since_anywhere(&self, before: &Dropped) -> u64 {
+        self.0.keys().map(|queue| self.since_in(before, queue)).sum()
+    }
+
+    fn since_in(&self, before: &Dropped, queue: &str) -> u64 {
+        let counted = |drops: &Dropped| drops.0.get(queue).copied().unwrap_or(0);
+        counted(self).saturating_sub(counted(before))
+    }
 }
 
 /// What has arrived somewhere.
@@ -185,7 +242,8 @@ struct Arrived {
 fn watch(at: &Namespace, over: &AtomicBool, is_wrong: impl Fn(&Ipv4<&[u8]>) -> bool) -> Arrived {
     let open = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4));
     let socket = at.run(open).expect("it can be entered").expect("raw sockets take root");
-    net::set_receive_buffer(socket.as_fd(), 16 << 20).expect("it can be set");
+    // Seconds of the largest flood: what is not seen might be wrong.
+    net::set_receive_buffer(socket.as_fd(), 256 << 20).expect("it can be set");
     let (mut arrived, mut buffers) = (Arrived::default(), vec![[0; 2048]; MESSAGES_MAX]);
     let mut lengths = [0; MESSAGES_MAX];
     loop {
@@ -211,7 +269,7 @@ fn watch(at: &Namespace, over: &AtomicBool, is_wrong: impl Fn(&Ipv4<&[u8]>) -> b
             }
         }
         if last {
-            arrived.unseen = net::receive_drops(socket.as_fd()).unwrap_or(0);
+            arrived.unseen = net::receive_drops(socket.as_fd()).expect("the kernel tells");
             return arrived;
         }
     }
@@ -229,6 +287,8 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
     let seed = setting("ECHOGATE_HOSTILE_SEED", std::process::id());
     let scene = Scene::alone(2);
     run(scene.internet(), &format!("ip address add {EVIL}/32 dev lo"));
+    // Or its kernel, which has no way back to the clients, would let nobody see what comes from their addresses.
+    run(scene.internet(), "sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0");
     let gateway = scene.serve(setup);
     let packets_id = gateway.packets_id();
     let (lab, remote) = (scene.lab(), scene.remote(0));
@@ -244,7 +304,8 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
         ..LoadOptions::default()
     };
     let (over, calm) = (AtomicBool::new(false), AtomicBool::new(false));
-    let before = lab.drops().expect("they can be counted");
+    let in_anothers_name = AtomicU64::new(0);
+    let before = Dropped::so_far(&scene);
     let (served, floods, at_attacker, at_remotes) = thread::scope(|scope| {
         let served = scope.spawn(|| {
             let until = |_: &load::Progress| match over.load(Ordering::Relaxed) {
@@ -261,12 +322,19 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
             })
         });
         // No client's address is seen outside by the gateway's doing, nobody who was not asked hears of anything, and all that leaves
-        // the gateway's address are requests.
+        // the gateway's address are requests. What the attacker sends in another client's name comes by an interface that is not
+        // that one's: it is none of the gateway's, and is on the kernel's own path, which leads here. No other request is.
         let at_remotes = scope.spawn(|| {
             watch(scene.internet(), &calm, |packet| {
-                let own = packet.source() == GATEWAY_OUTSIDE;
-                let request = Echo::check(packet.payload()).is_ok_and(|echo| echo.kind() == EchoKind::Request);
-                own && (!request || packet.destination() == EVIL || packet.has_source_route())
+                let (source, echo) = (packet.source(), Echo::check(packet.payload()));
+                let request = echo.ok().filter(|echo| echo.kind() == EchoKind::Request);
+                if source == GATEWAY_OUTSIDE {
+                    return request.is_none() || packet.destination() == EVIL || packet.has_source_route();
+                }
+                let Some(request) = request.filter(|_| lab.client_prefix().contains(source)) else { return false };
+                let is_forged = source != evil && request.payload() == ASKED;
+                in_anothers_name.fetch_add(is_forged.into(), Ordering::Relaxed);
+                !is_forged
             })
         });
         let floods = ending(&over, || {
@@ -278,9 +346,9 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
         let [at_attacker, at_remotes] = [at_attacker, at_remotes].map(|watched| watched.join().expect("it ends"));
         (served, floods, at_attacker, at_remotes)
     });
-    let after = lab.drops().expect("they can be counted");
-    let dropped: u64 =
-        after.iter().map(|(place, count)| count.saturating_sub(before.get(place).copied().unwrap_or(0))).sum();
+    let after = Dropped::so_far(&scene);
+    let (dropped, on_its_way) = (after.since_anywhere(&before), after.since(&before, &FIRST_CLIENTS_WAY));
+    let on_its_way = on_its_way + served.socket_drops;
     let answer = gateway.ask(&["stats", "--json"]);
     let stats = Stats::read(serde_json::from_slice(&answer.stdout).expect("an object")).expect("all its members");
     assert_eq!(gateway.packets_id(), packets_id, "it has lived through it");
@@ -297,7 +365,7 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
         "{} workers on {}, seed {seed}: {} hostile packets from inside ({} bytes; {} more refused by their own host), {} from outside \
          ({} bytes): {} panics, {} misdelivered, {} with canary bytes; bytes out for the attacker inside: {caused} to outside, {} to \
          itself; for the one outside: {}; of {} echoes of another client {lost} lost, {} wrong; unseen by the watchers {}, dropped by \
-         full queues and devices {dropped}",
+         full queues and devices {dropped}, on that client's way {on_its_way}",
         setup.workers,
         setup.io,
         flood_inside.packets,
@@ -314,13 +382,17 @@ fn hostile_packets_of_every_kind_cost_nobody_else_anything(setup: &Setup) {
         served.wrong_client + served.altered + served.duplicates + served.no_reply,
         at_attacker.unseen + at_remotes.unseen,
     );
+    assert_eq!([flood_inside.packets, flood_outside.packets], [count; 2], "{floods:?}");
     assert!(!said.contains("panicked"), "{said}");
     for arrived in [&at_attacker, &at_remotes] {
         assert!(arrived.packets > 0 && arrived.canaries == 0 && arrived.wrong == 0, "{arrived:?}");
+        assert_eq!(arrived.unseen, 0, "what was not seen proves nothing: {arrived:?}");
     }
+    assert!(in_anothers_name.into_inner() > 0, "a client's address would not be seen outside: {at_remotes:?}");
+    assert_eq!(stats.reinjected.packets, 0, "nor is it on the kernel's path by the gateway's doing: {stats:?}");
     let wrong = (served.wrong_client, served.altered, served.duplicates, served.no_reply);
     assert_eq!(wrong, (0, 0, 0, 0), "{served:?}\n{}", ended.printed);
-    assert!(lost <= served.sent / 1000 + dropped, "{served:?}\n{}", ended.printed);
+    assert!(lost <= on_its_way.max(served.sent / 1000), "{on_its_way} on its way: {served:?}\n{}", ended.printed);
     assert!(caused <= flood_inside.bytes && at_attacker.bytes <= flood_inside.bytes, "{at_attacker:?} {stats:?}");
     for name in
         ["icmp_truncated", "remote_refused", "fragment_early", "error_unmatched", "error_quote", "error_checksum"]
