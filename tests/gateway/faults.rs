@@ -1,4 +1,4 @@
-//! Faults of the kernel's that it has to be made to have: calls that fail now and then, a buffer that overflows.
+//! Faults of the kernel's that it has to be made to have: calls that fail now and then or lie, a buffer that overflows.
 //!
 //! docs/testing.md has the table of faults, and which test is for which.
 
@@ -13,19 +13,28 @@ use crate::ear::Ear;
 use crate::hostile::{Dropped, LINK_FROM_OUTSIDE, flood};
 use crate::in_every_setup;
 use crate::process::Echogate;
-use crate::scene::{Scene, Setup, wait_until};
+use crate::scene::{Scene, Setup, run, wait_until};
 use crate::sys;
 
 in_every_setup!(a_burst_beyond_the_receive_buffer_is_told_apart_and_pings_go_on,);
 
-/// strace on a process, which makes every seventh of these calls fail.
+/// The one file that packets are read from and written to.
+const TUN: &str = "/dev/net/tun";
+
+/// strace on a process, which changes what comes of its calls.
 struct Injected(Child);
 
 impl Injected {
-    fn into(process: u32, call: &str, errno: &str) -> Injected {
+    /// Every seventh of these calls fails; of those that other files have, too, the TUN's.
+    fn failing(process: u32, call: &str, errno: &str) -> Injected {
+        let path: &[&str] = if ["read", "write"].contains(&call) { &["-P", TUN] } else { &[] };
+        Injected::into(process, call, &format!("error={errno}:when=7+7"), path)
+    }
+
+    fn into(process: u32, call: &str, what: &str, more: &[&str]) -> Injected {
         let mut command = Command::new("strace");
         command.args(["-qq", "-f", "-o", "/dev/null", "-e", &format!("trace={call}"), "-p", &process.to_string()]);
-        command.args(["-e", &format!("inject={call}:error={errno}:when=7+7")]);
+        command.args(["-e", &format!("inject={call}:{what}")]).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let injected = Injected(command.spawn().expect("strace runs; remedy: scripts/test installs it"));
         wait_until("every thread is traced", || injected.has_all_threads_of(process));
@@ -50,25 +59,39 @@ impl Drop for Injected {
     }
 }
 
+/// A gateway whose calls can be changed: the sandbox would end the process for the call that strace puts in the place of the one that
+/// fails.
+fn serve_traceable(scene: &Scene, setup: &Setup) -> Echogate {
+    Echogate::serve(scene.gateway(), &[scene.arguments(setup), vec!["--no-sandbox".to_owned()]].concat())
+}
+
+/// All calls that move packets on either back end, and the errors that they can survive. What a ring is asked to do besides is no
+/// system call, and fails in its completions.
 #[test]
 fn every_seventh_call_that_fails_costs_what_is_counted_and_nothing_else() {
     const PINGS: u32 = 70;
-    for (call, errno, dropped) in [
-        ("sendmmsg", "ENOBUFS", Some("send_outside_enobufs")),
-        ("sendmmsg", "EPERM", Some("send_outside_eperm")),
-        ("sendmmsg", "EIO", Some("send_outside_eio")),
-        ("recvmmsg", "ENOMEM", None),
-        ("recvmmsg", "EIO", None),
-        ("recvmmsg", "EINTR", None),
-        ("ppoll", "EINTR", None),
+    for (io, call, errno, dropped) in [
+        ("syscalls", "sendmmsg", "ENOBUFS", Some("send_outside_enobufs")),
+        ("syscalls", "sendmmsg", "EPERM", Some("send_outside_eperm")),
+        ("syscalls", "sendmmsg", "EIO", Some("send_outside_eio")),
+        ("syscalls", "recvmmsg", "ENOMEM", None),
+        ("syscalls", "recvmmsg", "EIO", None),
+        ("syscalls", "recvmmsg", "EINTR", None),
+        ("syscalls", "ppoll", "EINTR", None),
+        ("syscalls", "read", "EINTR", None),
+        ("syscalls", "read", "EAGAIN", None),
+        ("syscalls", "read", "EIO", None),
+        ("syscalls", "write", "EIO", Some("send_inside_eio")),
+        ("syscalls", "write", "EAGAIN", Some("send_inside_eagain")),
+        ("uring", "io_uring_enter", "EINTR", None),
+        ("uring", "io_uring_enter", "EAGAIN", None),
+        ("uring", "io_uring_enter", "EBUSY", None),
     ] {
         let scene = Scene::new(1);
-        // The sandbox would end the process for the call that strace puts in the place of the one that fails.
-        let arguments = scene.arguments(&Setup { io: "syscalls", workers: 1 });
-        let gateway = Echogate::serve(scene.gateway(), &[arguments, vec!["--no-sandbox".to_owned()]].concat());
+        let gateway = serve_traceable(&scene, &Setup { io, workers: 1 });
         let packets = gateway.packets_id();
         let pings = {
-            let _injected = Injected::into(packets, call, errno);
+            let _injected = Injected::failing(packets, call, errno);
             scene.ping(0, &format!("-c {PINGS} -i 0.01 -W 10 {}", scene.remote(0)))
         };
         assert_eq!(gateway.packets_id(), packets, "{call} {errno}: it has lived through it");
@@ -79,6 +102,39 @@ fn every_seventh_call_that_fails_costs_what_is_counted_and_nothing_else() {
         assert_eq!(counted > 0, dropped.is_some(), "{call} {errno}: {}", ended.printed);
         assert_eq!(ended.total("dropped"), counted, "{call} {errno}: {}", ended.printed);
     }
+}
+
+/// A call that tells of more packets than it was asked for: what no kernel does, and no worker can go on after.
+#[test]
+fn a_worker_that_panics_is_named_and_another_process_takes_its_place_with_every_mapping() {
+    const IDENTS: u16 = 16;
+    let scene = Scene::new(1);
+    let gateway = serve_traceable(&scene, &Setup { io: "syscalls", workers: 2 });
+    run(scene.internet(), "sysctl -w net.ipv4.icmp_echo_ignore_all=1");
+    let (client, remote) =
+        (Ear::at(scene.client(0), scene.client_address(0)), Ear::at(scene.internet(), scene.remote(0)));
+    let ask = |ident, sequence| {
+        client.ask(scene.remote(0), ident, sequence, b"whose");
+        remote.next_request()
+    };
+    let before: Vec<_> = (0..IDENTS).map(|ident| ask(ident, 1)).collect();
+    let packets = gateway.packets_id();
+    let injected = Injected::into(packets, "recvmmsg", "retval=65:when=1", &[]);
+    remote.reply(before[0].source, before[0].ident, 1, b"whose");
+    wait_until("another packet process is there", || gateway.find_packets().is_some_and(|id| id != packets));
+    drop(injected);
+    // It has been told of, and not been read.
+    assert_eq!(client.next().ident, 0);
+    let after: Vec<u16> = (0..IDENTS).map(|ident| ask(ident, 2).ident).collect();
+    assert_eq!(after, before.iter().map(|heard| heard.ident).collect::<Vec<_>>());
+    run(scene.internet(), "sysctl -w net.ipv4.icmp_echo_ignore_all=0");
+    scene.assert_pings("afterwards");
+    let ended = gateway.stop();
+    let why = ended.complaints.lines().find(|line| line.contains("starting another one")).unwrap_or_default();
+    let names_it =
+        (0..2).any(|worker| why.contains(&format!("worker {worker} ended: it panicked: range end index 65")));
+    assert!(names_it, "{}", ended.complaints);
+    assert_eq!(ended.complaints.matches("starting another one").count(), 1, "{}", ended.complaints);
 }
 
 /// The process stands still while more replies come than its socket's buffer takes.
