@@ -2,35 +2,58 @@
 
 use std::thread;
 
+use echogate::control::Stats;
 use echogate::lab::GATEWAY_OUTSIDE;
 use echogate::lab::forger::{self, Forgery};
 
+use crate::hostile::{Dropped, LINK_FROM_OUTSIDE};
 use crate::in_every_setup;
+use crate::restarts::setting;
 use crate::scene::{Scene, Setup, run};
 
 in_every_setup!(forged_errors_are_dropped_by_name_and_change_nothing);
 
 /// RFC 5508 REQ-6; RFC 1191: the path's MTU is not a stranger's to set. Two clients ping meanwhile.
+///
+/// What queues of the kernel's have thrown away on the way to the gateway is not counted by it; of a flood as small as a test's
+/// they throw nothing away.
+#[expect(clippy::print_stdout, reason = "the figures, for whoever asks with --nocapture")]
 fn forged_errors_are_dropped_by_name_and_change_nothing(setup: &Setup) {
-    const OF_EACH_KIND: u64 = 400;
+    let of_each_kind = u64::from(setting("ECHOGATE_HOSTILE_FORGERIES", 400));
+    let rate = setting("ECHOGATE_HOSTILE_RATE", 2000);
+    let count = of_each_kind * Forgery::ALL.len() as u64;
+    // A hundred a second, as long as the flood lasts.
+    let of_each_client = u32::try_from(count * 100 / u64::from(rate)).expect("not for so long").max(80);
     let scene = Scene::alone(2);
     let gateway = scene.serve(setup);
     let remote = scene.remote(0);
-    let flood = || {
-        let count = OF_EACH_KIND * Forgery::ALL.len() as u64;
-        forger::flood(scene.internet(), &Forgery::ALL, GATEWAY_OUTSIDE, remote, 2000, count).expect("it floods")
-    };
+    let before = Dropped::so_far(&scene);
+    let flood =
+        || forger::flood(scene.internet(), &Forgery::ALL, GATEWAY_OUTSIDE, remote, rate, count).expect("it floods");
     let (flooded, pings) = thread::scope(|scope| {
         let [one, other] = [0, 1].map(|client| {
             let scene = &scene;
-            scope.spawn(move || scene.ping(client, &format!("-c 80 -i 0.01 -W 10 {remote}")))
+            scope.spawn(move || scene.ping(client, &format!("-c {of_each_client} -i 0.01 -W 10 {remote}")))
         });
         let flooded = flood();
         (flooded, [one, other].map(|pings| pings.join().expect("ping ends")))
     });
-    assert_eq!((flooded.sent, flooded.refused), (OF_EACH_KIND * Forgery::ALL.len() as u64, 0));
-    for pings in &pings {
-        assert!(pings.all_came_back(80), "{}", pings.text);
+    assert_eq!((flooded.sent, flooded.refused), (count, 0));
+    let answer = gateway.ask(&["stats", "--json"]);
+    let stats = Stats::read(serde_json::from_slice(&answer.stdout).expect("an object")).expect("all its members");
+    let on_the_link = Dropped::so_far(&scene).since(&before, &LINK_FROM_OUTSIDE);
+    let lost_before_us = on_the_link + stats.socket_drops.outside;
+    let pings_lost = pings.iter().map(|pings| u64::from(of_each_client - pings.received())).sum::<u64>();
+    println!(
+        "{of_each_kind} forged errors of each kind, {} workers on {}: thrown away before the gateway {lost_before_us}, lost {pings_lost} \
+         of {} pings",
+        setup.workers,
+        setup.io,
+        2 * of_each_client
+    );
+    assert!(pings_lost <= lost_before_us, "{} {}", pings[0].text, pings[1].text);
+    for pings in pings.iter().filter(|_| pings_lost == 0) {
+        assert!(pings.all_came_back(of_each_client), "{}", pings.text);
     }
     // And after the flood as before it.
     assert!(scene.pings(0, 3, remote, "-M do -s 1472").all_came_back(3));
@@ -38,11 +61,21 @@ fn forged_errors_are_dropped_by_name_and_change_nothing(setup: &Setup) {
     assert!(!route.contains("mtu"), "a path's MTU has moved: {route}");
 
     let totals = gateway.stop();
+    let mut missing = 0;
     for name in ["error_unmatched", "error_checksum", "error_quote"] {
         let kinds = Forgery::ALL.iter().filter(|kind| kind.drop() == name).count() as u64;
-        assert_eq!(totals.total(name), kinds * OF_EACH_KIND, "{name}: {}", totals.printed);
+        let (sent, counted) = (kinds * of_each_kind, totals.total(name));
+        assert!(counted <= sent, "{name}: {}", totals.printed);
+        missing += sent - counted;
     }
-    assert_eq!((totals.total("replies delivered"), totals.total("errors passed on")), (163, 0), "{}", totals.printed);
+    assert!(missing <= lost_before_us, "{missing} of them are under no name: {}", totals.printed);
+    let delivered = u64::from(2 * of_each_client + 3) - pings_lost;
+    assert_eq!(
+        (totals.total("replies delivered"), totals.total("errors passed on")),
+        (delivered, 0),
+        "{}",
+        totals.printed
+    );
     assert_eq!(totals.total("errors sent to clients"), 0, "no answer to what must not be answered");
     assert_eq!(totals.total("mappings at most"), 3, "{}", totals.printed);
 }
