@@ -505,24 +505,19 @@ fn hostile_destinations_get_no_packet_on_any_link() {
     }
     let pings = scene.ping(0, &format!("-c 1 -W 10 {}", scene.remote(2)));
     assert!(pings.all_came_back(1), "{}", pings.text);
-    // Under way by one CPU or another: the true one may overtake them.
-    let expected = by_the_kernel.map(|address| (address, "g0    In")).into_iter();
-    for (address, as_far_as) in expected.chain(by_the_gateway.map(|address| (address, "echogate0 Out"))) {
-        capture.times(1, [as_far_as, &format!("> {address}:")]);
-    }
     let ended = gateway.stop();
     assert_eq!(ended.total("remote_refused"), by_the_gateway.len() as u64, "{}", ended.printed);
     assert_eq!((ended.total("to outside"), ended.total("replies delivered")), (4, 4), "{}", ended.printed);
     // What has left before this is told before it.
     scene.ping(0, &format!("-c 1 -W 1 {GATEWAY_INSIDE}"));
     capture.times(1, ["g0    In", &format!("> {GATEWAY_INSIDE}:")]);
-    let sought = scene.remote(2);
-    assert_eq!(capture.ways_to(sought), [ARRIVES, INTO_THE_DEVICE, "wan Out"], "a true one is seen");
-    for address in by_the_kernel {
-        assert_eq!(capture.ways_to(address), [ARRIVES], "{address}");
-    }
-    for address in by_the_gateway {
-        assert_eq!(capture.ways_to(address), [ARRIVES, INTO_THE_DEVICE], "{address}");
+    let true_ones = capture.ways_to(scene.remote(2));
+    assert!(true_ones.iter().any(|way| way == "wan Out"), "a true one is seen: {true_ones:?}");
+    for address in by_the_kernel.into_iter().chain(by_the_gateway) {
+        let mut may_be = vec![ARRIVES];
+        may_be.extend(by_the_gateway.contains(&address).then_some(INTO_THE_DEVICE));
+        let ways = capture.ways_to(address);
+        assert!(ways.iter().all(|way| may_be.contains(&way.as_str())), "{address}: {ways:?}");
     }
 }
 
