@@ -25,6 +25,7 @@ use echogate::wire::ipv4::Ipv4;
 use echogate::wire::quote::Quote;
 use echogate::wire::transport;
 
+#[allow(unused_imports, reason = "each target runs one of the bodies")]
 pub(crate) use pinger::pinger;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);

@@ -14,6 +14,11 @@ use super::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 pub struct Guard<'m>(PhantomData<&'m Forward>);
 
+impl Drop for Guard<'_> {
+    // As the map's own: whoever drops one early means it.
+    fn drop(&mut self) {}
+}
+
 /// (client, client ident) to slot, for two clients whose addresses are neighbours.
 #[derive(Debug)]
 pub struct Forward([AtomicU64; 2]);
