@@ -62,11 +62,13 @@ pub enum Canary {
     TooStrict,
     /// What follows the first fragment of a request goes back to the TUN.
     IntoTheTun,
+    /// What falls through is dropped, and the drop has a name.
+    LostPassing,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 26] = [
+    pub const ALL: [Canary; 27] = [
         Canary::WrongClient,
         Canary::StaleIdent,
         Canary::ForgottenUse,
@@ -93,6 +95,7 @@ impl Canary {
         Canary::LostRequest,
         Canary::TooStrict,
         Canary::IntoTheTun,
+        Canary::LostPassing,
     ];
 }
 

@@ -56,6 +56,7 @@ use crate::table::ADDRESSES_MAX;
 use crate::table::echoes::Recorded;
 use crate::table::fragments::{self, EARLY_TIME};
 use crate::wire::error::{self, Message};
+use crate::wire::ipv4::Ipv4;
 
 /// Packets that may wait for a new mapping.
 const WAITING_MAX: usize = 2 * BATCH_MAX;
@@ -405,6 +406,7 @@ impl<I: PacketIo> Turn<'_, I> {
                 self.send_outside(frame, address, remote);
             }
             Outbound::FallThrough(_) => match self.fall_through {
+                FallThrough::Reinject if is_loose(Canary::LostPassing) => self.counters.not_reinjected.add(1),
                 FallThrough::Reinject => {
                     Note::Reinjected.put_on(&mut frame);
                     if is_loose(Canary::ChangedPassing) {
@@ -506,7 +508,9 @@ impl<I: PacketIo> Turn<'_, I> {
     /// since the kernel would drop a packet with one of its own addresses that came from the TUN.
     fn tell(&mut self, mut frame: Frame, address: u8, message: Message) {
         let Some(gateway) = self.batch.address(address) else { return };
-        frame.truncate(error::QUOTE_LEN_MAX);
+        // Not what a link may have put behind the packet.
+        let length = Ipv4::check(&*frame).map_or(0, |packet| packet.total_len());
+        frame.truncate(length.min(error::QUOTE_LEN_MAX));
         if !frame.prepend(error::HEADERS_LEN) {
             self.counters.not_originated.add(1);
             return;

@@ -39,6 +39,8 @@ pub(super) struct Game {
     pub(super) round: Duration,
     /// Clients send some requests in fragments.
     pub(super) fragments: bool,
+    /// Among them, where somebody means ill, some that must not leave.
+    pub(super) bad_fragments: bool,
     /// Idents are few.
     few_idents: bool,
 }
@@ -69,6 +71,7 @@ impl Game {
     /// client has left is known exactly; some shares are of bytes, or bound new mappings more than mappings; and some tables are so small that echoes give way to others.
     fn vary(&mut self) {
         let rng = &mut StdRng::seed_from_u64(self.seed ^ 0x7661_7279);
+        self.bad_fragments = true;
         if rng.random_bool(0.6) {
             self.inside.corruption = 0.0;
         }
@@ -148,6 +151,7 @@ impl Game {
             trouble: rng.random_bool(0.7),
             round: Duration::from_millis(rng.random_range(2..40)),
             fragments: true,
+            bad_fragments: false,
             few_idents,
             settings,
         }

@@ -79,6 +79,7 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
             sum.refused_replies,
             sum.told,
             sum.told_by_gateway,
+            sum.passed,
         ];
         assert!(all.iter().all(|count| *count > 100) && sum.restarts > 0 && sum.deaths > 0, "{sum:?}");
         assert!(sum.evicted > 0 || seeds < 500, "in so many games no echo gave way: {sum:?}");
@@ -186,7 +187,7 @@ fn says(canary: Canary) -> &'static [&'static str] {
     const NOBODYS: &str = "nobody sent what a client gets";
     match canary {
         Canary::WrongClient => &["goes to somebody else", NOBODYS],
-        Canary::StaleIdent | Canary::BrokenSeal => &["has rested", "goes to somebody else", "that is another"],
+        Canary::StaleIdent | Canary::BrokenSeal => &["has rested", "goes to somebody else", NOT_DELIVERED, NOBODYS],
         Canary::ForgottenUse => &["had ident"],
         Canary::NoLimit => &["a client has too many mappings"],
         Canary::NoShare => &["has more than its share"],
@@ -205,6 +206,7 @@ fn says(canary: Canary) -> &'static [&'static str] {
         Canary::SharedIdentification => &["two clients' are one"],
         Canary::AnySource | Canary::AnyRemote => &["it must not leave"],
         Canary::NeverDrained => &["a new mapping on an address that drains"],
+        Canary::LostPassing => &["none of the gateway's business"],
         Canary::LostRequest | Canary::TooStrict => &["a request that has to leave does not"],
     }
 }

@@ -11,7 +11,7 @@ mod holders;
 mod leaving;
 mod shares;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -124,8 +124,8 @@ pub(super) struct Model {
     last_left: HashMap<Slot, Instant>,
     /// Which addresses drain: no new mapping is made on them.
     pub(super) draining: Vec<bool>,
-    /// Echoes that have given way to others, and no refused reply has been one of them yet.
-    gave_way: u64,
+    /// When echoes have given way to others of which no refused reply has been one yet.
+    gave_way: VecDeque<Instant>,
     /// Whether so few came to each worker in its last turn that none of them waits.
     few: Vec<bool>,
     /// How often each request has left in this turn.
@@ -156,6 +156,8 @@ enum Came {
     MustLeave(u64),
     /// One of this client's that leaves, or not, or later.
     MayLeave(Ipv4Addr),
+    /// What goes back to the TUN in this turn, as it is.
+    MustPass(Vec<u8>),
     Other,
 }
 
@@ -177,7 +179,7 @@ impl Model {
             gone: vec![false; rules.gateways.len()],
             last_left: HashMap::new(),
             draining: vec![false; rules.gateways.len()],
-            gave_way: 0,
+            gave_way: VecDeque::new(),
             left_now: HashMap::new(),
             rules,
             requests: HashMap::new(),
@@ -229,7 +231,7 @@ impl Model {
                 self.outstanding.remove(&key);
             }
         }
-        self.gave_way += turn.evicted;
+        self.gave_way.extend((0..turn.evicted).map(|_| turn.now));
         self.seen.evicted += turn.evicted;
         let mut written = turn.inside.into_iter().peekable();
         for arrived in &turn.from_outside {
@@ -244,10 +246,11 @@ impl Model {
         }
         let few = turn.from_inside.len() <= FEW;
         let at_once = std::mem::replace(&mut self.few[turn.worker], few) && few && turn.calm;
-        let (mut due, mut others) = (Vec::new(), Vec::new());
+        let (mut due, mut others, mut back) = (Vec::new(), Vec::new(), HashMap::<Vec<u8>, u32>::new());
         for arrived in turn.from_inside {
             match self.came_from_inside(arrived, turn.now, at_once) {
                 Came::MustLeave(number) => due.push(number),
+                Came::MustPass(bytes) => *back.entry(bytes).or_default() += 1,
                 Came::MayLeave(client) if !at_once || !self.rules.ample => others.push(client),
                 Came::MayLeave(_) | Came::Other => {}
             }
@@ -256,6 +259,12 @@ impl Model {
             let passing = self.passing.get_mut(&bytes).filter(|count| **count > 0);
             *passing.ok_or_else(|| format!("nobody sent what a client gets: {}", brief(&bytes)))? -= 1;
             self.seen.passed += 1;
+            if let Some(count) = back.get_mut(&bytes) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        if let Some((bytes, _)) = back.iter().find(|(_, count)| **count > 0 && !turn.ending) {
+            return Err(format!("what is none of the gateway's business does not go on: {}", brief(bytes)));
         }
         let mut heard = Vec::new();
         self.left_now.clear();
@@ -277,11 +286,13 @@ impl Model {
         Ok(heard)
     }
 
-    /// Whether this may be because an echo has given way to another: once for each that has.
-    fn may_have_given_way(&mut self, key: Key) -> bool {
-        let may = self.gave_way > 0;
+    /// Whether this may be because an echo has given way to another: once for each that has, and no longer than it would have lived.
+    fn may_have_given_way(&mut self, key: Key, now: Instant) -> bool {
+        while self.gave_way.front().is_some_and(|at| now.since(*at) > self.rules.echo_life) {
+            self.gave_way.pop_front();
+        }
+        let may = self.gave_way.pop_front().is_some();
         if may {
-            self.gave_way -= 1;
             self.seen.gave_way += 1;
             self.outstanding.entry(key).and_modify(|echo| echo.sure = false);
         }
@@ -307,7 +318,7 @@ impl Model {
             if delivered.is_ok() {
                 self.seen.delivered += 1;
                 self.outstanding.remove(&key);
-            } else if must && !ending && !self.may_have_given_way(key) {
+            } else if must && !ending && !self.may_have_given_way(key, now) {
                 return delivered
                     .map_err(|what| format!("a reply is not delivered to who waits for it: {what}"))
                     .map(|()| false);
@@ -325,7 +336,7 @@ impl Model {
         let told = next.ok_or_else(nothing).and_then(|next| self.is_error_told(&packet, owner, &next));
         if told.is_ok() {
             self.seen.told += 1;
-        } else if must && !ending && quoted.payload.len() >= 8 && !self.may_have_given_way(key) {
+        } else if must && !ending && quoted.payload.len() >= 8 && !self.may_have_given_way(key, now) {
             return told.map_err(|what| format!("an error is not told to whom it concerns: {what}")).map(|()| false);
         }
         Ok(told.is_ok())
@@ -419,6 +430,10 @@ impl Model {
             }
             let open = !self.gone.contains(&true) && !self.draining.contains(&true);
             let fits = fits && (live || self.rules.ample && open && at_once);
+            // Only what needs a mapping can wait for one, and be charged when it has it.
+            if echo.is_some() && !live {
+                came = Came::MayLeave(client);
+            }
             let number = echo.and_then(|echo| payload::number_of(echo.body));
             if let Some((number, request)) = number.and_then(|number| Some((number, self.requests.get_mut(&number)?))) {
                 let is_whole = packet.bytes == request.packet;
@@ -426,17 +441,19 @@ impl Model {
                     request.offered += 1;
                 }
                 let in_one_piece = self.rules.outside_mtu.is_none_or(|mtu| bytes <= usize::from(mtu));
-                came = if is_whole && !request.forbidden && fits && in_one_piece {
-                    Came::MustLeave(number)
-                } else {
-                    Came::MayLeave(client)
-                };
+                if is_whole && !request.forbidden && fits && in_one_piece {
+                    came = Came::MustLeave(number);
+                }
             }
         }
         // A request to outside is proxied or dropped, whoever sends it; of a client's fragments nobody can tell more than its first one
         // does, which may have been damaged.
         let never = ours && if packet.is_fragment() { from_client && !self.rules.damage } else { echo.is_some() };
+        let must = packet.protocol != ICMP || (self.rules.is_client)(packet.destination);
         if self.rules.reinjects && !never {
+            if must {
+                came = Came::MustPass(arrived.clone());
+            }
             *self.passing.entry(arrived).or_default() += 1;
         }
         came

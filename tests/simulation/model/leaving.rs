@@ -162,6 +162,9 @@ impl Model {
         let number = first.filter(|_| !self.rules.damage).and_then(|echo| payload::number_of(echo.body));
         if let Some((number, (address, ident, ..))) = number.zip(key) {
             let request = self.requests.get(&number).ok_or("nobody asked what this is a fragment of")?;
+            if request.forbidden {
+                return Err("it must not leave".into());
+            }
             // What was cut on its way out is charged as a whole.
             assembly.charged = request.in_fragments.then_some(request.client);
             let (client, client_ident) = (request.client, request.ident);
@@ -267,6 +270,9 @@ impl Model {
         }
         if packet.bytes.len() > 576 {
             return Err("an error is longer than 576 bytes".into());
+        }
+        if packet.payload.len() != 8 + quoted.bytes.len() {
+            return Err("an error quotes what stood behind the request".into());
         }
         let request = payload::number_of(echo.body).and_then(|number| self.requests.get_mut(&number));
         let Some(request) = request else {

@@ -123,8 +123,8 @@ impl Shares {
         *packets = (*packets - 1.0).max(0.0);
         *room = (*room - bytes as f64).max(0.0);
         if !live {
-            // Its owner may end a mapping somewhat late.
-            least.idents.retain(|_, used| now.since(*used) < idle + WAITS);
+            // Its owner looks for idle mappings eight times in as long as they may be idle, and may stand still meanwhile.
+            least.idents.retain(|_, used| now.since(*used) < idle + idle / 8 + WAITS);
             let others = least.idents.keys().filter(|other| Some(**other) != ident).count();
             fits &= limits.mappings_per_second == 0 || *mappings >= 1.0 + INEXACT;
             fits &= limits.mappings == 0 || others < limits.mappings as usize;

@@ -114,12 +114,22 @@ impl World<'_> {
 
     /// A request in fragments, in order or not, all there or not. Identifications are a counter: other clients have them too.
     fn ask_in_fragments(&mut self, client: Ipv4Addr, remote: Ipv4Addr) -> Judged<()> {
+        let (mut client, mut remote, mut ttl, mut forbidden) = (client, remote, 64, false);
+        if self.game.hostile && self.game.bad_fragments {
+            let spent = if self.model.rules.hops > 0 { self.rng.random_range(0..2) } else { 0 };
+            match self.rng.random_range(0..12) {
+                0 => (remote, forbidden) = (denied(7), true),
+                1 => (client, forbidden) = (gateway(0), true),
+                2 => (ttl, forbidden) = (spent, true),
+                _ => {}
+            }
+        }
         let length = self.rng.random_range(40..3000);
         let counter = self.identifications.entry(client).or_default();
         *counter = counter.wrapping_add(1);
         let identification = *counter;
-        let whole =
-            self.request(client, remote, length, |packet| packet.identification = identification, (false, true))?;
+        let what = |packet: &mut Datagram| (packet.identification, packet.ttl) = (identification, ttl);
+        let whole = self.request(client, remote, length, what, (forbidden, true))?;
         let payload = &whole.payload;
         let length = (payload.len() / self.rng.random_range(1..8)).next_multiple_of(8).max(16);
         let mut fragments: Vec<Vec<u8>> = (0..payload.len().div_ceil(length))
