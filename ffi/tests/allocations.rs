@@ -143,6 +143,16 @@ fn the_outside_allocates_nothing_for_a_reply() {
                     let came = unsafe { echogate_outside_receive(outside, wait, bytes, room, client, length) };
                     assert_eq!(came, Fine);
                 }
+                if sequence == 0 {
+                    // Nothing is there any more: a thread that waits for the first time allocates what it waits with.
+                    let (mut client, mut length) = (0, 0);
+                    let (bytes, room) = (buffer.as_mut_ptr(), buffer.len());
+                    // SAFETY: a buffer and places.
+                    let came = unsafe {
+                        echogate_outside_receive(outside, 1_000_000, bytes, room, &raw mut client, &raw mut length)
+                    };
+                    assert_eq!(came, EchogateStatus::Empty);
+                }
             })
         };
         let made: u64 = (0..50).map(&mut pings).sum();
