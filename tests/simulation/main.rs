@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 #[cfg(debug_assertions)]
 use echogate::canary::{Canary, let_loose};
 use game::Game;
+use model::Seen;
 use world::{Outcome, play, play_game};
 
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -44,6 +45,7 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
             Err(what) => panic!("seed {seed}: {what}\n    ECHOGATE_SEED={seed} ECHOGATE_PACKETS={packets} repeats it"),
         }
     }
+    let seen = sum.seen;
     println!(
         "simulated: {} packets in {seeds} games from seed {first} on, {:.2} virtual days, 0 violations, in {:.0} s\n\
          requests left {}, {} of them in fragments; {} had to leave, {} of them within a share\n\
@@ -53,17 +55,17 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
         sum.packets,
         sum.time.as_secs_f64() / 86_400.0,
         began.elapsed().as_secs_f64(),
-        sum.left,
-        sum.in_fragments,
-        sum.had_to_leave,
-        sum.within_share,
-        sum.delivered,
-        sum.refused_replies,
-        sum.evicted,
-        sum.gave_way,
-        sum.told,
-        sum.told_by_gateway,
-        sum.passed,
+        seen.left,
+        seen.in_fragments,
+        seen.had_to_leave,
+        seen.within_share,
+        seen.delivered,
+        seen.refused_replies,
+        seen.evicted,
+        seen.gave_way,
+        seen.told,
+        seen.told_by_gateway,
+        seen.passed,
         sum.restarts,
         sum.deaths,
         sum.drops.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
@@ -71,18 +73,18 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
     // A slice in which nothing happens would pass.
     if seeds > 10 {
         let all = [
-            sum.left,
-            sum.in_fragments,
-            sum.had_to_leave,
-            sum.within_share,
-            sum.delivered,
-            sum.refused_replies,
-            sum.told,
-            sum.told_by_gateway,
-            sum.passed,
+            seen.left,
+            seen.in_fragments,
+            seen.had_to_leave,
+            seen.within_share,
+            seen.delivered,
+            seen.refused_replies,
+            seen.told,
+            seen.told_by_gateway,
+            seen.passed,
         ];
         assert!(all.iter().all(|count| *count > 100) && sum.restarts > 0 && sum.deaths > 0, "{sum:?}");
-        assert!(sum.evicted > 0 || seeds < 500, "in so many games no echo gave way: {sum:?}");
+        assert!(seen.evicted > 0 || seeds < 500, "in so many games no echo gave way: {sum:?}");
         let missing: Vec<_> = HAPPENS.iter().filter(|name| !sum.drops.contains_key(**name)).collect();
         assert!(missing.is_empty(), "nothing was dropped as {missing:?}: {sum:?}");
     }
@@ -124,17 +126,7 @@ const HAPPENS: [&str; 28] = [
 struct Sum {
     packets: u64,
     time: Duration,
-    left: u64,
-    in_fragments: u64,
-    had_to_leave: u64,
-    within_share: u64,
-    evicted: u64,
-    gave_way: u64,
-    delivered: u64,
-    refused_replies: u64,
-    told: u64,
-    told_by_gateway: u64,
-    passed: u64,
+    seen: Seen,
     restarts: u64,
     deaths: u64,
     drops: std::collections::BTreeMap<String, u64>,
@@ -142,20 +134,9 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, outcome: &Outcome) {
-        let seen = outcome.seen;
         self.packets += outcome.packets;
         self.time += outcome.time;
-        self.left += seen.left;
-        self.in_fragments += seen.in_fragments;
-        self.had_to_leave += seen.had_to_leave;
-        self.within_share += seen.within_share;
-        self.evicted += seen.evicted;
-        self.gave_way += seen.gave_way;
-        self.delivered += seen.delivered;
-        self.refused_replies += seen.refused_replies;
-        self.told += seen.told;
-        self.told_by_gateway += seen.told_by_gateway;
-        self.passed += seen.passed;
+        self.seen += outcome.seen;
         self.restarts += outcome.restarts;
         self.deaths += outcome.deaths;
         for (name, count) in &outcome.drops {

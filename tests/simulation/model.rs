@@ -7,12 +7,14 @@
 //! used up, idents are few, its address is lost). An echo that gives way to another is counted by the gateway and named by nobody: so
 //! many replies may be refused for it, and not one more.
 
+mod assembly;
 mod holders;
 mod leaving;
 mod shares;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use echogate::clock::Instant;
@@ -21,9 +23,9 @@ use echogate::policy::Limits;
 
 use super::eyes::{ECHO_REPLY, ECHO_REQUEST, ICMP, Packet, is_intact, same_but, sum};
 use super::payload::{self, POISON};
+use assembly::Assembly;
 use holders::Holders;
 pub(super) use holders::Slot;
-use leaving::Assembly;
 use shares::{Comes, Shares};
 
 /// What clients ask. Its number is in its payload.
@@ -92,7 +94,6 @@ struct Outstanding {
 pub(super) struct Seen {
     pub(super) left: u64,
     pub(super) in_fragments: u64,
-    pub(super) answers: u64,
     pub(super) delivered: u64,
     pub(super) told: u64,
     pub(super) told_by_gateway: u64,
@@ -105,6 +106,35 @@ pub(super) struct Seen {
     /// Echoes that gave way to others, and replies and errors that were refused because theirs was one of those.
     pub(super) evicted: u64,
     pub(super) gave_way: u64,
+}
+
+impl AddAssign for Seen {
+    fn add_assign(&mut self, other: Seen) {
+        let Seen {
+            left,
+            in_fragments,
+            delivered,
+            told,
+            told_by_gateway,
+            refused_replies,
+            passed,
+            had_to_leave,
+            within_share,
+            evicted,
+            gave_way,
+        } = other;
+        self.left += left;
+        self.in_fragments += in_fragments;
+        self.delivered += delivered;
+        self.told += told;
+        self.told_by_gateway += told_by_gateway;
+        self.refused_replies += refused_replies;
+        self.passed += passed;
+        self.had_to_leave += had_to_leave;
+        self.within_share += within_share;
+        self.evicted += evicted;
+        self.gave_way += gave_way;
+    }
 }
 
 pub(super) struct Model {
@@ -421,7 +451,7 @@ impl Model {
         if from_client && ours {
             let ident = echo.map(|echo| echo.ident);
             let live = ident.is_some_and(|ident| self.is_live(now, client, ident));
-            let fits = self.rules.limits.is_none_or(|limits| {
+            let within_share = self.rules.limits.is_none_or(|limits| {
                 self.shares.comes(limits, self.rules.idle, now, Comes { client, bytes, ident, live })
             });
             if packet.is_fragment() {
@@ -429,7 +459,7 @@ impl Model {
                 self.shares.waits(now, client);
             }
             let open = !self.gone.contains(&true) && !self.draining.contains(&true);
-            let fits = fits && (live || self.rules.ample && open && at_once);
+            let has_ident = live || self.rules.ample && open && at_once;
             // Only what needs a mapping can wait for one, and be charged when it has it.
             if echo.is_some() && !live {
                 came = Came::MayLeave(client);
@@ -441,7 +471,7 @@ impl Model {
                     request.offered += 1;
                 }
                 let in_one_piece = self.rules.outside_mtu.is_none_or(|mtu| bytes <= usize::from(mtu));
-                if is_whole && !request.forbidden && fits && in_one_piece {
+                if is_whole && !request.forbidden && within_share && has_ident && in_one_piece {
                     came = Came::MustLeave(number);
                 }
             }

@@ -52,12 +52,14 @@ impl Model {
 
     /// Whether a client's ident has a mapping that has surely not ended.
     pub(super) fn is_live(&self, now: Instant, client: Ipv4Addr, ident: u16) -> bool {
-        let live = |(slot, last): &(Slot, Instant)| {
-            now.since(*last) + MILLISECOND * 2 < self.rules.idle
-                && self.lost_since(*slot, *last).is_none()
-                && !self.gone[usize::from(slot.0)]
-        };
-        self.held.mappings.get(&(client, ident)).is_some_and(live)
+        let mapping = self.held.mappings.get(&(client, ident)).copied();
+        // The gateway takes the time in another millisecond, perhaps.
+        mapping.is_some_and(|mapping| self.lives(now + MILLISECOND, mapping) && !self.gone[usize::from(mapping.0.0)])
+    }
+
+    /// Whether a mapping that was used last then is still there.
+    fn lives(&self, now: Instant, (slot, last): (Slot, Instant)) -> bool {
+        now.since(last) + MILLISECOND < self.rules.idle && self.lost_since(slot, last).is_none()
     }
 
     /// A client's request leaves, or has left at that moment, under this ident.
@@ -80,16 +82,14 @@ impl Model {
         }
         let before = self.held.mappings.insert((client, ident), (slot, now));
         if let Some((other, last)) = before.filter(|(before, _)| *before != slot)
-            && self.lost_since(other, last).is_none()
-            && now.since(last) + MILLISECOND < self.rules.idle
+            && self.lives(now, (other, last))
         {
             return Err(format!("{client} ident {ident} had ident {} {:?} ago", other.1, now.since(last)));
         }
         let is_new = before.is_none_or(|(before, _)| before != slot);
         let Some(limits) = self.rules.limits.filter(|_| is_new) else { return Ok(()) };
-        let alive = self.held.mappings.iter().filter(|((of, _), (slot, last))| {
-            *of == client && now.since(*last) + MILLISECOND < self.rules.idle && self.lost_since(*slot, *last).is_none()
-        });
+        let of_client = self.held.mappings.iter().filter(|((of, _), _)| *of == client);
+        let alive = of_client.filter(|(_, mapping)| self.lives(now, **mapping));
         if limits.mappings > 0 && alive.count() > limits.mappings as usize {
             return Err("a client has too many mappings".into());
         }

@@ -1,29 +1,15 @@
 //! What leaves for outside: requests, whole and in fragments, and errors of the gateway's own.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use echogate::clock::Instant;
 use echogate::io::memory::Written;
 
-use super::super::eyes::{ECHO_REQUEST, Echo, ICMP, Packet, is_intact, sum};
+use super::super::eyes::{ECHO_REQUEST, Echo, ICMP, Packet, is_intact};
 use super::super::payload::{self, POISON};
 use super::{Heard, Judged, Key, Model, Outstanding};
 
 const EMSGSIZE: i32 = 90;
-
-/// A remote waits this long for a datagram's missing fragments.
-const ASSEMBLY_TIME: Duration = Duration::from_secs(15);
-
-/// A datagram that a remote puts together.
-#[derive(Debug, Default)]
-pub(super) struct Assembly {
-    since: Instant,
-    first: Option<(Key, usize)>,
-    /// Who has asked it in fragments, if that is known: each is charged by itself.
-    charged: Option<Ipv4Addr>,
-    parts: Vec<Vec<u8>>,
-}
 
 impl Model {
     /// Judges what leaves for outside. The whole request that it is, or completes.
@@ -153,61 +139,30 @@ impl Model {
         if let Some(key) = key {
             self.leaves(worker, now, key, errno, true)?;
         }
-        let datagram = (packet.source, packet.destination, packet.identification);
-        let assembly = self.assemblies.entry(datagram).or_default();
-        if now.since(assembly.since) > ASSEMBLY_TIME {
-            *assembly = Assembly { since: now, ..Assembly::default() };
-        }
         // Without damage the first one's payload says who has asked.
         let number = first.filter(|_| !self.rules.damage).and_then(|echo| payload::number_of(echo.body));
+        let mut asker = None;
         if let Some((number, (address, ident, ..))) = number.zip(key) {
             let request = self.requests.get(&number).ok_or("nobody asked what this is a fragment of")?;
             if request.forbidden {
                 return Err("it must not leave".into());
             }
-            // What was cut on its way out is charged as a whole.
-            assembly.charged = request.in_fragments.then_some(request.client);
             let (client, client_ident) = (request.client, request.ident);
+            // What was cut on its way out is charged as a whole.
+            asker = request.in_fragments.then_some(client);
             self.holds(now, (address, ident), client, client_ident)?;
         }
+        let datagram = (packet.source, packet.destination, packet.identification);
         let assembly = self.assemblies.entry(datagram).or_default();
-        // A fragment that was too large comes again, in pieces.
-        let charged = assembly.charged.filter(|_| self.rules.outside_mtu.is_none());
-        if let Some(client) = charged {
+        assembly.begin(now, key, asker);
+        let (charged, fits_whole) = (assembly.asker(), self.rules.outside_mtu.is_none());
+        // One that could not be sent may come again in pieces, under the same identification.
+        let whole = if errno == 0 { assembly.take(packet)? } else { None };
+        // Nor is a fragment that was too large charged again when it comes in pieces.
+        if let Some(client) = charged.filter(|_| fits_whole) {
             self.spends(now, client, packet.bytes.len())?;
         }
-        if errno != 0 {
-            // It may come again in pieces, under the same identification.
-            return Ok(None);
-        }
-        let assembly = self.assemblies.entry(datagram).or_default();
-        if let Some(key) = key {
-            assembly.first = Some((key, packet.header.len()));
-        }
-        assembly.parts.push(packet.bytes.to_vec());
-        let mut parts: Vec<_> = assembly.parts.iter().filter_map(|part| Packet::see(part)).collect();
-        parts.sort_by_key(|part| part.offset);
-        let mut payload = Vec::new();
-        for part in &parts {
-            if part.offset < payload.len() {
-                return Err(format!("fragments overlap under {datagram:?}: two clients' are one"));
-            }
-            if part.offset > payload.len() {
-                return Ok(None);
-            }
-            payload.extend_from_slice(part.payload);
-        }
-        let (Some(last), Some((key, header_len))) = (parts.last(), assembly.first) else { return Ok(None) };
-        if last.more_fragments {
-            return Ok(None);
-        }
-        let mut bytes = [parts[0].header, &payload].concat();
-        let total = u16::try_from(bytes.len()).map_err(|_| "fragments of more than a datagram")?;
-        bytes[2..4].copy_from_slice(&total.to_be_bytes());
-        bytes[6..8].fill(0);
-        bytes[10..12].fill(0);
-        let check = !sum(&bytes[..header_len]);
-        bytes[10..12].copy_from_slice(&check.to_be_bytes());
+        let Some((key, bytes)) = whole else { return Ok(None) };
         self.assemblies.remove(&datagram);
         self.seen.in_fragments += 1;
         let whole = Packet::see(&bytes).ok_or("fragments make no datagram")?;

@@ -216,10 +216,7 @@ impl World<'_> {
                 self.send_later(Duration::ZERO, error);
                 self.send_later(Duration::from_millis(2), answer);
             }
-            _ => {
-                self.model.seen.answers += 1;
-                self.push_outside(&answer);
-            }
+            _ => self.push_outside(&answer),
         }
         if self.overheard.len() < 64 {
             self.overheard.push(heard);
