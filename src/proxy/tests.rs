@@ -527,6 +527,14 @@ fn with_decrement_a_request_or_reply_on_its_last_hop_goes_no_further_and_uses_no
 }
 
 #[test]
+fn where_the_kernel_has_counted_the_hop_a_ttl_of_1_leaves_and_0_does_not() {
+    let mut bench = Bench::new(&settings());
+    let mut ask = |ttl| bench.outbound(&mut build::echo_request(CLIENT, REMOTE, 1, 1, ttl, b"payload"));
+    assert_eq!(ask(0), Outbound::Drop(Reason::TtlExpired));
+    assert!(matches!(ask(1), Outbound::Forward { .. }));
+}
+
+#[test]
 fn a_receivers_handle_delivers_what_others_asked_and_makes_and_expires_nothing() {
     let mut bench = Bench::new(&settings());
     let mut receiver = bench.proxy.receiver();
