@@ -74,7 +74,8 @@ impl Batch<'_> {
         }
         let receiver = self.receiver(index).ok_or(Reason::NoMapping)?;
         if is_loose(Canary::WrongClient) {
-            return Ok(Receiver { address: Ipv4Addr::from(u32::from(receiver.address) ^ 1), ..receiver });
+            let neighbour = Ipv4Addr::from(u32::from(receiver.address) ^ 1);
+            return Ok(Receiver { address: neighbour, ident: receiver.ident });
         }
         Ok(receiver)
     }

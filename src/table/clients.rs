@@ -95,7 +95,8 @@ impl Bucket {
             return true;
         }
         let now = now.as_nanos();
-        let cost = rate.cost_ns(units) << u32::from(is_loose(Canary::TooStrict));
+        let cost = rate.cost_ns(units);
+        let cost = if is_loose(Canary::TooStrict) { cost.saturating_add(cost) } else { cost };
         // Relaxed throughout: the word is all there is; no other memory is published with it.
         let mut full_at = self.0.load(Ordering::Relaxed);
         for _ in 0..ATTEMPTS_MAX {
