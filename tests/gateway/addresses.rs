@@ -109,8 +109,8 @@ fn an_address_that_is_added_is_used_and_one_that_is_removed_drains(setup: &Setup
     assert_eq!(moved.source(), OLD);
     thread::scope(|scope| {
         // Every 20 ms for four seconds.
-        let line = format!("-c 200 -i 0.02 -W 10 {}", scene.remote(0));
-        let running = scope.spawn(move || scene.ping(0, &line));
+        let line = format!("-c 200 -i 0.02 {}", scene.remote(0));
+        let running = scope.spawn(move || scene.ping_to_the_last(0, &line));
         wait_until("it pings", || state_of(&gateway, OLD).is_some_and(|(_, idents)| idents > 0));
         moved.write(&[NEW], SHORT);
         moved.assert_reloads();
@@ -144,8 +144,8 @@ fn what_drains_drains_on_after_a_kill(setup: &Setup) {
     moved.write(&[OLD], "");
     let gateway = moved.serve();
     thread::scope(|scope| {
-        let line = format!("-c 100 -i 0.02 -W 10 {}", scene.remote(0));
-        let running = scope.spawn(move || scene.ping(0, &line));
+        let line = format!("-c 100 -i 0.02 {}", scene.remote(0));
+        let running = scope.spawn(move || scene.ping_to_the_last(0, &line));
         wait_until("it pings", || state_of(&gateway, OLD).is_some_and(|(_, idents)| idents > 0));
         moved.write(&[NEW], "");
         moved.assert_reloads();

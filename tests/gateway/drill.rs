@@ -266,7 +266,7 @@ fn a_package_is_installed_scraped_reloaded_upgraded_and_killed_and_every_mapping
 
     let prometheus = Prometheus::start(&scene);
     let remote = scene.remote(0);
-    let answers = prometheus.answers(|| assert!(scene.ping(0, &format!("-q -f -c 500 {remote}")).all_came_back(500)));
+    let answers = prometheus.answers(|| assert!(scene.pings(0, 50, remote, "-q").all_came_back(50)));
     println!("\n| panel | query | answer |\n| --- | --- | --- |");
     answers.iter().for_each(|answer| println!("| {} | `{}` | {} |", answer.panel, answer.query, summary(answer)));
 

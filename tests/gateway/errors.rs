@@ -84,7 +84,7 @@ fn a_packet_too_large_for_the_gateways_own_link_is_told_what_fits(setup: &Setup)
     let remote = scene.remote(0);
     let pings = scene.ping(0, &format!("-c 1 -W 10 -M do -s 1373 {remote}"));
     assert!(pings.text.contains("From 198.18.0.1 icmp_seq=1 Frag needed and DF set (mtu = 1400)"), "{}", pings.text);
-    let pings = scene.ping(1, &format!("-c 3 -i 0.1 -W 10 -M do -s 1372 {remote}"));
+    let pings = scene.pings(1, 3, remote, "-M do -s 1372");
     assert!(pings.all_came_back(3), "{}", pings.text);
     let totals = gateway.stop();
     assert_eq!((totals.total("send_outside_emsgsize"), totals.total("errors sent to clients")), (1, 1));

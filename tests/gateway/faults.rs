@@ -92,7 +92,7 @@ fn every_seventh_call_that_fails_costs_what_is_counted_and_nothing_else() {
         let packets = gateway.packets_id();
         let pings = {
             let _injected = Injected::failing(packets, call, errno);
-            scene.ping(0, &format!("-c {PINGS} -i 0.01 -W 10 {}", scene.remote(0)))
+            scene.ping_to_the_last(0, &format!("-c {PINGS} -i 0.01 {}", scene.remote(0)))
         };
         assert_eq!(gateway.packets_id(), packets, "{call} {errno}: it has lived through it");
         scene.assert_pings(&format!("after {call} {errno}"));

@@ -33,7 +33,7 @@ fn forged_errors_are_dropped_by_name_and_change_nothing(setup: &Setup) {
     let (flooded, pings) = thread::scope(|scope| {
         let [one, other] = [0, 1].map(|client| {
             let scene = &scene;
-            scope.spawn(move || scene.ping(client, &format!("-c {of_each_client} -i 0.01 -W 10 {remote}")))
+            scope.spawn(move || scene.ping_to_the_last(client, &format!("-c {of_each_client} -i 0.01 {remote}")))
         });
         let flooded = flood();
         (flooded, [one, other].map(|pings| pings.join().expect("ping ends")))

@@ -468,7 +468,7 @@ fn hostile_new_mappings_leave_others_all_that_they_need() {
         let flooding = scope.spawn(|| flood(scene.client(1), &packets, 10_000, 20_000));
         let mut begun = 0;
         while !flooding.is_finished() || begun == 0 {
-            let pings = scene.ping(0, &format!("-c 2 -i 0.1 -W 10 {remote}"));
+            let pings = scene.pings(0, 2, remote, "");
             assert!(pings.all_came_back(2), "{}", pings.text);
             begun += 1;
         }

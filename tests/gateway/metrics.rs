@@ -33,7 +33,7 @@ fn value(text: &str, sample: &str) -> f64 {
 fn what_is_scraped_is_what_was_counted_and_well_formed(setup: &Setup) {
     let scene = Scene::new(1);
     let gateway = observed(&scene, setup);
-    let pings = scene.ping(0, &format!("-q -c 200 -i 0.002 {}", scene.remote(0)));
+    let pings = scene.ping_to_the_last(0, &format!("-q -c 200 -i 0.002 {}", scene.remote(0)));
     assert!(pings.all_came_back(200), "{}", pings.text);
     let text = metrics(&scene);
     for (sample, expected) in [

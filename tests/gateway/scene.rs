@@ -132,6 +132,14 @@ impl Scene {
         self.ping(client, &format!("-c {count} -l {count} -i 10 -W 10 {arguments} {remote}"))
     }
 
+    /// Pings at an interval, by our own pinger: it waits for the reply to the last as long as for all others. `ping` waits for
+    /// two of the round trips so far, and on a machine with more to do the last reply may be slower than that.
+    pub(crate) fn ping_to_the_last(&self, client: usize, arguments: &str) -> Pings {
+        let line = format!("timeout 60 {} ping -W 10 {arguments}", env!("CARGO_BIN_EXE_echogate"));
+        let output = run_for_output(self.client(client), &line, "");
+        Pings::read(&String::from_utf8_lossy(&output.stdout), &String::from_utf8_lossy(&output.stderr))
+    }
+
     /// Three pings by the first client, all of which must come back.
     pub(crate) fn assert_pings(&self, when: &str) {
         let pings = self.pings(0, 3, self.remote(0), "");
@@ -167,6 +175,10 @@ impl Pings {
             part.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("no number before{before}: {text}"))
         };
         Pings { sent: number(" packets transmitted"), received: number(" received"), text }
+    }
+
+    pub(crate) fn sent(&self) -> u32 {
+        self.sent
     }
 
     /// How many came back.

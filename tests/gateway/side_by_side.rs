@@ -82,8 +82,8 @@ fn two_gateways_behind_a_nexthop_group_and_one_dies() {
             .iter()
             .map(|&(pinger, remote)| {
                 let scene = &scene;
-                let arguments = format!("-c {PINGS} -i 0.0{INTERVAL_MS} -W 2 {remote}");
-                scope.spawn(move || scene.ping(pinger, &arguments))
+                let arguments = format!("-c {PINGS} -i 0.0{INTERVAL_MS} {remote}");
+                scope.spawn(move || scene.ping_to_the_last(pinger, &arguments))
             })
             .collect();
         thread::sleep(Duration::from_secs(1));
