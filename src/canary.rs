@@ -64,11 +64,15 @@ pub enum Canary {
     IntoTheTun,
     /// What falls through is dropped, and the drop has a name.
     LostPassing,
+    /// What is handed over to another worker is lost, and the drop has a name.
+    LostParcel,
+    /// No fragment waits for the first one, and the drop has a name.
+    NoPatience,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 27] = [
+    pub const ALL: [Canary; 29] = [
         Canary::WrongClient,
         Canary::StaleIdent,
         Canary::ForgottenUse,
@@ -96,6 +100,8 @@ impl Canary {
         Canary::TooStrict,
         Canary::IntoTheTun,
         Canary::LostPassing,
+        Canary::LostParcel,
+        Canary::NoPatience,
     ];
 }
 

@@ -268,7 +268,7 @@ impl Handle {
     /// Walks this thread's part of the tables and tells the first contradiction: for tests, since it takes its time.
     #[doc(hidden)]
     pub fn audit(&self) -> Result<(), String> {
-        self.owner.idents.audit(&self.proxy.mappings)
+        self.owner.idents.audit(&self.proxy.mappings, &self.owner.shards)
     }
 }
 

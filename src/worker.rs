@@ -420,7 +420,7 @@ impl<I: PacketIo> Turn<'_, I> {
             Outbound::Later => self.counters.creations_backlog.add(1),
             Outbound::Elsewhere => self.hand_over(frame, refusals + 1),
             Outbound::BelongsTo { worker } => self.put(worker, &frame, refusals),
-            Outbound::Hold if self.early.len() < EARLY_MAX => {
+            Outbound::Hold if self.early.len() < EARLY_MAX && !is_loose(Canary::NoPatience) => {
                 self.early.push_back((frame, self.batch.now() + EARLY_TIME));
             }
             Outbound::Hold => self.counters.drop(Reason::FragmentEarly),
@@ -465,7 +465,7 @@ impl<I: PacketIo> Turn<'_, I> {
     /// A copy of the packet to another worker.
     fn put(&self, worker: usize, frame: &Frame, refusals: usize) {
         let parcel = Parcel { packet: Box::from(&**frame), refusals };
-        if !self.post.put(worker, parcel) {
+        if is_loose(Canary::LostParcel) || !self.post.put(worker, parcel) {
             self.counters.hand_over_full.add(1);
         }
     }

@@ -372,10 +372,12 @@ impl Idents {
         self.held.len()
     }
 
-    /// Walks this owner's tables and tells the first contradiction: for tests and debugging, not for the packet path.
-    pub fn audit(&self, mappings: &Mappings) -> Result<(), String> {
+    /// Walks the tables of the owner of these shards and tells the first contradiction: for tests and debugging, not for the packet
+    /// path.
+    pub fn audit(&self, mappings: &Mappings, shards: &[usize]) -> Result<(), String> {
         let guard = mappings.forward.guard();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = vec![false; mappings.addresses.len() << 16];
+        let place = |index: SlotIndex| usize::from(index.address()) << 16 | usize::from(index.ident());
         let all =
             [(&self.live[..], State::Live)].into_iter().chain(self.ready.iter().map(|r| (&r.list[..], State::Free)));
         let held: Vec<SlotIndex> = self.held.iter().map(|&(index, _)| index).collect();
@@ -384,12 +386,17 @@ impl Idents {
                 let identity = mappings.slots.identity(index);
                 let mapped = mappings.forward.get(identity.client(), identity.client_ident(), &guard) == Some(index);
                 let state_found = if identity.state() == State::Resting { State::Held } else { identity.state() };
-                if state_found != state || (mapped != (state == State::Live)) || !seen.insert(index) {
+                let listed = std::mem::replace(&mut seen[place(index)], true);
+                if state_found != state || (mapped != (state == State::Live)) || listed {
                     return Err(format!("{index:?} is {identity:?}, listed as {state:?}, in the map: {mapped}"));
                 }
             }
         }
-        Ok(())
+        let mut all = numbers(mappings.addresses.len()).flat_map(|address| owned(address, shards, &self.policy));
+        match all.find(|index| !seen[place(*index)]) {
+            Some(lost) => Err(format!("{lost:?} is in no list: it is lost")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -182,6 +182,8 @@ impl Game {
             reinjects: self.fall_through == FallThrough::Reinject,
             pass_own: settings.pass_own,
             damage: self.inside.corruption > 0.0,
+            patient: !self.few_idents && self.inside.corruption == 0.0,
+            astray: self.trouble,
             is_client,
         }
     }

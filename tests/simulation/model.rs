@@ -11,6 +11,7 @@ mod assembly;
 mod holders;
 mod leaving;
 mod shares;
+mod waiting;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -27,6 +28,7 @@ use assembly::Assembly;
 use holders::Holders;
 pub(super) use holders::Slot;
 use shares::{Comes, Shares};
+use waiting::Waiting;
 
 /// What clients ask. Its number is in its payload.
 #[derive(Clone, Debug)]
@@ -46,7 +48,12 @@ pub(super) struct Request {
     pub(super) left: u32,
     /// Sends that failed because it was too large, and are tried again in pieces.
     too_large: u32,
-    told: u32,
+    /// Sends that failed because there was no way to its remote.
+    no_way: u32,
+    /// Errors of the gateway's own about it: that it may not leave, that there was no way, and that it was too large.
+    refused: u32,
+    told_no_way: u32,
+    told_too_large: u32,
 }
 
 /// What the gateway was told.
@@ -72,6 +79,10 @@ pub(super) struct Rules {
     pub(super) pass_own: bool,
     /// Packets are damaged on their way to the gateway.
     pub(super) damage: bool,
+    /// Every request of a client's can have an ident, from whichever worker, and comes as it was sent.
+    pub(super) patient: bool,
+    /// Packets come to the wrong worker.
+    pub(super) astray: bool,
     pub(super) is_client: fn(Ipv4Addr) -> bool,
 }
 
@@ -94,6 +105,8 @@ struct Outstanding {
 pub(super) struct Seen {
     pub(super) left: u64,
     pub(super) in_fragments: u64,
+    /// Of those, requests that the gateway itself cut.
+    pub(super) cut: u64,
     pub(super) delivered: u64,
     pub(super) told: u64,
     pub(super) told_by_gateway: u64,
@@ -103,6 +116,8 @@ pub(super) struct Seen {
     pub(super) had_to_leave: u64,
     /// Of those, by clients with shares.
     pub(super) within_share: u64,
+    /// Those that waited for an ident, or were complete in fragments, and had to leave after that, and did.
+    pub(super) waited: u64,
     /// Echoes that gave way to others, and replies and errors that were refused because theirs was one of those.
     pub(super) evicted: u64,
     pub(super) gave_way: u64,
@@ -113,6 +128,7 @@ impl AddAssign for Seen {
         let Seen {
             left,
             in_fragments,
+            cut,
             delivered,
             told,
             told_by_gateway,
@@ -120,11 +136,13 @@ impl AddAssign for Seen {
             passed,
             had_to_leave,
             within_share,
+            waited,
             evicted,
             gave_way,
         } = other;
         self.left += left;
         self.in_fragments += in_fragments;
+        self.cut += cut;
         self.delivered += delivered;
         self.told += told;
         self.told_by_gateway += told_by_gateway;
@@ -132,6 +150,7 @@ impl AddAssign for Seen {
         self.passed += passed;
         self.had_to_leave += had_to_leave;
         self.within_share += within_share;
+        self.waited += waited;
         self.evicted += evicted;
         self.gave_way += gave_way;
     }
@@ -146,6 +165,7 @@ pub(super) struct Model {
     failed: Vec<Vec<Key>>,
     assemblies: HashMap<(Ipv4Addr, Ipv4Addr, u16), Assembly>,
     shares: Shares,
+    waiting: Waiting,
     /// When each address was lost: mappings on it end early.
     pub(super) lost: Vec<Vec<Instant>>,
     /// Which are lost now.
@@ -199,6 +219,9 @@ pub(super) struct Heard {
 
 type Judged<T> = Result<T, String>;
 
+/// So many new mappings a worker makes in a turn.
+const CREATIONS: usize = 32;
+
 /// No more new mappings than this can have to wait for the worker's next turn.
 const FEW: usize = 16;
 
@@ -219,6 +242,7 @@ impl Model {
             failed: vec![Vec::new(); workers],
             assemblies: HashMap::new(),
             shares: Shares::default(),
+            waiting: Waiting::default(),
             few: vec![true; workers],
             seen: Seen::default(),
             number: 0,
@@ -248,9 +272,15 @@ impl Model {
             offered: 0,
             left: 0,
             too_large: 0,
-            told: 0,
+            no_way: 0,
+            refused: 0,
+            told_no_way: 0,
+            told_too_large: 0,
         };
         self.requests.insert(number, request);
+        if in_fragments {
+            self.waiting.series(&seen, number, forbidden);
+        }
         Ok(())
     }
 
@@ -274,11 +304,14 @@ impl Model {
                 written.next();
             }
         }
+        self.what_waited_has_left(turn.now)?;
+        self.waiting.reads(turn.now, turn.from_inside.len());
         let few = turn.from_inside.len() <= FEW;
         let at_once = std::mem::replace(&mut self.few[turn.worker], few) && few && turn.calm;
+        let prompt = turn.from_inside.len() <= CREATIONS && !self.rules.astray;
         let (mut due, mut others, mut back) = (Vec::new(), Vec::new(), HashMap::<Vec<u8>, u32>::new());
         for arrived in turn.from_inside {
-            match self.came_from_inside(arrived, turn.now, at_once) {
+            match self.came_from_inside(arrived, turn.now, at_once, prompt) {
                 Came::MustLeave(number) => due.push(number),
                 Came::MustPass(bytes) => *back.entry(bytes).or_default() += 1,
                 Came::MayLeave(client) if !at_once || !self.rules.ample => others.push(client),
@@ -314,6 +347,24 @@ impl Model {
         // They may wait for an ident, and are charged when they have one.
         others.into_iter().for_each(|client| self.shares.waits(turn.now, client));
         Ok(heard)
+    }
+
+    /// Until then something is wrong, or has just been: what waits may be lost.
+    pub(super) fn unrest(&mut self, until: Instant) {
+        self.waiting.unrest(until);
+    }
+
+    /// Whether all has left by now that has waited for long enough.
+    pub(super) fn what_waited_has_left(&mut self, now: Instant) -> Judged<()> {
+        while let Some(due) = self.waiting.next_due(now) {
+            let request = self.requests.get(&due.number).ok_or("nobody asked what waits")?;
+            if request.left <= due.left {
+                let packet = brief(&request.packet);
+                return Err(format!("a request that has waited for long enough does not leave: {packet}, {due:?}"));
+            }
+            self.seen.waited += 1;
+        }
+        Ok(())
     }
 
     /// Whether this may be because an echo has given way to another: once for each that has, and no longer than it would have lived.
@@ -436,7 +487,7 @@ impl Model {
         Ok(())
     }
 
-    fn came_from_inside(&mut self, arrived: Vec<u8>, now: Instant, at_once: bool) -> Came {
+    fn came_from_inside(&mut self, arrived: Vec<u8>, now: Instant, at_once: bool, prompt: bool) -> Came {
         let Some(packet) = Packet::see_long(&arrived) else {
             *self.passing.entry(arrived).or_default() += u32::from(self.rules.reinjects);
             return Came::Other;
@@ -457,6 +508,11 @@ impl Model {
             if packet.is_fragment() {
                 // It may wait for the first one.
                 self.shares.waits(now, client);
+                if self.rules.patient {
+                    let requests = &self.requests;
+                    let left = |number| requests.get(&number).map_or(0, |request| request.left);
+                    self.waiting.fragment(now, &packet, (within_share, prompt), left);
+                }
             }
             let open = !self.gone.contains(&true) && !self.draining.contains(&true);
             let has_ident = live || self.rules.ample && open && at_once;
@@ -467,12 +523,15 @@ impl Model {
             let number = echo.and_then(|echo| payload::number_of(echo.body));
             if let Some((number, request)) = number.and_then(|number| Some((number, self.requests.get_mut(&number)?))) {
                 let is_whole = packet.bytes == request.packet;
-                if is_whole || packet.is_fragment() {
+                // The number in a fragment may be damaged, and another request's.
+                if is_whole || packet.is_fragment() && request.in_fragments {
                     request.offered += 1;
                 }
                 let in_one_piece = self.rules.outside_mtu.is_none_or(|mtu| bytes <= usize::from(mtu));
                 if is_whole && !request.forbidden && within_share && has_ident && in_one_piece {
                     came = Came::MustLeave(number);
+                } else if is_whole && !request.forbidden && within_share && self.rules.patient {
+                    self.waiting.waits(now, number, request.left);
                 }
             }
         }
@@ -503,6 +562,7 @@ impl Model {
             }
         }
         self.shares.begin_anew();
+        self.waiting.dies(now);
         // Another process may hit upon an identification that is under way.
         self.assemblies.clear();
         for slot in torn {
@@ -516,10 +576,17 @@ impl Model {
         u8::try_from(number).ok()
     }
 
-    /// Requests that reached the gateway undamaged and did not leave.
+    /// Requests that reached the gateway whole and undamaged, fit into its way out, and did not leave.
     pub(super) fn kept_back(&self) -> u64 {
-        let allowed = self.requests.values().filter(|request| !request.forbidden);
+        let most = self.rules.outside_mtu.map_or(usize::MAX, usize::from);
+        let whole = self.requests.values().filter(|request| !request.in_fragments && request.packet.len() <= most);
+        let allowed = whole.filter(|request| !request.forbidden);
         allowed.map(|request| u64::from(request.offered.saturating_sub(request.left))).sum()
+    }
+
+    /// Whether so much was under way once that the gateway's queues may have been full.
+    pub(super) fn has_been_crowded(&self) -> bool {
+        self.waiting.has_been_crowded()
     }
 }
 

@@ -203,6 +203,7 @@ impl<'c> World<'c> {
         }
         self.pass(LONG * 5)?;
         self.pass(LONG * 5)?;
+        self.model.what_waited_has_left(self.clock.now())?;
         let before = self.counters().snapshot();
         if (before.mappings, before.outstanding) != (0, 0) || self.proxy.outstanding() != 0 {
             let (mappings, outstanding) = (before.mappings, before.outstanding);
@@ -266,8 +267,8 @@ impl<'c> World<'c> {
             ("fragment_", fragments),
             ("address_lost", self.game.trouble),
             ("ending", self.game.trouble),
-            ("creations_backlog", true),
-            ("hand_over_full", fragments || !rules.ample),
+            ("creations_backlog", self.model.has_been_crowded()),
+            ("hand_over_full", (fragments || !rules.ample) && self.model.has_been_crowded()),
             ("mapping_contended", false),
             ("echo_contended", false),
         ];
@@ -276,15 +277,12 @@ impl<'c> World<'c> {
                 return Err(format!("{count} dropped as {name}, which cannot be in this game"));
             }
         }
-        let named = |name: &str| may_be.iter().any(|(beginning, _)| name.starts_with(beginning));
-        let named: u64 = drops.iter().filter(|(name, _)| named(name)).map(|(_, count)| count).sum();
-        // In fragments, one that is missing or could not be sent keeps back the others; so does damage.
-        let in_fragments = self.identifications.values().map(|count| u64::from(*count)).sum::<u64>();
-        let too_large: u64 =
-            if rules.outside_mtu.is_some() { drops.get("send_outside_emsgsize").copied().unwrap_or(0) } else { 0 };
         let kept_back = self.model.kept_back();
-        if kept_back > named + in_fragments + too_large + in_hand {
-            return Err(format!("{kept_back} requests did not leave, and {named} drops explain it: {drops:?}"));
+        let named = |name: &str| may_be.iter().any(|(beginning, _)| name.starts_with(beginning));
+        let named = drops.iter().filter(|(name, _)| named(name) && !name.starts_with("fragment_"));
+        let named: u64 = named.map(|(_, count)| count).sum();
+        if kept_back > named + in_hand {
+            return Err(format!("{kept_back} whole requests did not leave, and {named} drops explain it: {drops:?}"));
         }
         Ok(())
     }

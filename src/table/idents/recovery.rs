@@ -233,7 +233,7 @@ mod tests {
                 Idents::recover(&mappings, &SHARDS, policy, LIFETIMES, generator(Some(7)), now, line);
             idents.announce(&mappings.addresses);
             let user = User { mappings, idents, recovered };
-            assert_eq!(user.idents.audit(&user.mappings), Ok(()));
+            assert_eq!(user.idents.audit(&user.mappings, &SHARDS), Ok(()));
             user
         }
 
@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(next.mappings.slots.identity(torn).state(), State::Resting);
         next.expire(at(63));
         assert_eq!(next.mappings.slots.identity(torn).state(), State::Free);
-        assert_eq!(next.idents.audit(&next.mappings), Ok(()));
+        assert_eq!(next.idents.audit(&next.mappings, &SHARDS), Ok(()));
     }
 
     #[test]

@@ -19,23 +19,29 @@ pub(super) struct Assembly {
     key: Option<Key>,
     /// Who has asked it in fragments, if that is known.
     asker: Option<Ipv4Addr>,
+    /// Which request it is, if that is known.
+    number: Option<u64>,
     parts: Vec<Vec<u8>>,
 }
 
 impl Assembly {
-    /// A fragment leaves; if it is the first one, under this key, and by whom it was asked in fragments. What has waited for too long is
-    /// over.
-    pub(super) fn begin(&mut self, now: Instant, key: Option<Key>, asker: Option<Ipv4Addr>) {
+    /// A fragment leaves; if it is the first one, under this key, of which request, and by whom it was asked in fragments. What has
+    /// waited for too long is over.
+    pub(super) fn begin(&mut self, now: Instant, key: Option<Key>, number: Option<u64>, asker: Option<Ipv4Addr>) {
         if now.since(self.since) > PATIENCE {
             *self = Assembly { since: now, ..Assembly::default() };
         }
         if key.is_some() {
-            (self.key, self.asker) = (key, asker);
+            (self.key, self.number, self.asker) = (key, number, asker);
         }
     }
 
     pub(super) fn asker(&self) -> Option<Ipv4Addr> {
         self.asker
+    }
+
+    pub(super) fn number(&self) -> Option<u64> {
+        self.number
     }
 
     /// A fragment has left. The whole, and its key, if nothing is missing any more.

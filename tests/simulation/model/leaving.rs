@@ -10,6 +10,8 @@ use super::super::payload::{self, POISON};
 use super::{Heard, Judged, Key, Model, Outstanding};
 
 const EMSGSIZE: i32 = 90;
+/// ENETDOWN, ENETUNREACH, EHOSTUNREACH.
+const NO_WAY: [i32; 3] = [100, 101, 113];
 
 impl Model {
     /// Judges what leaves for outside. The whole request that it is, or completes.
@@ -28,7 +30,7 @@ impl Model {
         }
         let body = packet.payload.get(8..).unwrap_or_default();
         if packet.echo().is_some_and(|echo| echo.icmp_type != ECHO_REQUEST) && !packet.is_fragment() {
-            return self.error_of_the_gateway(&packet).map(|()| None);
+            return self.error_of_the_gateway(now, &packet).map(|()| None);
         }
         if body.windows(2).any(|pair| pair == [POISON, POISON]) {
             return Err("bytes of a buffer that was free leak".into());
@@ -41,7 +43,7 @@ impl Model {
         let number = payload::number_of(echo.body);
         let intact = is_intact(packet.payload);
         let number = if intact { number } else { None };
-        self.leaves(worker, now, key, *errno, false)?;
+        self.leaves(worker, now, key, *errno, &packet)?;
         if !intact {
             return if self.rules.damage { Ok(None) } else { Err("the gateway has damaged it".into()) };
         }
@@ -50,7 +52,7 @@ impl Model {
     }
 
     /// Something leaves under this key, undamaged or not.
-    fn leaves(&mut self, worker: usize, now: Instant, key: Key, errno: i32, cut: bool) -> Judged<()> {
+    fn leaves(&mut self, worker: usize, now: Instant, key: Key, errno: i32, packet: &Packet<'_>) -> Judged<()> {
         let before = self.last_left.insert((key.0, key.1), now);
         // Nothing can be new under it any sooner.
         let rested = self.rules.idle + self.rules.hold_down;
@@ -60,12 +62,20 @@ impl Model {
         let valid = self.outstanding.get(&key).filter(|echo| now.since(echo.since) < self.rules.echo_life).copied();
         let next = match valid {
             // Maybe the pieces of what was too large just now, and has been outstanding since then; maybe not.
-            Some(before) if cut && !before.sure => Outstanding { since: now, withdrawn_by: None, ..before },
+            Some(before) if packet.is_fragment() && !before.sure => {
+                Outstanding { since: now, withdrawn_by: None, ..before }
+            }
+            // One that cannot be sent leaves the one before it as it is, if that is surely still waited for.
             Some(before) => {
-                Outstanding { since: now, sure: before.sure && errno == 0, withdrawn_by: None, owner: before.owner }
+                let waits = now.since(before.since) <= self.rules.echo_timeout;
+                let sure = before.sure && (errno == 0 || waits);
+                Outstanding { since: now, sure, withdrawn_by: None, owner: before.owner }
             }
             None if errno == 0 => Outstanding { since: now, owner: None, sure: true, withdrawn_by: None },
-            None if errno == EMSGSIZE => Outstanding { since: now, owner: None, sure: false, withdrawn_by: None },
+            // It may leave in pieces yet.
+            None if errno == EMSGSIZE && !packet.dont_fragment => {
+                Outstanding { since: now, owner: None, sure: false, withdrawn_by: None }
+            }
             None => {
                 self.failed[worker].push(key);
                 Outstanding { since: now, owner: None, sure: false, withdrawn_by: Some(worker) }
@@ -108,6 +118,7 @@ impl Model {
         if errno == EMSGSIZE {
             request.too_large += 1;
         }
+        request.no_way += u32::from(NO_WAY.contains(&errno));
         if request.left > request.offered {
             return Err("it leaves more often than it came".into());
         }
@@ -137,13 +148,14 @@ impl Model {
         let first = packet.echo().filter(|_| packet.offset == 0);
         let key = first.map(|echo| (address, echo.ident, echo.sequence, packet.destination));
         if let Some(key) = key {
-            self.leaves(worker, now, key, errno, true)?;
+            self.leaves(worker, now, key, errno, packet)?;
         }
         // Without damage the first one's payload says who has asked.
         let number = first.filter(|_| !self.rules.damage).and_then(|echo| payload::number_of(echo.body));
         let mut asker = None;
         if let Some((number, (address, ident, ..))) = number.zip(key) {
-            let request = self.requests.get(&number).ok_or("nobody asked what this is a fragment of")?;
+            let request = self.requests.get_mut(&number).ok_or("nobody asked what this is a fragment of")?;
+            request.no_way += u32::from(NO_WAY.contains(&errno));
             if request.forbidden {
                 return Err("it must not leave".into());
             }
@@ -154,7 +166,10 @@ impl Model {
         }
         let datagram = (packet.source, packet.destination, packet.identification);
         let assembly = self.assemblies.entry(datagram).or_default();
-        assembly.begin(now, key, asker);
+        assembly.begin(now, key, number, asker);
+        if let Some(number) = assembly.number().filter(|_| errno != 0) {
+            self.waiting.fails(number);
+        }
         let (charged, fits_whole) = (assembly.asker(), self.rules.outside_mtu.is_none());
         // One that could not be sent may come again in pieces, under the same identification.
         let whole = if errno == 0 { assembly.take(packet)? } else { None };
@@ -196,9 +211,14 @@ impl Model {
         {
             return Err("fragments make another request".into());
         }
-        if asked.tos != whole.tos || asked.ttl - self.rules.hops != whole.ttl {
-            return Err("TOS or TTL are changed".into());
+        let kept = (asked.tos, &asked.header[20..], asked.ttl - self.rules.hops);
+        if kept != (whole.tos, &whole.header[20..], whole.ttl) {
+            return Err("TOS, TTL or options are changed".into());
         }
+        if asked.dont_fragment {
+            return Err("what has DF is cut".into());
+        }
+        self.seen.cut += u64::from(!request.in_fragments);
         if request.too_large > 0 {
             request.too_large -= 1;
         } else {
@@ -207,6 +227,7 @@ impl Model {
         if request.left > request.offered {
             return Err("it leaves more often than it came".into());
         }
+        self.waiting.finished(&asked);
         if let Some(echo) = self.outstanding.get_mut(&key) {
             echo.owner = number;
         }
@@ -215,7 +236,8 @@ impl Model {
     }
 
     /// An error that the gateway itself has made: about the client's own request.
-    fn error_of_the_gateway(&mut self, packet: &Packet<'_>) -> Judged<()> {
+    fn error_of_the_gateway(&mut self, now: Instant, packet: &Packet<'_>) -> Judged<()> {
+        let error = packet.echo().ok_or("no ICMP error")?;
         let (quoted, echo) = packet.quoted().ok_or("neither a request nor an error about one")?;
         if !is_intact(packet.payload) {
             return Err("an error is damaged".into());
@@ -229,6 +251,9 @@ impl Model {
         if packet.payload.len() != 8 + quoted.bytes.len() {
             return Err("an error quotes what stood behind the request".into());
         }
+        self.shares.told(now, packet.destination)?;
+        self.seen.told_by_gateway += 1;
+        let mtu = self.rules.outside_mtu;
         let request = payload::number_of(echo.body).and_then(|number| self.requests.get_mut(&number));
         let Some(request) = request else {
             return if self.rules.damage || echo.body.len() < 8 {
@@ -244,12 +269,26 @@ impl Model {
         if !(self.rules.damage || matches && quotes) {
             return Err("an error quotes what its client did not ask".into());
         }
-        request.told += 1;
         // One for each that came; and damaged ones, which are counted nowhere.
-        if request.told > request.offered && !self.rules.damage {
-            return Err("more errors than requests".into());
+        if self.rules.damage {
+            return Ok(());
         }
-        self.seen.told_by_gateway += 1;
+        // RFC 792 and RFC 1812, section 5.2.7.1.
+        let (told, most) = match (error.icmp_type, error.code, error.ident, error.sequence) {
+            (3, 13, 0, 0) => (&mut request.refused, request.offered.saturating_sub(request.left)),
+            (3, 0 | 1, 0, 0) => (&mut request.told_no_way, request.no_way),
+            // RFC 1191, section 4.
+            (3, 4, 0, fits)
+                if Some(fits) == mtu && request.packet.len() > usize::from(fits) && quoted.dont_fragment =>
+            {
+                (&mut request.told_too_large, request.too_large)
+            }
+            what => return Err(format!("an error that nothing is the reason of: {what:?}")),
+        };
+        *told += 1;
+        if *told > most {
+            return Err(format!("more errors than reasons for them: {} of {most}", *told));
+        }
         Ok(())
     }
 }

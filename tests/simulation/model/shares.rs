@@ -13,6 +13,10 @@ const WAITS: Duration = Duration::from_secs(8);
 /// By how much floating-point numbers may be wrong, in packets, mappings and bytes.
 const INEXACT: f64 = 0.02;
 
+/// Errors of the gateway's own that a client is told.
+const ERRORS_PER_SECOND: f64 = 10.0;
+const ERRORS_BURST: f64 = 20.0;
+
 /// Three buckets that fill at a client's rates.
 #[derive(Clone, Copy, Debug)]
 struct Buckets {
@@ -69,12 +73,15 @@ pub(super) struct Shares {
     /// What they have left at most: only what has left the gateway has taken its part.
     most: HashMap<Ipv4Addr, Buckets>,
     least: HashMap<Ipv4Addr, Least>,
+    /// How many errors each may still be told, and as of when.
+    errors: HashMap<Ipv4Addr, (f64, Instant)>,
 }
 
 impl Shares {
     /// Another process: shares begin anew. (What is left at least may have been more.)
     pub(super) fn begin_anew(&mut self) {
         self.most.clear();
+        self.errors.clear();
     }
 
     /// A client's packet has left.
@@ -92,6 +99,14 @@ impl Shares {
         let over = limits.packets_per_second > 0 && most.packets < -INEXACT
             || limits.bytes_per_second > 0 && most.bytes < -INEXACT * 100.0;
         if over { Err(format!("{client} has more than its share: {most:?}")) } else { Ok(()) }
+    }
+
+    /// The gateway tells a client of an error of its own.
+    pub(super) fn told(&mut self, now: Instant, client: Ipv4Addr) -> Result<(), String> {
+        let (left, at) = self.errors.entry(client).or_insert((ERRORS_BURST, now));
+        *left = ERRORS_BURST.min(*left + now.since(*at).as_secs_f64() * ERRORS_PER_SECOND) - 1.0;
+        *at = now;
+        if *left < -INEXACT { Err(format!("{client} is told too many errors")) } else { Ok(()) }
     }
 
     /// A client has a new mapping.

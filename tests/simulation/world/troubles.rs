@@ -11,7 +11,7 @@ use echogate::worker::{Post, Worker};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
-use super::{DEATHS_MAX, Judged, World};
+use super::{CALM, DEATHS_MAX, Judged, World};
 
 impl World<'_> {
     /// The gateway is killed between two turns, some slots are left torn, and another one goes on over the same tables.
@@ -62,7 +62,11 @@ impl World<'_> {
         let span = Duration::from_millis(self.rng.random_range(1..3000));
         match self.rng.random_range(0..7) {
             // Longer, and the stamps of its echoes wrap.
-            0 => self.stopped[worker] = self.clock.now() + span.min(self.game.settings.echo_timeout),
+            0 => {
+                let until = self.clock.now() + span.min(self.game.settings.echo_timeout);
+                self.stopped[worker] = until;
+                self.model.unrest(until + CALM);
+            }
             1 => {
                 let down = |faults: &Faults, errno| Faults {
                     loss: 1.0,
@@ -98,6 +102,7 @@ impl World<'_> {
                 self.stop(worker)?;
                 self.start(worker)?;
                 self.restarts += 1;
+                self.model.unrest(self.clock.now());
             }
             4 => {
                 let number = self.rng.random_range(0..self.model.draining.len());
@@ -116,12 +121,15 @@ impl World<'_> {
 
     fn rounds_of_traffic(&mut self, time: Duration) -> Judged<()> {
         let until = self.clock.now() + time;
+        // And what is under way when it ends.
+        self.model.unrest(until + CALM);
         while self.clock.now() < until {
             for _ in 0..self.rng.random_range(0..10) {
                 self.client_sends()?;
             }
             self.pass(self.game.round)?;
         }
+        self.model.unrest(self.clock.now() + CALM);
         Ok(())
     }
 }
