@@ -182,7 +182,7 @@ impl Game {
             reinjects: self.fall_through == FallThrough::Reinject,
             pass_own: settings.pass_own,
             damage: self.inside.corruption > 0.0,
-            patient: !self.few_idents && self.inside.corruption == 0.0,
+            patient: !self.few_idents && self.inside.corruption == 0.0 && self.limits.is_none(),
             astray: self.trouble,
             is_client,
         }

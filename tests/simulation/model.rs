@@ -79,7 +79,8 @@ pub(super) struct Rules {
     pub(super) pass_own: bool,
     /// Packets are damaged on their way to the gateway.
     pub(super) damage: bool,
-    /// Every request of a client's can have an ident, from whichever worker, and comes as it was sent.
+    /// Every request of a client's can have an ident, from whichever worker, comes as it was sent, and has a share in which those that
+    /// overtake it leave it room.
     pub(super) patient: bool,
     /// Packets come to the wrong worker.
     pub(super) astray: bool,
@@ -511,7 +512,7 @@ impl Model {
                 if self.rules.patient {
                     let requests = &self.requests;
                     let left = |number| requests.get(&number).map_or(0, |request| request.left);
-                    self.waiting.fragment(now, &packet, (within_share, prompt), left);
+                    self.waiting.fragment(now, &packet, prompt, left);
                 }
             }
             let open = !self.gone.contains(&true) && !self.draining.contains(&true);
@@ -530,7 +531,7 @@ impl Model {
                 let in_one_piece = self.rules.outside_mtu.is_none_or(|mtu| bytes <= usize::from(mtu));
                 if is_whole && !request.forbidden && within_share && has_ident && in_one_piece {
                     came = Came::MustLeave(number);
-                } else if is_whole && !request.forbidden && within_share && self.rules.patient {
+                } else if is_whole && !request.forbidden && self.rules.patient {
                     self.waiting.waits(now, number, request.left);
                 }
             }

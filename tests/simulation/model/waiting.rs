@@ -138,15 +138,8 @@ impl Waiting {
         self.due.push_back(Due { number, left, since: now, at: now + WAITS });
     }
 
-    /// A fragment of a client's has been read. `fits`: his share has room for it. `prompt`: whatever came before it to this worker
-    /// has been judged. `left`: how often a request had left.
-    pub(super) fn fragment(
-        &mut self,
-        now: Instant,
-        packet: &Packet<'_>,
-        (fits, prompt): (bool, bool),
-        left: impl Fn(u64) -> u32,
-    ) {
+    /// A fragment of a client's has been read. `prompt`: whatever came before it to this worker has been judged. `left`: how often a request had left.
+    pub(super) fn fragment(&mut self, now: Instant, packet: &Packet<'_>, prompt: bool, left: impl Fn(u64) -> u32) {
         let series = (packet.source, packet.destination, packet.identification);
         let client = self.clients.entry(packet.source).or_default();
         forget_before(&mut client.begun, |begun| begun.at, now, UNFINISHED);
@@ -162,7 +155,7 @@ impl Waiting {
         }
         let since = *pieces.since.get_or_insert(now);
         pieces.twice |= again;
-        pieces.spoilt |= again || !fits;
+        pieces.spoilt |= again;
         if !again {
             pieces.missing = pieces.missing.saturating_sub(packet.payload.len());
         }
