@@ -243,7 +243,7 @@ impl Labs<'_> {
         let window = (since(told.came), since(told.lifted));
         let excused = way::excused(&missing, if fault.may_cost() { &dropped_else } else { &dropped });
         let late = load.stray - load.duplicates;
-        let allowed = fault.cost().at_most(plan.rate, told.lifted - told.came);
+        let allowed = fault.costs_at_most(plan.rate, lab.remotes().len(), told.lifted - told.came);
         let judged = Judged::of(allowed, (window.0, window.1, since(told.healed)), &load.losses, excused, late);
         Round { fault, window, told, dropped, missing, load, control, judged }
     }
@@ -302,4 +302,8 @@ fn a_loss_is_its_faults_or_a_queues_or_nobodys() {
     let lasted = Duration::from_millis(1500);
     assert_eq!(Cost::Until(Duration::from_secs(1)).at_most(30_000, lasted), 75_000);
     assert_eq!((Cost::Packets(7).at_most(30_000, lasted), Cost::Nothing.at_most(30_000, lasted)), (7, 0));
+    assert_eq!(Cost::Packets(5120).at_most(1000, lasted), 2500, "no more than left");
+    let costs = |fault: Fault| fault.costs_at_most(30_000, 3, lasted);
+    assert_eq!(costs(Fault::ClientLinkDown), 52_500, "of two clients one");
+    assert_eq!((costs(Fault::RemoteUnreachable), costs(Fault::TunDown)), (25_000, 75_000), "of three remotes one");
 }

@@ -146,6 +146,20 @@ impl Fault {
         }
     }
 
+    /// Which part of the load it touches: one of so many, of as many remotes.
+    fn one_of(self, remotes: usize) -> u64 {
+        match self {
+            Fault::ClientLinkDown => CLIENTS as u64,
+            Fault::RemoteUnreachable => remotes as u64,
+            _ => 1,
+        }
+    }
+
+    /// How many echoes it may cost at most, at so many a second to so many remotes, if it has lasted so long.
+    pub(super) fn costs_at_most(self, rate: u64, remotes: usize, lasted: Duration) -> u64 {
+        self.cost().at_most(rate.div_ceil(self.one_of(remotes)), lasted)
+    }
+
     pub(super) fn may_cost(self) -> bool {
         !matches!(self.cost(), Cost::Nothing)
     }
@@ -155,6 +169,7 @@ impl Fault {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Cost {
     Nothing,
+    /// So many, and no more than leave while it lasts and in a second more.
     Packets(u64),
     /// What leaves as long as the fault lasts, and for so long after it.
     Until(Duration),
@@ -163,13 +178,11 @@ pub(super) enum Cost {
 impl Cost {
     /// At so many echoes a second, of a fault that has lasted so long.
     pub(super) fn at_most(self, rate: u64, lasted: Duration) -> u64 {
+        let leave_in = |time: Duration| rate * u64::try_from(time.as_millis()).expect("not for so long") / 1000;
         match self {
             Cost::Nothing => 0,
-            Cost::Packets(count) => count,
-            Cost::Until(healed) => {
-                let millis = u64::try_from((lasted + healed).as_millis()).expect("not for so long");
-                rate * millis / 1000
-            }
+            Cost::Packets(count) => count.min(leave_in(lasted + Duration::from_secs(1))),
+            Cost::Until(healed) => leave_in(lasted + healed),
         }
     }
 }

@@ -93,6 +93,9 @@ impl Soak {
                 round.load.stray - round.load.duplicates,
             ));
         }
+        for round in self.rounds.iter().filter(|round| !round.fault.may_cost() && round.load.no_reply > 0) {
+            faults.push(format!("{} ICMP errors came beside: {}", round.load.no_reply, round.fault.name()));
+        }
         for (what, count) in [
             ("replies reached another client", self.total(|round| round.load.wrong_client)),
             ("replies were altered", self.total(|round| round.load.altered)),
