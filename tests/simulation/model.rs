@@ -46,6 +46,8 @@ pub(super) struct Request {
     /// How often it reached the gateway undamaged, and how often it left.
     pub(super) offered: u32,
     pub(super) left: u32,
+    /// How often it left for good, in as many pieces as it takes.
+    done: u32,
     /// Sends that failed because it was too large, and are tried again in pieces.
     too_large: u32,
     /// Sends that failed because there was no way to its remote.
@@ -272,6 +274,7 @@ impl Model {
             in_fragments,
             offered: 0,
             left: 0,
+            done: 0,
             too_large: 0,
             no_way: 0,
             refused: 0,
@@ -359,7 +362,7 @@ impl Model {
     pub(super) fn what_waited_has_left(&mut self, now: Instant) -> Judged<()> {
         while let Some(due) = self.waiting.next_due(now) {
             let request = self.requests.get(&due.number).ok_or("nobody asked what waits")?;
-            if request.left <= due.left {
+            if request.done <= due.done {
                 let packet = brief(&request.packet);
                 return Err(format!("a request that has waited for long enough does not leave: {packet}, {due:?}"));
             }
@@ -511,8 +514,8 @@ impl Model {
                 self.shares.waits(now, client);
                 if self.rules.patient {
                     let requests = &self.requests;
-                    let left = |number| requests.get(&number).map_or(0, |request| request.left);
-                    self.waiting.fragment(now, &packet, prompt, left);
+                    let done = |number| requests.get(&number).map_or(0, |request| request.done);
+                    self.waiting.fragment(now, &packet, prompt, done);
                 }
             }
             let open = !self.gone.contains(&true) && !self.draining.contains(&true);
@@ -532,7 +535,7 @@ impl Model {
                 if is_whole && !request.forbidden && within_share && has_ident && in_one_piece {
                     came = Came::MustLeave(number);
                 } else if is_whole && !request.forbidden && self.rules.patient {
-                    self.waiting.waits(now, number, request.left);
+                    self.waiting.waits(now, number, request.done);
                 }
             }
         }

@@ -118,6 +118,8 @@ impl Model {
         if errno == EMSGSIZE {
             request.too_large += 1;
         }
+        // What may be cut comes again.
+        request.done += u32::from(errno != EMSGSIZE || asked.dont_fragment);
         request.no_way += u32::from(NO_WAY.contains(&errno));
         if request.left > request.offered {
             return Err("it leaves more often than it came".into());
@@ -219,6 +221,7 @@ impl Model {
             return Err("what has DF is cut".into());
         }
         self.seen.cut += u64::from(!request.in_fragments);
+        request.done += 1;
         if request.too_large > 0 {
             request.too_large -= 1;
         } else {

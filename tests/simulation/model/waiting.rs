@@ -50,7 +50,7 @@ struct Pieces {
 pub(super) struct Due {
     pub(super) number: u64,
     /// Once more than this.
-    pub(super) left: u32,
+    pub(super) done: u32,
     /// Since when it has been on its way.
     pub(super) since: Instant,
     at: Instant,
@@ -133,13 +133,14 @@ impl Waiting {
         }
     }
 
-    /// A whole request that need not leave in this turn has been read; it had left so often.
-    pub(super) fn waits(&mut self, now: Instant, number: u64, left: u32) {
-        self.due.push_back(Due { number, left, since: now, at: now + WAITS });
+    /// A whole request that need not leave in this turn has been read; it had left so often for good.
+    pub(super) fn waits(&mut self, now: Instant, number: u64, done: u32) {
+        self.due.push_back(Due { number, done, since: now, at: now + WAITS });
     }
 
-    /// A fragment of a client's has been read. `prompt`: whatever came before it to this worker has been judged. `left`: how often a request had left.
-    pub(super) fn fragment(&mut self, now: Instant, packet: &Packet<'_>, prompt: bool, left: impl Fn(u64) -> u32) {
+    /// A fragment of a client's has been read. `prompt`: whatever came before it to this worker has been judged. `done`: how often a
+    /// request had left for good.
+    pub(super) fn fragment(&mut self, now: Instant, packet: &Packet<'_>, prompt: bool, done: impl Fn(u64) -> u32) {
         let series = (packet.source, packet.destination, packet.identification);
         let client = self.clients.entry(packet.source).or_default();
         forget_before(&mut client.begun, |begun| begun.at, now, UNFINISHED);
@@ -171,7 +172,7 @@ impl Waiting {
         }
         if pieces.missing == 0 && !pieces.spoilt {
             let Pieces { number, .. } = *pieces;
-            self.due.push_back(Due { number, left: left(number), since, at: now + WAITS });
+            self.due.push_back(Due { number, done: done(number), since, at: now + WAITS });
         }
         let known = client.begun.iter().filter(|begun| now.since(begun.at) < KNOWN).count();
         let unfinished = client.begun.iter().map(|begun| begun.bytes).sum::<usize>();
