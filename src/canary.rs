@@ -68,11 +68,15 @@ pub enum Canary {
     LostParcel,
     /// No fragment waits for the first one, and the drop has a name.
     NoPatience,
+    /// A client is told of any number of errors.
+    EndlessErrors,
+    /// What has DF is cut all the same.
+    CutsAnything,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 29] = [
+    pub const ALL: [Canary; 31] = [
         Canary::WrongClient,
         Canary::StaleIdent,
         Canary::ForgottenUse,
@@ -102,6 +106,8 @@ impl Canary {
         Canary::LostPassing,
         Canary::LostParcel,
         Canary::NoPatience,
+        Canary::EndlessErrors,
+        Canary::CutsAnything,
     ];
 }
 

@@ -506,7 +506,7 @@ fn of_two_that_make_the_same_mapping_one_wins_and_both_use_it() {
         assert_eq!(a.0, b.0);
         assert_eq!(tables.find(ASKER), Some(a.0));
         assert_eq!((a.1.live() + b.1.live(), tables.mappings.clients.mappings_sum()), (1, 1));
-        assert_eq!((a.1.audit(&tables.mappings, &[]), b.1.audit(&tables.mappings)), (Ok(()), Ok(())));
+        assert_eq!((a.1.audit(&tables.mappings, &[]), b.1.audit(&tables.mappings, &[])), (Ok(()), Ok(())));
     });
 }
 
@@ -553,7 +553,7 @@ fn a_client_and_ident_never_have_two_live_slots() {
         };
         let (owner, (index, other)) = order.both(&tables, end, request);
         assert_eq!(tables.find(ASKER), (index == SECOND).then_some(SECOND));
-        assert_eq!((owner.audit(&tables.mappings, &[]), other.audit(&tables.mappings)), (Ok(()), Ok(())));
+        assert_eq!((owner.audit(&tables.mappings, &[]), other.audit(&tables.mappings, &[])), (Ok(()), Ok(())));
         assert_eq!(tables.mappings.clients.mappings_sum(), other.live() as u64);
     });
 }

@@ -265,7 +265,7 @@ fn history(threads: usize) -> u64 {
             })
             .collect();
         owners.extend(running.into_iter().filter_map(|thread| thread.join().expect("did not panic")));
-        world.audit(&owners, &[]);
+        world.audit(&owners);
         let pause = [Duration::from_secs(1), Duration::from_secs(59), TIMEOUT, world.hold_down];
         base = base + BATCH + pause[thread_rng().gen_range(0..pause.len())];
         // Once a timeout is the owners' duty: after that a stamp would wrap.
@@ -275,7 +275,7 @@ fn history(threads: usize) -> u64 {
         base = base + pause;
         owners.iter_mut().for_each(|owner| world.expire(owner, base));
         (0..SLOTS).for_each(|slot| world.sweep(slot, base));
-        world.audit(&owners, &[]);
+        world.audit(&owners);
     }
     let left = (owners.iter().map(|owner| owner.live() + owner.held()).sum::<usize>(), world.echoes.occupied());
     assert!(left == (0, 0) && world.mappings.forward.is_empty(), "mappings and echoes that are left: {left:?}");

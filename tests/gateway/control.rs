@@ -261,7 +261,7 @@ fn a_trace_of_a_flood_is_limited_and_costs_no_packet() {
     let mut lines = BufReader::new(stream).lines();
     let begun = lines.next().expect("a line").expect("a line");
     assert!(begun.contains("\"ok\""), "from here on all is told: {begun}");
-    let pings = scene.ping_to_the_last(0, &format!("-q -f --rate 100000 -c 20000 {remote}"));
+    let pings = scene.ping_to_the_last(0, &format!("-q -f -c 20000 {remote}"));
     assert!(pings.all_came_back(20_000), "{}", pings.text);
     let (mut told, mut missed) = (0_u64, 0_u64);
     for line in lines {
@@ -286,8 +286,7 @@ fn the_busiest_clients_and_remotes_are_those_that_ping_most() {
         for (client, count, remote) in floods {
             let scene = &scene;
             scope.spawn(move || {
-                let pings =
-                    scene.ping_to_the_last(client, &format!("-q -f --rate 100000 -c {count} {}", scene.remote(remote)));
+                let pings = scene.ping_to_the_last(client, &format!("-q -f -c {count} {}", scene.remote(remote)));
                 assert!(pings.all_came_back(count), "{}", pings.text);
             });
         }

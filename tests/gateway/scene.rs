@@ -177,19 +177,28 @@ impl Pings {
         Pings { sent: number(" packets transmitted"), received: number(" received"), text }
     }
 
-    pub(crate) fn sent(&self) -> u32 {
-        self.sent
-    }
-
     /// How many came back.
     pub(crate) fn received(&self) -> u32 {
         self.received
     }
 
+    /// How many of the first so many came back, if each of those has a line.
+    pub(crate) fn received_of_first(&self, count: u32) -> u32 {
+        let number = |line: &str| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse().ok();
+        let replies = self.text.lines().filter(|line| line.contains("bytes from"));
+        let received = replies.filter_map(number).filter(|number: &u32| (1..=count).contains(number)).count();
+        u32::try_from(received).expect("not so many")
+    }
+
+    /// Whether each came back once and as it left, and nobody said anything else.
+    pub(crate) fn is_flawless(&self) -> bool {
+        let flaws = ["DUP!", "wrong data", "corrupted", "errors", "duplicates", "BAD CHECKSUM"];
+        !flaws.iter().any(|flaw| self.text.contains(flaw))
+    }
+
     /// Whether `count` were sent, and each came back once and as it left.
     pub(crate) fn all_came_back(&self, count: u32) -> bool {
-        let flaws = ["DUP!", "wrong data", "errors", "duplicates", "BAD CHECKSUM"];
-        (self.sent, self.received) == (count, count) && !flaws.iter().any(|flaw| self.text.contains(flaw))
+        (self.sent, self.received) == (count, count) && self.is_flawless()
     }
 }
 

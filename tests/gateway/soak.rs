@@ -95,6 +95,8 @@ struct Round {
     missing: Missing,
     load: LoadReport,
     control: LoadReport,
+    /// What the fault may cost.
+    allowed: u64,
     judged: Judged,
 }
 
@@ -245,7 +247,7 @@ impl Labs<'_> {
         let late = load.stray - load.duplicates;
         let allowed = fault.costs_at_most(plan.rate, lab.remotes().len(), told.lifted - told.came);
         let judged = Judged::of(allowed, (window.0, window.1, since(told.healed)), &load.losses, excused, late);
-        Round { fault, window, told, dropped, missing, load, control, judged }
+        Round { fault, window, told, dropped, missing, load, control, allowed, judged }
     }
 
     /// What happens in a round, beside the load.

@@ -54,6 +54,11 @@ pub(super) fn denied(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 18, 9, host)
 }
 
+fn is_denied(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    (a, b, c) == (198, 18, 9)
+}
+
 pub(super) fn is_client(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     (a, b, c) == (10, 66, 0)
@@ -185,6 +190,7 @@ impl Game {
             patient: !self.few_idents && self.inside.corruption == 0.0 && self.limits.is_none(),
             astray: self.trouble,
             is_client,
+            is_denied,
         }
     }
 }

@@ -48,7 +48,8 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
     let seen = sum.seen;
     println!(
         "simulated: {} packets in {seeds} games from seed {first} on, {:.2} virtual days, 0 violations, in {:.0} s\n\
-         requests left {}, {} of them in fragments, {} cut by the gateway; {} had to leave, {} of them within a share; {} waited and had to leave\n\
+         requests left {}, {} of them in fragments, {} cut by the gateway; {} had to leave, {} of them within a share\n\
+         {} waited and had to leave then, {} of which all fragments came had to as well\n\
          replies delivered {} and refused {}; {} echoes gave way to others, {} of them were replied to; errors told {} and made {}\n\
          fell through {}; worker restarts {}, deaths of the gateway {}\n\
          drops: {}",
@@ -61,6 +62,7 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
         seen.had_to_leave,
         seen.within_share,
         seen.waited,
+        seen.put_together,
         seen.delivered,
         seen.refused_replies,
         seen.evicted,
@@ -81,6 +83,7 @@ fn nothing_goes_astray_and_every_packet_is_accounted_for() {
             seen.had_to_leave,
             seen.within_share,
             seen.waited,
+            seen.put_together,
             seen.delivered,
             seen.refused_replies,
             seen.told,
@@ -192,9 +195,13 @@ fn says(canary: Canary) -> &'static [&'static str] {
         Canary::AnySource | Canary::AnyRemote => &["it must not leave"],
         Canary::NeverDrained => &["a new mapping on an address that drains"],
         Canary::LostPassing => &["none of the gateway's business"],
-        Canary::LostParcel => {
-            &["has waited for long enough does not leave", "dropped as hand_over_full, which cannot be"]
-        }
+        Canary::LostParcel => &[
+            "has waited for long enough does not leave",
+            "dropped as hand_over_full, which cannot be",
+            "there is no crowd",
+        ],
+        Canary::EndlessErrors => &["is told too many errors"],
+        Canary::CutsAnything => &["what has DF is cut"],
         Canary::NoPatience => &["has waited for long enough does not leave"],
         Canary::LostRequest | Canary::TooStrict => &["a request that has to leave does not"],
     }

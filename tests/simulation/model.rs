@@ -3,9 +3,9 @@
 //! tables.
 //!
 //! Of a reply it knows whether it must be delivered, must not be, or may be (where sends failed under the same
-//! sequence, or its time is just over); of a whole request whether it must leave, must not, or may (where its client's share may be
-//! used up, idents are few, its address is lost). An echo that gives way to another is counted by the gateway and named by nobody: so
-//! many replies may be refused for it, and not one more.
+//! sequence, or its time is just over); of a request whether it must leave at once, must within a second ([`waiting`]), must not, or may
+//! (where its client's share may be used up, idents are few, its address is lost). An echo that gives way to another is counted by the
+//! gateway and named by nobody: so many replies may be refused for it, and not one more.
 
 mod assembly;
 mod holders;
@@ -50,11 +50,13 @@ pub(super) struct Request {
     done: u32,
     /// Sends that failed because it was too large, and are tried again in pieces.
     too_large: u32,
-    /// Sends that failed because there was no way to its remote.
-    no_way: u32,
-    /// Errors of the gateway's own about it: that it may not leave, that there was no way, and that it was too large.
+    /// Sends that failed because there was no way to its remote's network, or to the remote.
+    no_net: u32,
+    no_host: u32,
+    /// Errors of the gateway's own about it: that it may not leave, these two, and that it was too large.
     refused: u32,
-    told_no_way: u32,
+    told_no_net: u32,
+    told_no_host: u32,
     told_too_large: u32,
 }
 
@@ -81,12 +83,14 @@ pub(super) struct Rules {
     pub(super) pass_own: bool,
     /// Packets are damaged on their way to the gateway.
     pub(super) damage: bool,
-    /// Every request of a client's can have an ident, from whichever worker, comes as it was sent, and has a share in which those that
-    /// overtake it leave it room.
+    /// Every request of a client's can have an ident, from whichever worker, and comes as it was sent; and nobody has a share, in which
+    /// those that overtake it might leave it no room.
     pub(super) patient: bool,
     /// Packets come to the wrong worker.
     pub(super) astray: bool,
     pub(super) is_client: fn(Ipv4Addr) -> bool,
+    /// Remotes that nobody may ping, and is told so.
+    pub(super) is_denied: fn(Ipv4Addr) -> bool,
 }
 
 /// Gateway address (by number), ident, sequence, remote.
@@ -119,8 +123,9 @@ pub(super) struct Seen {
     pub(super) had_to_leave: u64,
     /// Of those, by clients with shares.
     pub(super) within_share: u64,
-    /// Those that waited for an ident, or were complete in fragments, and had to leave after that, and did.
+    /// Whole ones that waited for an ident and had to leave within a second, and requests of which all fragments had come; and did.
     pub(super) waited: u64,
+    pub(super) put_together: u64,
     /// Echoes that gave way to others, and replies and errors that were refused because theirs was one of those.
     pub(super) evicted: u64,
     pub(super) gave_way: u64,
@@ -140,6 +145,7 @@ impl AddAssign for Seen {
             had_to_leave,
             within_share,
             waited,
+            put_together,
             evicted,
             gave_way,
         } = other;
@@ -154,6 +160,7 @@ impl AddAssign for Seen {
         self.had_to_leave += had_to_leave;
         self.within_share += within_share;
         self.waited += waited;
+        self.put_together += put_together;
         self.evicted += evicted;
         self.gave_way += gave_way;
     }
@@ -179,6 +186,7 @@ pub(super) struct Model {
     pub(super) draining: Vec<bool>,
     /// When echoes have given way to others of which no refused reply has been one yet.
     gave_way: VecDeque<Instant>,
+    last_evicted: Option<Instant>,
     /// Whether so few came to each worker in its last turn that none of them waits.
     few: Vec<bool>,
     /// How often each request has left in this turn.
@@ -199,8 +207,9 @@ pub(super) struct Turn {
     pub(super) ending: bool,
     /// It has not stood still lately.
     pub(super) calm: bool,
-    /// So many echoes have been evicted since the last turn.
+    /// So many echoes have been evicted since the last turn, and so many packets dropped because a queue was full.
     pub(super) evicted: u64,
+    pub(super) no_room: u64,
 }
 
 /// What has come from inside.
@@ -236,6 +245,7 @@ impl Model {
             last_left: HashMap::new(),
             draining: vec![false; rules.gateways.len()],
             gave_way: VecDeque::new(),
+            last_evicted: None,
             left_now: HashMap::new(),
             rules,
             requests: HashMap::new(),
@@ -276,9 +286,11 @@ impl Model {
             left: 0,
             done: 0,
             too_large: 0,
-            no_way: 0,
+            no_net: 0,
+            no_host: 0,
             refused: 0,
-            told_no_way: 0,
+            told_no_net: 0,
+            told_no_host: 0,
             told_too_large: 0,
         };
         self.requests.insert(number, request);
@@ -297,6 +309,9 @@ impl Model {
         }
         self.gave_way.extend((0..turn.evicted).map(|_| turn.now));
         self.seen.evicted += turn.evicted;
+        if turn.evicted > 0 {
+            self.last_evicted = Some(turn.now);
+        }
         let mut written = turn.inside.into_iter().peekable();
         for arrived in &turn.from_outside {
             let next = written.peek().map(|written| &written.bytes[..]);
@@ -310,6 +325,9 @@ impl Model {
         }
         self.what_waited_has_left(turn.now)?;
         self.waiting.reads(turn.now, turn.from_inside.len());
+        if turn.no_room > 0 && self.waiting.is_calm(turn.now) {
+            return Err(format!("{} packets are dropped for a full queue, and there is no crowd", turn.no_room));
+        }
         let few = turn.from_inside.len() <= FEW;
         let at_once = std::mem::replace(&mut self.few[turn.worker], few) && few && turn.calm;
         let prompt = turn.from_inside.len() <= CREATIONS && !self.rules.astray;
@@ -366,7 +384,8 @@ impl Model {
                 let packet = brief(&request.packet);
                 return Err(format!("a request that has waited for long enough does not leave: {packet}, {due:?}"));
             }
-            self.seen.waited += 1;
+            self.seen.waited += u64::from(!request.in_fragments);
+            self.seen.put_together += u64::from(request.in_fragments);
         }
         Ok(())
     }
@@ -586,11 +605,6 @@ impl Model {
         let whole = self.requests.values().filter(|request| !request.in_fragments && request.packet.len() <= most);
         let allowed = whole.filter(|request| !request.forbidden);
         allowed.map(|request| u64::from(request.offered.saturating_sub(request.left))).sum()
-    }
-
-    /// Whether so much was under way once that the gateway's queues may have been full.
-    pub(super) fn has_been_crowded(&self) -> bool {
-        self.waiting.has_been_crowded()
     }
 }
 

@@ -72,6 +72,7 @@ pub(super) struct World<'c> {
     /// A worker does not turn before this.
     stopped: Vec<Instant>,
     evicted: u64,
+    no_room: u64,
     restarts: u64,
     hash: DefaultHasher,
 }
@@ -138,6 +139,7 @@ impl<'c> World<'c> {
             overheard: Vec::new(),
             stopped: vec![Instant::START; workers],
             evicted: 0,
+            no_room: 0,
             restarts: 0,
             hash: DefaultHasher::new(),
             clock,
@@ -267,8 +269,8 @@ impl<'c> World<'c> {
             ("fragment_", fragments),
             ("address_lost", self.game.trouble),
             ("ending", self.game.trouble),
-            ("creations_backlog", self.model.has_been_crowded()),
-            ("hand_over_full", (fragments || !rules.ample) && self.model.has_been_crowded()),
+            ("creations_backlog", true),
+            ("hand_over_full", fragments || !rules.ample),
             ("mapping_contended", false),
             ("echo_contended", false),
         ];
@@ -277,10 +279,12 @@ impl<'c> World<'c> {
                 return Err(format!("{count} dropped as {name}, which cannot be in this game"));
             }
         }
+        // Whole requests are: what is dropped of a fragmented one excuses none of them.
         let kept_back = self.model.kept_back();
-        let named = |name: &str| may_be.iter().any(|(beginning, _)| name.starts_with(beginning));
-        let named = drops.iter().filter(|(name, _)| named(name) && !name.starts_with("fragment_"));
-        let named: u64 = named.map(|(_, count)| count).sum();
+        let can_be_whole = |name: &str| {
+            !name.starts_with("fragment_") && may_be.iter().any(|(beginning, _)| name.starts_with(beginning))
+        };
+        let named: u64 = drops.iter().filter(|(name, _)| can_be_whole(name)).map(|(_, count)| count).sum();
         if kept_back > named + in_hand {
             return Err(format!("{kept_back} whole requests did not leave, and {named} drops explain it: {drops:?}"));
         }
@@ -336,6 +340,9 @@ impl<'c> World<'c> {
             .flat_map(|worker| &self.counters().worker(worker).evicted)
             .map(|count| count.get())
             .sum::<u64>();
+        let counters = (0..self.workers.len()).map(|worker| self.counters().worker(worker));
+        let no_room =
+            counters.map(|counted| counted.hand_over_full.get() + counted.creations_backlog.get()).sum::<u64>();
         let now = self.clock.now();
         let turn = Turn {
             worker,
@@ -347,6 +354,7 @@ impl<'c> World<'c> {
             ending,
             calm: self.stopped[worker] + CALM <= now,
             evicted: evicted - std::mem::replace(&mut self.evicted, evicted),
+            no_room: no_room - std::mem::replace(&mut self.no_room, no_room),
         };
         for bytes in turn.from_inside.iter().chain(&turn.from_outside) {
             self.hash.write(bytes);

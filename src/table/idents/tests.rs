@@ -256,24 +256,26 @@ fn a_walk_takes_its_time_however_often_it_is_looked_at() {
 #[test]
 fn an_audit_tells_of_each_contradiction() {
     type Fault = fn(&Mappings, &mut Idents, SlotIndex);
+    // What the audit says of each.
     let faults: [(&str, Fault); 4] = [
-        ("an ident is ready and somebody's", |mappings, idents, _| {
+        ("listed as Free", |mappings, idents, _| {
             let ready = idents.ready[0].list[0];
             mappings.slots.occupy(ready, client(2), mappings.clients.index(2), 1, Instant::START);
         }),
-        ("a live one is not in the map", |mappings, _, live| {
+        ("in the map: false", |mappings, _, live| {
             mappings.forward.remove(client(1), 1, live, &mappings.forward.guard());
         }),
-        ("one is listed twice", |_, idents, live| idents.live.push(live)),
-        ("one is in no list", |_, idents, _| drop(idents.ready[0].list.pop())),
+        ("listed as Live, in the map: true", |_, idents, live| idents.live.push(live)),
+        ("is in no list", |_, idents, _| drop(idents.ready[0].list.pop())),
     ];
-    for (what, fault) in faults {
+    for (says, fault) in faults {
         let (mappings, mut idents) = owner();
         let asker = asker(&mappings, 1, 1);
         let live = idents.make(&mappings, 0, asker, Instant::START, &mappings.forward.guard()).unwrap();
         assert_eq!(idents.audit(&mappings, &[5]), Ok(()));
         fault(&mappings, &mut idents, live);
-        assert!(idents.audit(&mappings, &[5]).is_err(), "{what}");
+        let audit = idents.audit(&mappings, &[5]);
+        assert!(audit.as_ref().is_err_and(|what| what.contains(says)), "{says}: {audit:?}");
     }
 }
 

@@ -146,7 +146,7 @@ impl Fault {
         }
     }
 
-    /// Which part of the load it touches: one of so many, of as many remotes.
+    /// The part of the load that it touches is one in so many, where it goes to so many remotes.
     fn one_of(self, remotes: usize) -> u64 {
         match self {
             Fault::ClientLinkDown => CLIENTS as u64,

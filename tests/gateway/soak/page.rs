@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use echogate::lab::load::LoadReport;
 
-use super::faults::{Cost, Fault};
+use super::faults::Fault;
 use super::ledger::sum;
 use super::slope::{Sample, Slope};
 use super::way::SECTIONS;
@@ -190,7 +190,7 @@ impl Soak {
         writeln!(
             page,
             "A fault's window is from {} s before it to {} s after all was given back. *After*: from then to the last loss, at the longest. \
-             Drops in the windows: the gateway's by name, as far as the process that counted them lived, and the kernel's by place.\n\n\
+             *May cost*: in all its rounds. Drops in the windows: the gateway's by name, as far as the process that counted them lived, and the kernel's by place.\n\n\
              | fault | times | may cost | lost | to queues | unexplained | after, s | dropped in the windows |\n\
              | --- | ---: | --- | ---: | ---: | ---: | ---: | --- |",
             UNDER_WAY.as_secs(),
@@ -213,11 +213,7 @@ impl Soak {
                 "| {} | {} | {} | {} | {} | {} | {:.2} | {} |",
                 fault.name(),
                 rounds.len(),
-                match fault.cost() {
-                    Cost::Nothing => "nothing".to_owned(),
-                    Cost::Packets(count) => format!("{count} echoes"),
-                    Cost::Until(healed) => format!("while it lasts and {} s", healed.as_secs()),
-                },
+                if fault.may_cost() { total(|round| round.allowed).to_string() } else { "nothing".to_owned() },
                 total(|round| round.load.lost),
                 total(|round| round.judged.by_queues),
                 total(|round| round.judged.unexplained),

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// A datagram, as far as its fragments have left.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
-    since: Instant,
+    since: Option<Instant>,
     /// Of the first fragment.
     key: Option<Key>,
     /// Who has asked it in fragments, if that is known.
@@ -28,8 +28,8 @@ impl Assembly {
     /// A fragment leaves; if it is the first one, under this key, of which request, and by whom it was asked in fragments. What has
     /// waited for too long is over.
     pub(super) fn begin(&mut self, now: Instant, key: Option<Key>, number: Option<u64>, asker: Option<Ipv4Addr>) {
-        if now.since(self.since) > PATIENCE {
-            *self = Assembly { since: now, ..Assembly::default() };
+        if self.since.is_none_or(|since| now.since(since) > PATIENCE) {
+            *self = Assembly { since: Some(now), ..Assembly::default() };
         }
         if key.is_some() {
             (self.key, self.number, self.asker) = (key, number, asker);

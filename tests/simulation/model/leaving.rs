@@ -7,11 +7,20 @@ use echogate::io::memory::Written;
 
 use super::super::eyes::{ECHO_REQUEST, Echo, ICMP, Packet, is_intact};
 use super::super::payload::{self, POISON};
-use super::{Heard, Judged, Key, Model, Outstanding};
+use super::{Heard, Judged, Key, Model, Outstanding, Request};
 
 const EMSGSIZE: i32 = 90;
-/// ENETDOWN, ENETUNREACH, EHOSTUNREACH.
-const NO_WAY: [i32; 3] = [100, 101, 113];
+/// ENETDOWN, ENETUNREACH.
+const NO_NET: [i32; 2] = [100, 101];
+const EHOSTUNREACH: i32 = 113;
+
+impl Request {
+    /// A send of it, or of a part of it, ended like this.
+    fn fails(&mut self, errno: i32) {
+        self.no_net += u32::from(NO_NET.contains(&errno));
+        self.no_host += u32::from(errno == EHOSTUNREACH);
+    }
+}
 
 impl Model {
     /// Judges what leaves for outside. The whole request that it is, or completes.
@@ -65,10 +74,12 @@ impl Model {
             Some(before) if packet.is_fragment() && !before.sure => {
                 Outstanding { since: now, withdrawn_by: None, ..before }
             }
-            // One that cannot be sent leaves the one before it as it is, if that is surely still waited for.
+            // One that cannot be sent leaves the one before it as it is, if that is surely still waited for: neither over nor one of
+            // those that gave way.
             Some(before) => {
                 let waits = now.since(before.since) <= self.rules.echo_timeout;
-                let sure = before.sure && (errno == 0 || waits);
+                let gave_way = self.last_evicted.is_some_and(|at| at >= before.since);
+                let sure = before.sure && (errno == 0 || waits && !gave_way);
                 Outstanding { since: now, sure, withdrawn_by: None, owner: before.owner }
             }
             None if errno == 0 => Outstanding { since: now, owner: None, sure: true, withdrawn_by: None },
@@ -118,9 +129,10 @@ impl Model {
         if errno == EMSGSIZE {
             request.too_large += 1;
         }
-        // What may be cut comes again.
-        request.done += u32::from(errno != EMSGSIZE || asked.dont_fragment);
-        request.no_way += u32::from(NO_WAY.contains(&errno));
+        // What is too large and may be cut comes again.
+        let fits = self.rules.outside_mtu.is_none_or(|mtu| packet.bytes.len() <= usize::from(mtu));
+        request.done += u32::from(errno != EMSGSIZE || asked.dont_fragment || fits);
+        request.fails(errno);
         if request.left > request.offered {
             return Err("it leaves more often than it came".into());
         }
@@ -157,7 +169,7 @@ impl Model {
         let mut asker = None;
         if let Some((number, (address, ident, ..))) = number.zip(key) {
             let request = self.requests.get_mut(&number).ok_or("nobody asked what this is a fragment of")?;
-            request.no_way += u32::from(NO_WAY.contains(&errno));
+            request.fails(errno);
             if request.forbidden {
                 return Err("it must not leave".into());
             }
@@ -272,14 +284,16 @@ impl Model {
         if !(self.rules.damage || matches && quotes) {
             return Err("an error quotes what its client did not ask".into());
         }
-        // One for each that came; and damaged ones, which are counted nowhere.
+        // Of damaged requests nobody has counted what became of them.
         if self.rules.damage {
             return Ok(());
         }
+        let may_be_refused = !request.forbidden || (self.rules.is_denied)(request.remote);
         // RFC 792 and RFC 1812, section 5.2.7.1.
         let (told, most) = match (error.icmp_type, error.code, error.ident, error.sequence) {
-            (3, 13, 0, 0) => (&mut request.refused, request.offered.saturating_sub(request.left)),
-            (3, 0 | 1, 0, 0) => (&mut request.told_no_way, request.no_way),
+            (3, 13, 0, 0) if may_be_refused => (&mut request.refused, request.offered.saturating_sub(request.left)),
+            (3, 0, 0, 0) => (&mut request.told_no_net, request.no_net),
+            (3, 1, 0, 0) => (&mut request.told_no_host, request.no_host),
             // RFC 1191, section 4.
             (3, 4, 0, fits)
                 if Some(fits) == mtu && request.packet.len() > usize::from(fits) && quoted.dont_fragment =>

@@ -1,6 +1,7 @@
 //! What need not leave at once, and must all the same: a request in fragments of which every one has come, and one that waits for an
 //! ident or goes to another worker for it. Within a second, if nothing goes wrong meanwhile and so little is under way that no
-//! bounded queue between a worker and the next can be full.
+//! bounded queue between a worker and the next can be full; where idents are enough, and nobody has a share or is damaged; of
+//! fragments if their client has no more of them unfinished, and has sent no more before their first ones, than the gateway keeps.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -79,8 +80,6 @@ pub(super) struct Waiting {
     read: VecDeque<(Instant, usize)>,
     early: VecDeque<Instant>,
     calm_since: Instant,
-    /// Whether there have ever been so many packets at once.
-    crowded: bool,
 }
 
 fn forget_before<T>(times: &mut VecDeque<T>, at: impl Fn(&T) -> Instant, now: Instant, after: Duration) {
@@ -118,9 +117,9 @@ impl Waiting {
         self.clients.clear();
     }
 
-    /// Whether there have been so many packets at once that queues may have been full.
-    pub(super) fn has_been_crowded(&self) -> bool {
-        self.crowded
+    /// Whether nothing is wrong, and no queue can be full.
+    pub(super) fn is_calm(&self, now: Instant) -> bool {
+        now > self.calm_since
     }
 
     /// A worker reads so many packets from inside.
@@ -128,14 +127,20 @@ impl Waiting {
         self.read.push_back((now, packets));
         forget_before(&mut self.read, |(at, _)| *at, now, UNDER_WAY);
         if self.read.iter().map(|(_, packets)| packets).sum::<usize>() > CROWD {
-            self.crowded = true;
             self.unrest(now + UNDER_WAY * 2);
         }
     }
 
     /// A whole request that need not leave in this turn has been read; it had left so often for good.
     pub(super) fn waits(&mut self, now: Instant, number: u64, done: u32) {
-        self.due.push_back(Due { number, done, since: now, at: now + WAITS });
+        self.is_due(now, now, number, done);
+    }
+
+    /// It has to leave once more than that, and than those of its like that have to already.
+    fn is_due(&mut self, since: Instant, now: Instant, number: u64, done: u32) {
+        let likes = self.due.iter().filter(|due| due.number == number && due.done >= done).count();
+        let done = done + u32::try_from(likes).unwrap_or(0);
+        self.due.push_back(Due { number, done, since, at: now + WAITS });
     }
 
     /// A fragment of a client's has been read. `prompt`: whatever came before it to this worker has been judged. `done`: how often a
@@ -146,14 +151,24 @@ impl Waiting {
         forget_before(&mut client.begun, |begun| begun.at, now, UNFINISHED);
         forget_before(&mut client.early, |early| *early, now, EARLY);
         forget_before(&mut self.early, |early| *early, now, EARLY);
-        let Some(pieces) = self.series.get_mut(&series) else { return };
         let part = (packet.offset, packet.offset + packet.payload.len());
         let bytes = packet.payload.len().next_multiple_of(8) + OVERHEAD_BYTES;
-        let again = pieces.parts.iter().any(|(start, end)| *start < part.1 && part.0 < *end);
+        let known = self.series.get_mut(&series);
+        let again = known
+            .as_ref()
+            .is_none_or(|pieces| pieces.parts.iter().any(|(start, end)| *start < part.1 && part.0 < *end));
         match client.begun.iter_mut().rev().find(|begun| begun.series == series).filter(|_| !again) {
             Some(begun) => begun.bytes += bytes,
             None => client.begun.push_back(Begun { at: now, series, bytes }),
         }
+        // One that follows a first one which may wait may be early, too; and one of what has left, or was forgotten.
+        let first = known.as_ref().and_then(|pieces| pieces.first);
+        let is_early = again || first.is_none_or(|first| !prompt && now.since(first) < UNDER_WAY);
+        if packet.offset > 0 && is_early {
+            client.early.push_back(now);
+            self.early.push_back(now);
+        }
+        let Some(pieces) = known else { return };
         let since = *pieces.since.get_or_insert(now);
         pieces.twice |= again;
         pieces.spoilt |= again;
@@ -164,21 +179,14 @@ impl Waiting {
         if packet.offset == 0 {
             pieces.first.get_or_insert(now);
         }
-        // Also one that follows a first one which may wait itself.
-        let is_early = pieces.first.is_none_or(|first| !prompt && now.since(first) < UNDER_WAY);
-        if packet.offset > 0 && is_early {
-            client.early.push_back(now);
-            self.early.push_back(now);
-        }
-        if pieces.missing == 0 && !pieces.spoilt {
-            let Pieces { number, .. } = *pieces;
-            self.due.push_back(Due { number, done: done(number), since, at: now + WAITS });
-        }
+        let complete = (pieces.missing == 0 && !pieces.spoilt).then_some(pieces.number);
         let known = client.begun.iter().filter(|begun| now.since(begun.at) < KNOWN).count();
         let unfinished = client.begun.iter().map(|begun| begun.bytes).sum::<usize>();
         if known > KNOWN_OF_CLIENT || unfinished > UNFINISHED_BYTES || client.early.len() > EARLY_OF_CLIENT {
             let begun: Vec<Series> = client.begun.iter().map(|begun| begun.series).collect();
             begun.into_iter().for_each(|series| self.spoil(series));
+        } else if let Some(number) = complete {
+            self.is_due(since, now, number, done(number));
         }
         if self.early.len() > EARLY_OF_ALL {
             self.unrest(now + EARLY);
@@ -214,7 +222,7 @@ impl Waiting {
     pub(super) fn next_due(&mut self, now: Instant) -> Option<Due> {
         while self.due.front().is_some_and(|due| due.at < now) {
             let due = self.due.pop_front()?;
-            if due.since >= self.calm_since {
+            if due.since > self.calm_since {
                 return Some(due);
             }
         }

@@ -45,7 +45,7 @@ impl World<'_> {
         self.proxy = proxy;
         self.counters().worker(0).outstanding.add(found.outstanding);
         self.counters().worker(0).unanswered.add(found.unanswered);
-        self.evicted = 0;
+        (self.evicted, self.no_room) = (0, 0);
         let wakers: Vec<_> = self.wires.iter().map(|_| Waker::new().map_err(fault)).collect::<Judged<_>>()?;
         self.posts = Post::ring(&wakers);
         self.inboxes = self.posts.iter().map(Post::inbox).collect();
