@@ -75,13 +75,9 @@ fn forged_errors_are_dropped_by_name_and_change_nothing(setup: &Setup) {
         missing += sent - counted;
     }
     assert!(missing <= lost_before_us, "{missing} of them are under no name: {}", totals.printed);
-    let delivered = u64::from(2 * of_each_client + 3) - pings_lost;
-    assert_eq!(
-        (totals.total("replies delivered"), totals.total("errors passed on")),
-        (delivered, 0),
-        "{}",
-        totals.printed
-    );
+    let (asked, delivered) = (u64::from(2 * (of_each_client + NOT_AWAITED) + 3), totals.total("replies delivered"));
+    assert!((asked - lost_before_us.min(asked)..=asked).contains(&delivered), "{}", totals.printed);
+    assert_eq!(totals.total("errors passed on"), 0, "{}", totals.printed);
     assert_eq!(totals.total("errors sent to clients"), 0, "no answer to what must not be answered");
     assert_eq!(totals.total("mappings at most"), 3, "{}", totals.printed);
 }
