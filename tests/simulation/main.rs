@@ -159,6 +159,7 @@ fn what_was_found_once_stays_mended() {
     for seed in [36, 47, 1041, 28050, 40667] {
         play_game(Game::first_kind(seed), 10_000).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     }
+    play(5811, 10_000).unwrap_or_else(|what| panic!("seed 5811: {what}"));
 }
 
 #[test]

@@ -39,7 +39,12 @@ impl Holders {
     }
 
     pub(super) fn tear(&mut self, slot: Slot, now: Instant) {
-        self.torn.insert(slot, now);
+        let used = self.holders.get(&slot).map(|holder| holder.last);
+        let torn = self.torn.entry(slot).or_insert(now);
+        // It rests since it was torn first after its last use.
+        if used.is_none_or(|used| *torn < used) {
+            *torn = now;
+        }
         self.mappings.retain(|_, (mapped, _)| *mapped != slot);
     }
 }
