@@ -376,8 +376,7 @@ impl Idents {
     /// path.
     pub fn audit(&self, mappings: &Mappings, shards: &[usize]) -> Result<(), String> {
         let guard = mappings.forward.guard();
-        let mut seen = vec![false; mappings.addresses.len() << 16];
-        let place = |index: SlotIndex| usize::from(index.address()) << 16 | usize::from(index.ident());
+        let mut seen = vec![false; mappings.slots.len()];
         let all =
             [(&self.live[..], State::Live)].into_iter().chain(self.ready.iter().map(|r| (&r.list[..], State::Free)));
         let held: Vec<SlotIndex> = self.held.iter().map(|&(index, _)| index).collect();
@@ -386,14 +385,14 @@ impl Idents {
                 let identity = mappings.slots.identity(index);
                 let mapped = mappings.forward.get(identity.client(), identity.client_ident(), &guard) == Some(index);
                 let state_found = if identity.state() == State::Resting { State::Held } else { identity.state() };
-                let listed = std::mem::replace(&mut seen[place(index)], true);
+                let listed = std::mem::replace(&mut seen[index.position()], true);
                 if state_found != state || (mapped != (state == State::Live)) || listed {
                     return Err(format!("{index:?} is {identity:?}, listed as {state:?}, in the map: {mapped}"));
                 }
             }
         }
         let mut all = numbers(mappings.addresses.len()).flat_map(|address| owned(address, shards, &self.policy));
-        match all.find(|index| !seen[place(*index)]) {
+        match all.find(|index| !seen[index.position()]) {
             Some(lost) => Err(format!("{lost:?} is in no list: it is lost")),
             None => Ok(()),
         }
