@@ -55,8 +55,7 @@ pub(super) fn denied(host: u8) -> Ipv4Addr {
 }
 
 fn is_denied(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    (a, b, c) == (198, 18, 9)
+    address.octets()[..3] == denied(0).octets()[..3]
 }
 
 pub(super) fn is_client(address: Ipv4Addr) -> bool {

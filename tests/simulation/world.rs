@@ -336,13 +336,10 @@ impl<'c> World<'c> {
     /// Has the model judge what a worker has read and written since the last time.
     fn judge(&mut self, worker: usize, ending: bool) -> Judged<bool> {
         let wire = &self.wires[worker];
-        let evicted = (0..self.workers.len())
-            .flat_map(|worker| &self.counters().worker(worker).evicted)
-            .map(|count| count.get())
-            .sum::<u64>();
-        let counters = (0..self.workers.len()).map(|worker| self.counters().worker(worker));
-        let no_room =
-            counters.map(|counted| counted.hand_over_full.get() + counted.creations_backlog.get()).sum::<u64>();
+        let counted: Vec<_> = (0..self.workers.len()).map(|worker| self.counters().worker(worker)).collect();
+        let evicted: u64 = counted.iter().flat_map(|counters| &counters.evicted).map(|count| count.get()).sum();
+        let no_room: u64 =
+            counted.iter().map(|counters| counters.hand_over_full.get() + counters.creations_backlog.get()).sum();
         let now = self.clock.now();
         let turn = Turn {
             worker,
